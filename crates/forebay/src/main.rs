@@ -1,0 +1,2 @@
+//! The `forebay` program: flags, roles and wiring.
+fn main() {}

@@ -1,0 +1,142 @@
+//! How a pool chooses among its endpoints.
+//!
+//! The defaults are what `docs/picking.md` explains and the simulator supports.
+
+use serde::{Deserialize, Serialize};
+
+/// Filters, scorers and picker of one pool, with their parameters.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct PickerConfig {
+    /// Scorers with their weights; a scorer that is absent does not count.
+    pub scorers: Vec<WeightedScorer>,
+    /// How the winner is drawn from the scores.
+    pub picker: PickerKind,
+    /// Endpoints in the ordered answer: the winner and the fallbacks.
+    pub endpoints_max: usize,
+    /// Bytes of prompt per prefix block (about four bytes a token).
+    pub prefix_block_bytes: usize,
+    /// Prompt blocks that are looked at; longer prompts match on their beginning.
+    pub prefix_blocks_max: usize,
+    /// Bytes that the pool's prefix index may take in total.
+    pub prefix_index_bytes_max: usize,
+    /// Blocks assumed per endpoint until its own metrics tell.
+    pub prefix_blocks_per_endpoint: usize,
+    /// After this long without a scrape an endpoint's metrics count as unknown, in milliseconds.
+    pub load_stale_after_ms: u64,
+    /// Keep to endpoints that hold at least this share of the prompt (1 turns the filter off)...
+    pub sticky_share: f32,
+    /// ...until their prefill backlog is this much longer than the best other's, in milliseconds.
+    pub sticky_backlog_max_ms: u64,
+    /// Requests with negative priority are shed from this mean saturation on.
+    pub shed_at_saturation: f32,
+    /// Queue length at which an endpoint counts as saturated.
+    pub saturation_queue: u32,
+    /// KV use at which an endpoint counts as saturated.
+    pub saturation_kv: f32,
+}
+
+/// A scorer and what it counts.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct WeightedScorer {
+    /// Which scorer.
+    pub scorer: Scorer,
+    /// Its weight in the sum; zero or more.
+    pub weight: f32,
+}
+
+/// What an endpoint is judged by. Every scorer answers 0 (worst) to 1 (best).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scorer {
+    /// Short queues first, relative to the other candidates.
+    Queue,
+    /// Free KV cache first.
+    KvCache,
+    /// Few running requests first, relative to the other candidates.
+    Running,
+    /// Few tokens in flight first.
+    InflightTokens,
+    /// Few requests in flight from here first (least request).
+    InflightRequests,
+    /// Adapter loaded, or a slot free for it.
+    Lora,
+    /// Longest part of the prompt in cache.
+    Prefix,
+    /// Where the session was before.
+    Session,
+    /// Shortest prefill backlog, in time, at the endpoint's own measured speed.
+    TokenLoad,
+}
+
+/// How the winner is drawn.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PickerKind {
+    /// Highest score; ties are broken at random.
+    MaxScore,
+    /// At random, in proportion to the scores.
+    WeightedRandom,
+    /// The best of this many drawn at random.
+    PowerOf(u8),
+    /// In turn, whatever the scores: the baseline of the demo.
+    RoundRobin,
+    /// Uniformly at random, whatever the scores.
+    Random,
+}
+
+impl Default for PickerConfig {
+    fn default() -> Self {
+        let weighted = |scorer, weight| WeightedScorer { scorer, weight };
+        Self {
+            scorers: vec![
+                weighted(Scorer::Queue, 2.0),
+                weighted(Scorer::KvCache, 1.0),
+                weighted(Scorer::TokenLoad, 3.0),
+                weighted(Scorer::Prefix, 3.0),
+                weighted(Scorer::Lora, 2.0),
+                weighted(Scorer::Session, 1.0),
+            ],
+            picker: PickerKind::MaxScore,
+            endpoints_max: 3,
+            prefix_block_bytes: 256,
+            prefix_blocks_max: 2048,
+            prefix_index_bytes_max: 64 << 20,
+            prefix_blocks_per_endpoint: 31_250,
+            load_stale_after_ms: 2_000,
+            sticky_share: 0.8,
+            sticky_backlog_max_ms: 4_000,
+            shed_at_saturation: 1.0,
+            saturation_queue: 5,
+            saturation_kv: 0.8,
+        }
+    }
+}
+
+impl PickerConfig {
+    /// Takes turns, whatever the load: the baseline of comparisons.
+    #[must_use]
+    pub fn round_robin() -> Self {
+        Self {
+            scorers: Vec::new(),
+            picker: PickerKind::RoundRobin,
+            sticky_share: 1.0,
+            ..Self::default()
+        }
+    }
+
+    /// Fewest requests in flight: what a good plain load balancer does.
+    #[must_use]
+    pub fn least_request() -> Self {
+        Self {
+            scorers: vec![WeightedScorer {
+                scorer: Scorer::InflightRequests,
+                weight: 1.0,
+            }],
+            picker: PickerKind::MaxScore,
+            sticky_share: 1.0,
+            ..Self::default()
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! The whole configuration as one immutable value.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::sync::Arc;
+
+use crate::name::ObjectName;
+use crate::pool::Pool;
+use crate::route::{HostPattern, RouteTable};
+
+/// Everything that the runtime needs to serve. A request takes one snapshot and keeps it.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Snapshot {
+    /// Grows by one with each published snapshot that differs from the one before.
+    pub generation: u64,
+    /// What to listen on, by port.
+    pub ports: BTreeMap<u16, Port>,
+    /// Every pool, also those that no route reaches.
+    pub pools: HashMap<ObjectName, Arc<Pool>>,
+    /// What is wrong with the configuration, for logs, status and metrics.
+    pub problems: Vec<Problem>,
+}
+
+/// One TCP port and the Gateway listeners that share it.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Port {
+    /// Whether connections start with TLS.
+    pub tls: bool,
+    /// Listeners, most specific hostname first; the first that matches the host serves.
+    pub listeners: Vec<Listener>,
+}
+
+/// One listener of one Gateway.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Listener {
+    /// The Gateway.
+    pub gateway: ObjectName,
+    /// `spec.listeners[].name`.
+    pub name: Arc<str>,
+    /// Hosts that the listener is for; `None` is every host.
+    pub hostname: Option<HostPattern>,
+    /// Certificates of a TLS listener, first one is the default.
+    pub certificates: Vec<Arc<Certificate>>,
+    /// The routes attached to it.
+    pub routes: Arc<RouteTable>,
+}
+
+/// A certificate chain and its key, as PEM, from a `kubernetes.io/tls` Secret.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Certificate {
+    /// The Secret.
+    pub secret: ObjectName,
+    /// Chain, leaf first.
+    pub chain_pem: Arc<[u8]>,
+    /// Private key.
+    pub key_pem: Arc<[u8]>,
+}
+
+impl fmt::Debug for Certificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The key is left out: a snapshot may be printed.
+        f.debug_struct("Certificate")
+            .field("secret", &self.secret)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Something that the user should mend.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Problem {
+    /// The object, such as `HTTPRoute default/chat`, or the file.
+    pub object: String,
+    /// The field's path within it, such as `spec.rules[0].backendRefs[1]`; empty if it is the whole.
+    pub field: String,
+    /// A reason in one word, such as `BackendNotFound`.
+    pub reason: &'static str,
+    /// What is wrong and what to do.
+    pub message: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.object)?;
+        if !self.field.is_empty() {
+            write!(f, " {}", self.field)?;
+        }
+        write!(f, ": {}: {}", self.reason, self.message)
+    }
+}

@@ -1,0 +1,2 @@
+//! Chores of the repository: one entry for tests, benchmarks, calibration and linting.
+fn main() {}
