@@ -7,6 +7,7 @@
 
 pub mod endpoint;
 pub mod load;
+pub mod matching;
 pub mod moment;
 pub mod name;
 pub mod picker;

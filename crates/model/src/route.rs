@@ -1,4 +1,6 @@
 //! HTTP routes: what matches, what changes, where it goes.
+//!
+//! Building a table from rules and finding the rule of a request live in [`crate::matching`].
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -38,7 +40,8 @@ pub struct RouteTable {
     pub reads_model: bool,
 }
 
-/// One match of one rule. Entries of a host are kept in order of precedence.
+/// One match of one rule. Entries of a host are kept in order of precedence, which
+/// [`RouteTable::build`] sees to and [`RouteTable::find`] relies on.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Entry {
     /// What a request must look like.
