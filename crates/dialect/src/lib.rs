@@ -1,1 +1,13 @@
-//! dialect
+//! LLM APIs as bytes: what a gateway must know of requests and answers, found without parsing more
+//! than needed and without copying.
+//!
+//! No sockets, no clock, no policy: what is found here is decided upon in `forebay-decide` and
+//! relayed by `forebay-gateway`. Requests: [`path`], [`scan`], [`multipart`], [`splice`]. Answers:
+//! [`observe`], [`splice::ModelRestorer`], [`error`], [`models`]. Model servers: [`metrics`].
+
+mod json;
+pub mod path;
+pub mod scan;
+
+pub use path::{Api, BodyKind, Dialect};
+pub use scan::{Scan, ScanError, Span, Text};
