@@ -1,1 +1,30 @@
-//! decide
+//! Policy as pure functions: which endpoint gets a request, whether it gets one at all, who is out
+//! of rotation, what is in whose prefix cache.
+//!
+//! Time ([`forebay_model::Moment`]) and randomness ([`Rng`]) are arguments; nothing here logs,
+//! waits, locks or allocates without a bound. The gateway, the external picker and the simulator
+//! call the same [`PoolState`]: [`PoolState::choose`] reads, [`PoolState::begin`],
+//! [`PoolState::first_byte`] and [`PoolState::finish`] keep the books of one exchange.
+//! Start at `choose.rs` for how a pick is made, at `score.rs` for the formulas.
+
+pub mod ask;
+mod choose;
+pub mod health;
+pub mod pool;
+pub mod prefix;
+pub mod report;
+pub mod retry;
+pub mod rng;
+mod score;
+mod session;
+mod slot;
+#[cfg(test)]
+mod tests;
+
+pub use ask::{Ask, End, EndKind, FailureKind, Flight};
+pub use health::{Ejection, EjectionCause, Standing};
+pub use pool::{EndpointView, PoolState};
+pub use prefix::{BlockHash, ChainSeed, chain};
+pub use report::{Choice, Considered, Exclusion, Pick, Refusal, Report};
+pub use retry::RetryBudget;
+pub use rng::Rng;

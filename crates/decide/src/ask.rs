@@ -1,0 +1,127 @@
+//! What is asked of a pool for one request, and what became of it.
+//!
+//! Plain values between the data plane and the policy; no protocol type gets past here.
+
+use std::net::SocketAddr;
+
+use forebay_model::Moment;
+
+use crate::prefix::BlockHash;
+
+/// One request, as far as choosing an endpoint is concerned.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ask<'a> {
+    /// The model name as the server will see it, after rewriting.
+    pub model: Option<&'a str>,
+    /// Hashes of the prompt's blocks, from [`crate::prefix::chain`]; empty if unknown.
+    pub prefix: &'a [BlockHash],
+    /// Prompt length, estimated.
+    pub prompt_tokens: u32,
+    /// The request's own limit on its answer.
+    pub output_tokens_max: Option<u32>,
+    /// Hash of a session key, if the request carries one.
+    pub session: Option<u64>,
+    /// Priority of its objective; a negative one may be shed.
+    pub priority: i32,
+    /// Whether the answer is streamed, so that its first byte tells when prefill was over. A
+    /// whole answer's first byte comes with its last token and says nothing about prefill.
+    pub stream: bool,
+    /// Only these endpoints may be chosen.
+    pub subset: Option<&'a [SocketAddr]>,
+    /// Endpoints that already failed in this exchange.
+    pub avoid: &'a [SocketAddr],
+}
+
+/// One request under way at one endpoint. Made by [`crate::PoolState::begin`], handed back to
+/// [`crate::PoolState::finish`] exactly once: it is not `Clone`, so it cannot be settled twice.
+///
+/// Holds the hashes of blocks new to the endpoint until the first byte (8 bytes per block of
+/// prompt, at most `prefix_blocks_max` of them), to take them back if the request never arrives.
+#[derive(Debug)]
+#[must_use = "a flight that is not finished counts as in flight for ever"]
+pub struct Flight {
+    pub(crate) slot: u16,
+    pub(crate) generation: u32,
+    pub(crate) begun: Moment,
+    pub(crate) stamp: u64,
+    pub(crate) stream: bool,
+    /// The first byte was seen: prefill is over.
+    pub(crate) answered: bool,
+    /// No queue was known when it began, so that its prefill time tells the endpoint's speed.
+    pub(crate) unqueued: bool,
+    pub(crate) prompt_tokens: u32,
+    pub(crate) uncached_tokens: u32,
+    pub(crate) ahead_tokens: u64,
+    pub(crate) total_tokens: u32,
+    pub(crate) claim: Claim,
+    pub(crate) fresh_blocks: Box<[BlockHash]>,
+}
+
+/// What the prefix index promised when the flight began.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Claim {
+    /// Prompt tokens said to be in the endpoint's cache.
+    pub(crate) hit_tokens: u32,
+    /// When the deepest of them was last used, on the index's clock; `None` if a miss would
+    /// prove nothing, because a request that computes the block is itself still unanswered.
+    pub(crate) tail_stamp: Option<u64>,
+}
+
+impl Flight {
+    /// Prompt tokens that the prefix index promised to be in the endpoint's cache.
+    #[must_use]
+    pub fn hit_tokens(&self) -> u32 {
+        self.claim.hit_tokens
+    }
+}
+
+/// How a flight ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct End {
+    /// Served, failed or cancelled.
+    pub kind: EndKind,
+    /// Prompt tokens by the server's count.
+    pub prompt_tokens: Option<u32>,
+    /// Prompt tokens that the server found in its cache.
+    pub cached_tokens: Option<u32>,
+    /// Tokens generated.
+    pub output_tokens: Option<u32>,
+}
+
+impl End {
+    /// An end without any token counts.
+    #[must_use]
+    pub fn plain(kind: EndKind) -> Self {
+        Self {
+            kind,
+            prompt_tokens: None,
+            cached_tokens: None,
+            output_tokens: None,
+        }
+    }
+}
+
+/// What an end says about the endpoint.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum EndKind {
+    /// The endpoint answered; an answer that blames the request (4xx) is one too.
+    Served,
+    /// The endpoint did not do its part.
+    Failed(FailureKind),
+    /// The client went away; that says nothing about the endpoint.
+    Cancelled,
+}
+
+/// What an endpoint did wrong.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FailureKind {
+    /// No connection.
+    Connect,
+    /// The connection broke before the answer was complete.
+    Reset,
+    /// It answered with this status, 500 to 599.
+    Status5xx(u16),
+    /// No answer in time.
+    Timeout,
+}

@@ -1,0 +1,517 @@
+//! One pick: candidates, filters, scores, order.
+//!
+//! Reads the pool's state, changes nothing; what a chosen endpoint owes to the choice is booked
+//! by `PoolState::begin`. Formulas are in `score.rs`, standings in `health.rs`.
+
+use std::net::SocketAddr;
+
+use forebay_model::Moment;
+use forebay_model::picker::{PickerConfig, PickerKind, Scorer};
+use smallvec::{SmallVec, smallvec};
+
+use crate::ask::Ask;
+use crate::health::Standing;
+use crate::pool::{PoolState, hit_tokens};
+use crate::report::{
+    Choice, Considered, Counts, Exclusion, Pick, REPORTED_ALL_UP_TO, REPORTED_BEST, Reason,
+    Refusal, Report, Sticky,
+};
+use crate::rng::Rng;
+use crate::score::{self, Facts};
+use crate::slot::Slot;
+
+/// Totals this close are equal: far below any difference that a scorer means, far above what
+/// adding floats in another order changes.
+const TIE: f32 = 1e-5;
+
+/// What each slot's endpoint is in this pick.
+type Verdicts = SmallVec<[Option<Exclusion>; 128]>;
+
+struct Candidates {
+    facts: SmallVec<[Facts; 32]>,
+    sticky: Sticky,
+    panic: bool,
+}
+
+struct Totals {
+    /// One run of scores per scorer.
+    columns: SmallVec<[f32; 256]>,
+    totals: SmallVec<[f32; 64]>,
+}
+
+impl PoolState {
+    /// Chooses where one request goes. Reads only its arguments.
+    ///
+    /// # Errors
+    ///
+    /// A [`Refusal`] if no endpoint may take the request or the pool is too full for it.
+    pub fn choose(&self, ask: &Ask<'_>, now: Moment, rng: &mut Rng) -> Result<Pick, Refusal> {
+        self.admit(ask, now)?;
+        let mut verdicts: Verdicts = smallvec![None; self.slots.len()];
+        let panic = self.rule_out(ask, now, &mut verdicts)?;
+        let mut depths: SmallVec<[u16; 256]> = smallvec![0; self.slots.len()];
+        self.index.matches(ask.prefix, &mut depths);
+        let mut candidates = Candidates {
+            facts: self.facts(ask, now, &verdicts, &depths),
+            sticky: Sticky::Idle,
+            panic,
+        };
+        candidates.keep_sticky(&self.config, &mut verdicts);
+        let totals = self.totals(&candidates.facts);
+        let (order, reason) = self.order(&candidates.facts, &totals.totals, rng);
+        let choice = |&at: &usize| {
+            let facts = &candidates.facts[at];
+            Choice {
+                address: self.slots[usize::from(facts.slot)].address,
+                hit_blocks: u32::from(facts.hit_blocks),
+                hit_tokens: hit_tokens(ask, usize::from(facts.hit_blocks), &self.config),
+            }
+        };
+        Ok(Pick {
+            order: order.iter().map(choice).collect(),
+            report: self.report(ask, &candidates, &verdicts, &totals, reason),
+        })
+    }
+
+    fn admit(&self, ask: &Ask<'_>, now: Moment) -> Result<(), Refusal> {
+        if ask.priority >= 0 {
+            return Ok(());
+        }
+        let (saturation, limit) = (self.saturation(now), self.config.shed_at_saturation);
+        if saturation < limit {
+            return Ok(());
+        }
+        Err(Refusal::Saturated {
+            priority: ask.priority,
+            saturation,
+            limit,
+        })
+    }
+
+    /// Excludes endpoints that may not be chosen. True if all of the rest are ejected, in which
+    /// case none is excluded for it: a request that may fail beats one that surely does.
+    fn rule_out(
+        &self,
+        ask: &Ask<'_>,
+        now: Moment,
+        verdicts: &mut [Option<Exclusion>],
+    ) -> Result<bool, Refusal> {
+        if let Some(subset) = ask.subset {
+            verdicts.fill(Some(Exclusion::OutsideSubset));
+            if !self.mark(subset, None, verdicts) {
+                return Err(Refusal::SubsetEmpty);
+            }
+        }
+        let (mut endpoints, mut unready) = (0, 0);
+        for (slot, verdict) in self.slots.iter().zip(verdicts.iter_mut()) {
+            if verdict.is_none() && slot.present {
+                endpoints += 1;
+                if !slot.ready {
+                    unready += 1;
+                    *verdict = Some(Exclusion::Unready);
+                }
+            }
+        }
+        let unready_or_outside: usize = verdicts.iter().flatten().count();
+        self.mark_usable(ask.avoid, verdicts);
+        let tried = verdicts.iter().flatten().count() - unready_or_outside;
+        let (mut healthy, mut fallen) = (0, 0);
+        for (slot, verdict) in self.slots.iter().zip(verdicts.iter_mut()) {
+            if slot.present && verdict.is_none() {
+                match slot.health.standing(now) {
+                    Standing::Ejected => {
+                        fallen += 1;
+                        *verdict = Some(Exclusion::Ejected);
+                    }
+                    Standing::Good | Standing::Ramping(_) | Standing::Probing => healthy += 1,
+                }
+            }
+        }
+        if healthy == 0 && fallen == 0 {
+            return Err(Refusal::NoReadyEndpoint {
+                endpoints,
+                unready,
+                tried: tried as u32,
+            });
+        }
+        if healthy == 0 {
+            readmit(verdicts, Exclusion::Ejected);
+        } else {
+            self.limit_newcomers(now, verdicts);
+        }
+        Ok(healthy == 0)
+    }
+
+    /// Sets the verdict on those of `addresses` that are in the pool; false if none is.
+    fn mark(
+        &self,
+        addresses: &[SocketAddr],
+        verdict: Option<Exclusion>,
+        verdicts: &mut [Option<Exclusion>],
+    ) -> bool {
+        let mut any = false;
+        for slot in addresses.iter().filter_map(|a| self.by_address.get(a)) {
+            verdicts[usize::from(*slot)] = verdict;
+            any = true;
+        }
+        any
+    }
+
+    fn mark_usable(&self, avoid: &[SocketAddr], verdicts: &mut [Option<Exclusion>]) {
+        for slot in avoid.iter().filter_map(|a| self.by_address.get(a)) {
+            verdicts[usize::from(*slot)].get_or_insert(Exclusion::Tried);
+        }
+    }
+
+    /// Leaves out endpoints that came back and have as many requests as they may have for now,
+    /// unless there is nobody else.
+    fn limit_newcomers(&self, now: Moment, verdicts: &mut [Option<Exclusion>]) {
+        let candidate =
+            |(slot, verdict): &(&Slot, &mut Option<Exclusion>)| slot.present && verdict.is_none();
+        let (mut settled, mut inflight, mut newcomers) = (0.0, 0.0, 0);
+        for (slot, _) in self.slots.iter().zip(verdicts.iter_mut()).filter(candidate) {
+            if slot.health.standing(now) == Standing::Good {
+                settled += 1.0;
+                inflight += slot.inflight_requests as f32;
+            } else {
+                newcomers += 1;
+            }
+        }
+        if newcomers == 0 {
+            return;
+        }
+        let mean = if settled > 0.0 {
+            inflight / settled
+        } else {
+            f32::MAX
+        };
+        let mut left = 0;
+        for (slot, verdict) in self.slots.iter().zip(verdicts.iter_mut()).filter(candidate) {
+            let allowed = match slot.health.standing(now) {
+                Standing::Good => f32::MAX,
+                Standing::Ramping(share) => (mean * share).max(1.0),
+                Standing::Probing | Standing::Ejected => 1.0,
+            };
+            if slot.inflight_requests as f32 >= allowed {
+                *verdict = Some(Exclusion::Ramping);
+            } else {
+                left += 1;
+            }
+        }
+        if left == 0 {
+            readmit(verdicts, Exclusion::Ramping);
+        }
+    }
+
+    fn facts(
+        &self,
+        ask: &Ask<'_>,
+        now: Moment,
+        verdicts: &[Option<Exclusion>],
+        depths: &[u16],
+    ) -> SmallVec<[Facts; 32]> {
+        let adapter = self.adapter(ask.model);
+        let session = ask.session.and_then(|session| self.sessions.get(session));
+        let fact = |at: usize, slot: &Slot| {
+            let load = slot.fresh(now, self.stale_after());
+            let hit_blocks = depths[at];
+            let uncached = ask.prompt_tokens.saturating_sub(hit_tokens(
+                ask,
+                usize::from(hit_blocks),
+                &self.config,
+            ));
+            let ms_per_token = 1_000.0 / slot.speed.tokens_per_s();
+            let backlog_ms = slot.backlog_tokens(now) * ms_per_token;
+            Facts {
+                slot: at as u16,
+                hit_blocks,
+                hit_share: f32::from(hit_blocks) / (ask.prefix.len().max(1) as f32),
+                backlog_ms,
+                prefill_ms: backlog_ms + uncached as f32 * ms_per_token,
+                waiting: load.and_then(|load| slot.waiting(load)),
+                running: load.and_then(|load| slot.running(load)),
+                kv_used: load.and_then(|load| slot.kv_used(load)),
+                own_waiting: slot.awaiting.len() as f32,
+                inflight_requests: slot.inflight_requests as f32,
+                inflight_tokens: slot.inflight_tokens as f32,
+                lora: adapter.and_then(|(name, hash)| lora_worth(slot, load?, name, hash)),
+                had_session: session
+                    .is_some_and(|s| usize::from(s.slot) == at && s.generation == slot.generation),
+            }
+        };
+        self.slots
+            .iter()
+            .enumerate()
+            .zip(verdicts)
+            .filter(|((_, slot), verdict)| slot.present && verdict.is_none())
+            .map(|((at, slot), _)| fact(at, slot))
+            .collect()
+    }
+
+    fn totals(&self, facts: &[Facts]) -> Totals {
+        let mut columns: SmallVec<[f32; 256]> = smallvec![0.0; facts.len() * self.scorers.len()];
+        let mut totals: SmallVec<[f32; 64]> = smallvec![0.0; facts.len()];
+        for (scorer, column) in self
+            .scorers
+            .iter()
+            .zip(columns.chunks_exact_mut(facts.len()))
+        {
+            score::score(scorer.scorer, facts, column);
+            for (total, score) in totals.iter_mut().zip(column) {
+                *total += scorer.weight * *score;
+            }
+        }
+        Totals { columns, totals }
+    }
+
+    /// Positions of the winner and the fallbacks among the candidates.
+    fn order(
+        &self,
+        facts: &[Facts],
+        totals: &[f32],
+        rng: &mut Rng,
+    ) -> (SmallVec<[usize; 3]>, Reason) {
+        let mut order: SmallVec<[usize; 3]> = SmallVec::new();
+        let mut reason = Reason::from(self.config.picker);
+        let all = 0..totals.len();
+        let winner = match self.config.picker {
+            PickerKind::MaxScore => {
+                let (winner, tied) = best(all, totals, rng);
+                if tied {
+                    reason = Reason::TieBroken;
+                }
+                winner
+            }
+            PickerKind::WeightedRandom => drawn(totals, rng),
+            PickerKind::PowerOf(n) => best_of_drawn(usize::from(n), totals, rng),
+            PickerKind::RoundRobin => {
+                let next = facts.iter().position(|f| f.slot > self.last_begun);
+                Some(next.unwrap_or(0))
+            }
+            PickerKind::Random => Some(rng.below(totals.len())),
+        };
+        order.extend(winner);
+        let wanted = self.config.endpoints_max.clamp(1, totals.len());
+        while order.len() < wanted {
+            let rest = (0..totals.len()).filter(|at| !order.contains(at));
+            let (next, _) = best(rest, totals, rng);
+            order.extend(next);
+        }
+        if totals.len() == 1 {
+            reason = Reason::OnlyCandidate;
+        }
+        (order, reason)
+    }
+
+    fn report(
+        &self,
+        ask: &Ask<'_>,
+        candidates: &Candidates,
+        verdicts: &[Option<Exclusion>],
+        totals: &Totals,
+        reason: Reason,
+    ) -> Report {
+        let mut counts = Counts {
+            candidates: candidates.facts.len() as u32,
+            ..Counts::default()
+        };
+        for (slot, verdict) in self.slots.iter().zip(verdicts) {
+            if let (true, Some(exclusion)) = (slot.present, verdict) {
+                counts.add(*exclusion);
+            }
+        }
+        let considered = if self.by_address.len() <= REPORTED_ALL_UP_TO {
+            self.describe_all(candidates, verdicts, totals)
+        } else {
+            self.describe_best(candidates, totals)
+        };
+        Report {
+            scorers: self.scorers.clone(),
+            reason,
+            sticky: candidates.sticky,
+            panic: candidates.panic,
+            counts,
+            prompt_blocks: ask.prefix.len() as u32,
+            considered,
+        }
+    }
+
+    fn describe_all(
+        &self,
+        candidates: &Candidates,
+        verdicts: &[Option<Exclusion>],
+        totals: &Totals,
+    ) -> Vec<Considered> {
+        let mut scored = 0;
+        let present = self.slots.iter().zip(verdicts).filter(|(s, _)| s.present);
+        present
+            .map(|(slot, verdict)| match verdict {
+                None => {
+                    scored += 1;
+                    self.describe(candidates, totals, scored - 1)
+                }
+                Some(exclusion) => Considered {
+                    address: slot.address,
+                    excluded: Some(*exclusion),
+                    scores: SmallVec::new(),
+                    total: 0.0,
+                    hit_blocks: 0,
+                    prefill_ms: 0.0,
+                },
+            })
+            .collect()
+    }
+
+    fn describe_best(&self, candidates: &Candidates, totals: &Totals) -> Vec<Considered> {
+        let mut best: SmallVec<[usize; REPORTED_BEST]> = SmallVec::new();
+        for at in 0..totals.totals.len() {
+            let rank = best.partition_point(|&b| totals.totals[b] >= totals.totals[at]);
+            if rank < REPORTED_BEST {
+                best.truncate(REPORTED_BEST - 1);
+                best.insert(rank, at);
+            }
+        }
+        best.iter()
+            .map(|&at| self.describe(candidates, totals, at))
+            .collect()
+    }
+
+    fn describe(&self, candidates: &Candidates, totals: &Totals, at: usize) -> Considered {
+        let facts = &candidates.facts[at];
+        let stride = candidates.facts.len();
+        Considered {
+            address: self.slots[usize::from(facts.slot)].address,
+            excluded: None,
+            scores: totals
+                .columns
+                .iter()
+                .skip(at)
+                .step_by(stride)
+                .copied()
+                .collect(),
+            total: totals.totals[at],
+            hit_blocks: u32::from(facts.hit_blocks),
+            prefill_ms: facts.prefill_ms,
+        }
+    }
+}
+
+impl Candidates {
+    /// Keeps to the endpoints that hold most of the prompt, but not to those that are saturated:
+    /// whose prefill backlog is too much longer than the best other's, or whose own queue is long
+    /// while another's is not. If that leaves none, all stay candidates, and the prompt gets a
+    /// second home.
+    fn keep_sticky(&mut self, config: &PickerConfig, verdicts: &mut [Option<Exclusion>]) {
+        if config.sticky_share >= 1.0 {
+            return;
+        }
+        let warm = |f: &Facts| f.hit_blocks > 0 && f.hit_share >= config.sticky_share;
+        let others = || self.facts.iter().filter(|f| !warm(f));
+        if others().next().is_none() || !self.facts.iter().any(warm) {
+            return;
+        }
+        let backlog_max = others().map(|f| f.backlog_ms).fold(f32::MAX, f32::min)
+            + config.sticky_backlog_max_ms as f32;
+        let queue_max = config.saturation_queue as f32;
+        let spare = others().any(|f| f.waiting.is_some_and(|n| n < queue_max / 2.0));
+        let overrun = |f: &Facts| {
+            f.backlog_ms > backlog_max || (spare && f.waiting.is_some_and(|n| n > queue_max))
+        };
+        if !self.facts.iter().any(|f| warm(f) && !overrun(f)) {
+            self.sticky = Sticky::Released;
+            return;
+        }
+        self.sticky = Sticky::Kept;
+        self.facts.retain(|f| {
+            let excluded = match (warm(f), overrun(f)) {
+                (true, false) => None,
+                (true, true) => Some(Exclusion::Overrun),
+                (false, _) => Some(Exclusion::ColdCache),
+            };
+            verdicts[usize::from(f.slot)] = excluded;
+            excluded.is_none()
+        });
+    }
+}
+
+fn readmit(verdicts: &mut [Option<Exclusion>], whom: Exclusion) {
+    for verdict in verdicts.iter_mut().filter(|v| **v == Some(whom)) {
+        *verdict = None;
+    }
+}
+
+/// Adapter in the batch 1, room for one more 0.8, others wait for it already 0.6, else 0: the
+/// values of the Inference Extension.
+fn lora_worth(slot: &Slot, load: &forebay_model::Load, name: &str, hash: u64) -> Option<f32> {
+    let lora = load.lora.as_ref()?;
+    let named = |names: &[std::sync::Arc<str>]| names.iter().any(|n| **n == *name);
+    Some(if named(&lora.running) || slot.was_sent_adapter(hash) {
+        1.0
+    } else if lora.running.len() + lora.waiting.len() < lora.max as usize {
+        0.8
+    } else if named(&lora.waiting) {
+        0.6
+    } else {
+        0.0
+    })
+}
+
+/// The highest total among `those`, one of the equals at random; whether there were equals.
+fn best(
+    those: impl Iterator<Item = usize>,
+    totals: &[f32],
+    rng: &mut Rng,
+) -> (Option<usize>, bool) {
+    let (mut winner, mut equals) = (None, 0);
+    let mut highest = f32::MIN;
+    for at in those {
+        if totals[at] > highest + TIE {
+            (winner, equals, highest) = (Some(at), 1, totals[at]);
+        } else if totals[at] >= highest - TIE {
+            equals += 1;
+            if rng.below(equals) == 0 {
+                winner = Some(at);
+            }
+        }
+    }
+    (winner, equals > 1)
+}
+
+/// At random in proportion to the totals (A-Res: the highest U^(1/w), here in logarithms).
+fn drawn(totals: &[f32], rng: &mut Rng) -> Option<usize> {
+    let key = |total: f32, rng: &mut Rng| rng.unit().ln() / f64::from(total.max(1e-6));
+    let keys = totals.iter().map(|&total| key(total, rng));
+    keys.enumerate()
+        .max_by(|(_, a), (_, b)| a.total_cmp(b))
+        .map(|(at, _)| at)
+}
+
+/// The best of `n` different ones drawn at random.
+fn best_of_drawn(n: usize, totals: &[f32], rng: &mut Rng) -> Option<usize> {
+    let n = n.clamp(1, totals.len());
+    let mut drawn: SmallVec<[usize; 8]> = SmallVec::new();
+    // Floyd's sampling: each subset of n is equally likely.
+    for last in totals.len() - n..totals.len() {
+        let at = rng.below(last + 1);
+        drawn.push(if drawn.contains(&at) { last } else { at });
+    }
+    best(drawn.into_iter(), totals, rng).0
+}
+
+/// Scorers that count: a weight of zero, or none at all, is the same as absence.
+pub(crate) fn counting(
+    config: &PickerConfig,
+) -> SmallVec<[forebay_model::picker::WeightedScorer; 6]> {
+    let counts = |weight: f32| weight.is_finite() && weight > 0.0;
+    let scorers = config.scorers.iter().copied();
+    scorers.filter(|s| counts(s.weight)).collect()
+}
+
+/// Whether the configuration looks at the prompt at all, so that it is worth hashing.
+pub(crate) fn reads_prefix(config: &PickerConfig) -> bool {
+    config.sticky_share < 1.0
+        || config
+            .scorers
+            .iter()
+            .any(|s| matches!(s.scorer, Scorer::Prefix | Scorer::TokenLoad) && s.weight > 0.0)
+}

@@ -1,0 +1,340 @@
+//! What a pick answers and how it came about, as numbers and enums; text is made on demand.
+//!
+//! Logs, trace attributes, response headers and `explain` print the same [`Report`].
+
+use std::fmt;
+use std::net::SocketAddr;
+
+use forebay_model::picker::{PickerKind, Scorer, WeightedScorer};
+use serde::Serialize;
+use smallvec::SmallVec;
+
+/// Pools with more endpoints than this get a report on the best [`REPORTED_BEST`] only, so that
+/// a pick among a thousand does not spend its time on describing the others.
+pub const REPORTED_ALL_UP_TO: usize = 32;
+/// Endpoints in the report on a large pool.
+pub const REPORTED_BEST: usize = 8;
+
+/// The endpoints to try, in order, and why.
+#[derive(Clone, Debug)]
+pub struct Pick {
+    /// Winner first, then fallbacks; never empty, no endpoint twice.
+    pub order: SmallVec<[Choice; 3]>,
+    /// How it came about.
+    pub report: Report,
+}
+
+impl Pick {
+    /// The endpoint to try first.
+    #[must_use]
+    pub fn winner(&self) -> Choice {
+        self.order[0]
+    }
+}
+
+/// One endpoint to try.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+pub struct Choice {
+    /// Where to send the request.
+    pub address: SocketAddr,
+    /// Leading prompt blocks believed to be in its cache...
+    pub hit_blocks: u32,
+    /// ...and the prompt tokens that they stand for.
+    pub hit_tokens: u32,
+}
+
+/// How a pick came about.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// The scorers that counted, in the order of [`Considered::scores`].
+    pub scorers: SmallVec<[WeightedScorer; 6]>,
+    /// What decided.
+    pub reason: Reason,
+    /// What the filter for cached prompts did.
+    pub sticky: Sticky,
+    /// True if every endpoint was ejected and all were considered nevertheless.
+    pub panic: bool,
+    /// How many endpoints went which way.
+    pub counts: Counts,
+    /// Blocks in the prompt, to read hits against.
+    pub prompt_blocks: u32,
+    /// The endpoints: all of a pool of up to [`REPORTED_ALL_UP_TO`] in the pool's order, the best
+    /// [`REPORTED_BEST`] candidates of a larger one in the order of their totals.
+    pub considered: Vec<Considered>,
+}
+
+/// One endpoint in a report.
+#[derive(Clone, Debug, Serialize)]
+pub struct Considered {
+    /// Which endpoint.
+    pub address: SocketAddr,
+    /// Why it was left out, if it was.
+    pub excluded: Option<Exclusion>,
+    /// What each scorer said, 0 to 1, before its weight; empty if left out.
+    pub scores: SmallVec<[f32; 6]>,
+    /// Weighted sum.
+    pub total: f32,
+    /// Leading prompt blocks believed to be in its cache.
+    pub hit_blocks: u32,
+    /// Time until this prompt would be prefilled, in milliseconds, if decode did not interfere.
+    pub prefill_ms: f32,
+}
+
+/// Why an endpoint was left out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Exclusion {
+    /// Its pod is not ready or terminating.
+    Unready,
+    /// It is out of rotation.
+    Ejected,
+    /// It just came back, and has as many requests as it may have until it has proved itself.
+    Ramping,
+    /// The request is restricted to others.
+    OutsideSubset,
+    /// It already failed in this exchange.
+    Tried,
+    /// Others hold the prompt in cache.
+    ColdCache,
+    /// It holds the prompt in cache but is too far behind.
+    Overrun,
+}
+
+/// What decided between the candidates.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reason {
+    /// There was one.
+    OnlyCandidate,
+    /// The highest total.
+    BestTotal,
+    /// Several had the highest total; one of them at random.
+    TieBroken,
+    /// At random, in proportion to the totals.
+    Drawn,
+    /// The best total of this many drawn at random.
+    BestOf(u8),
+    /// Its turn.
+    Turn,
+    /// At random, whatever the totals.
+    Random,
+}
+
+/// What the filter for cached prompts did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Sticky {
+    /// Nobody holds enough of the prompt, or the filter is off.
+    Idle,
+    /// Only endpoints that hold the prompt were candidates.
+    Kept,
+    /// Those that hold the prompt are too far behind; all were candidates.
+    Released,
+}
+
+/// How many endpoints went which way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct Counts {
+    /// Scored.
+    pub candidates: u32,
+    /// Left out as [`Exclusion::Unready`].
+    pub unready: u32,
+    /// Left out as [`Exclusion::Ejected`].
+    pub ejected: u32,
+    /// Left out as [`Exclusion::Ramping`].
+    pub ramping: u32,
+    /// Left out as [`Exclusion::OutsideSubset`].
+    pub outside_subset: u32,
+    /// Left out as [`Exclusion::Tried`].
+    pub tried: u32,
+    /// Left out as [`Exclusion::ColdCache`] or [`Exclusion::Overrun`].
+    pub not_sticky: u32,
+}
+
+impl Counts {
+    pub(crate) fn add(&mut self, exclusion: Exclusion) {
+        let counter = match exclusion {
+            Exclusion::Unready => &mut self.unready,
+            Exclusion::Ejected => &mut self.ejected,
+            Exclusion::Ramping => &mut self.ramping,
+            Exclusion::OutsideSubset => &mut self.outside_subset,
+            Exclusion::Tried => &mut self.tried,
+            Exclusion::ColdCache | Exclusion::Overrun => &mut self.not_sticky,
+        };
+        *counter += 1;
+    }
+}
+
+/// Why a request gets no endpoint.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Refusal {
+    /// No endpoint could take it.
+    NoReadyEndpoint {
+        /// Endpoints of the pool that the request may go to.
+        endpoints: u32,
+        /// Of those, not ready.
+        unready: u32,
+        /// Of those, already tried in this exchange.
+        tried: u32,
+    },
+    /// The request is restricted to endpoints, none of which is in the pool.
+    SubsetEmpty,
+    /// The pool is full and the request may be shed.
+    Saturated {
+        /// The request's priority, below zero.
+        priority: i32,
+        /// Saturation of the pool.
+        saturation: f32,
+        /// From where on requests like it are shed.
+        limit: f32,
+    },
+}
+
+impl Refusal {
+    /// A short stable word for metrics and response headers.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::NoReadyEndpoint { tried: 1.., .. } => "endpoints-exhausted",
+            Self::NoReadyEndpoint { .. } => "no-ready-endpoint",
+            Self::SubsetEmpty => "subset-empty",
+            Self::Saturated { .. } => "saturated",
+        }
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::NoReadyEndpoint { endpoints: 0, .. } => {
+                f.write_str("the pool has no endpoints: check that its selector matches pods")
+            }
+            Self::NoReadyEndpoint {
+                endpoints,
+                unready,
+                tried,
+            } => write!(
+                f,
+                "none of {endpoints} endpoints can take the request: {unready} not ready, \
+                 {tried} already failed for it"
+            ),
+            Self::SubsetEmpty => f.write_str(
+                "the request is restricted to endpoints, none of which is in the pool: check \
+                 the subset that the proxy sends",
+            ),
+            Self::Saturated {
+                priority,
+                saturation,
+                limit,
+            } => write!(
+                f,
+                "the pool is saturated ({saturation:.2}, limit {limit:.2}) and requests of \
+                 priority {priority} are shed: retry later or raise the objective's priority"
+            ),
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OnlyCandidate => f.write_str("only candidate"),
+            Self::BestTotal => f.write_str("best total"),
+            Self::TieBroken => f.write_str("best total, tie broken at random"),
+            Self::Drawn => f.write_str("drawn in proportion to the totals"),
+            Self::BestOf(n) => write!(f, "best of {n} drawn at random"),
+            Self::Turn => f.write_str("its turn"),
+            Self::Random => f.write_str("drawn at random"),
+        }
+    }
+}
+
+impl fmt::Display for Exclusion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unready => "not ready",
+            Self::Ejected => "out of rotation",
+            Self::Ramping => "just came back and has its share",
+            Self::OutsideSubset => "outside the requested subset",
+            Self::Tried => "already failed for this request",
+            Self::ColdCache => "others hold the prompt in cache",
+            Self::Overrun => "holds the prompt but is too far behind",
+        })
+    }
+}
+
+/// One line for the decision and one per endpoint.
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let counts = &self.counts;
+        write!(f, "{}; {} candidates", self.reason, counts.candidates)?;
+        for (count, what) in [
+            (counts.unready, "not ready"),
+            (counts.ejected, "out of rotation"),
+            (counts.ramping, "ramping"),
+            (counts.outside_subset, "outside the subset"),
+            (counts.tried, "tried"),
+            (counts.not_sticky, "not sticky"),
+        ] {
+            if count > 0 {
+                write!(f, ", {count} {what}")?;
+            }
+        }
+        if self.panic {
+            f.write_str("; every endpoint was ejected, so none is left out for it")?;
+        }
+        for endpoint in &self.considered {
+            write!(f, "\n  {}", endpoint.address)?;
+            if let Some(exclusion) = endpoint.excluded {
+                write!(f, ": {exclusion}")?;
+                continue;
+            }
+            write!(
+                f,
+                " {:.3}: holds {}/{} blocks, prefill in {:.0} ms",
+                endpoint.total, endpoint.hit_blocks, self.prompt_blocks, endpoint.prefill_ms
+            )?;
+            for (scorer, score) in self.scorers.iter().zip(&endpoint.scores) {
+                write!(
+                    f,
+                    ", {} {:.2}x{}",
+                    name(scorer.scorer),
+                    score,
+                    scorer.weight
+                )?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A scorer's name as in the configuration.
+#[must_use]
+pub fn name(scorer: Scorer) -> &'static str {
+    match scorer {
+        Scorer::Queue => "queue",
+        Scorer::KvCache => "kv-cache",
+        Scorer::Running => "running",
+        Scorer::InflightTokens => "inflight-tokens",
+        Scorer::InflightRequests => "inflight-requests",
+        Scorer::Lora => "lora",
+        Scorer::Prefix => "prefix",
+        Scorer::Session => "session",
+        Scorer::TokenLoad => "token-load",
+    }
+}
+
+impl From<PickerKind> for Reason {
+    fn from(kind: PickerKind) -> Self {
+        match kind {
+            PickerKind::MaxScore => Self::BestTotal,
+            PickerKind::WeightedRandom => Self::Drawn,
+            PickerKind::PowerOf(n) => Self::BestOf(n),
+            PickerKind::RoundRobin => Self::Turn,
+            PickerKind::Random => Self::Random,
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! What is known about one endpoint between two scrapes: the scraped numbers, corrected by what
+//! was sent there and came back since, and how fast it works off prompts.
+//!
+//! Without the correction every request between two scrapes would see the same shortest queue.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use forebay_model::{Load, Moment};
+use smallvec::SmallVec;
+
+use crate::health::Health;
+
+/// Prefill speed assumed until measured, in tokens per second: Qwen3-32B on two H100, the value
+/// of llm-d's recipes.
+pub(crate) const PREFILL_TOKENS_PER_S: f32 = 15_928.0;
+/// Prompts with less work ahead of their first token than this say more about fixed costs than
+/// about speed.
+const CALIBRATION_TOKENS_MIN: u64 = 1024;
+/// Speeds outside of this are measuring errors (a whole answer in the first byte, a cache hit
+/// that was not expected).
+const SPEED_RANGE: std::ops::RangeInclusive<f32> = 200.0..=5_000_000.0;
+/// Adapters sent to an endpoint since its last scrape that are remembered; more are not, and
+/// then count as not loaded until the scrape.
+const ADAPTERS_SINCE_MAX: usize = 16;
+
+#[derive(Clone, Debug)]
+pub(crate) struct Slot {
+    pub(crate) address: SocketAddr,
+    /// Changes when the slot gets another endpoint, so that old flights do not count for it.
+    pub(crate) generation: u32,
+    pub(crate) present: bool,
+    pub(crate) ready: bool,
+    pub(crate) health: Health,
+    pub(crate) scrape: Option<Scrape>,
+    pub(crate) since: SinceScrape,
+    pub(crate) inflight_requests: u32,
+    pub(crate) inflight_tokens: u64,
+    /// Uncached prompt tokens of streamed requests whose first byte is still to come.
+    pub(crate) streamed_backlog: u64,
+    /// The same for whole answers, whose prefill end cannot be seen: it drains at the measured
+    /// speed instead.
+    pub(crate) whole_backlog: Draining,
+    /// Index stamps of the requests whose first byte is still to come; as many as are in flight.
+    pub(crate) awaiting: Vec<u64>,
+    pub(crate) speed: PrefillSpeed,
+    /// Blocks that the endpoint is believed to have room for.
+    pub(crate) prefix_capacity: usize,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Scrape {
+    pub(crate) load: Load,
+    pub(crate) at: Moment,
+}
+
+/// What happened after the last scrape, to be added to it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct SinceScrape {
+    waiting: i32,
+    running: i32,
+    tokens: u64,
+    adapters: SmallVec<[u64; 2]>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Draining {
+    tokens: f32,
+    at: Moment,
+}
+
+impl Draining {
+    fn at(self, now: Moment, speed: f32) -> f32 {
+        (self.tokens - now.since(self.at).as_secs_f32() * speed).max(0.0)
+    }
+
+    pub(crate) fn change(&mut self, by: f32, now: Moment, speed: f32) {
+        self.tokens = (self.at(now, speed) + by).max(0.0);
+        self.at = now;
+    }
+}
+
+/// Prefill speed of one endpoint: a moving high quantile of what its requests showed. A sample is
+/// slow for many reasons and fast only because the endpoint is, so it follows upward faster.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PrefillSpeed {
+    tokens_per_s: f32,
+    samples: u32,
+}
+
+impl PrefillSpeed {
+    const UP: f32 = 0.3;
+    const DOWN: f32 = 0.05;
+
+    pub(crate) fn tokens_per_s(self) -> f32 {
+        self.tokens_per_s
+    }
+
+    pub(crate) fn measured(&mut self, tokens: u64, took: Duration) {
+        let sample = tokens as f32 / took.as_secs_f32().max(1e-6);
+        if tokens < CALIBRATION_TOKENS_MIN || !SPEED_RANGE.contains(&sample) {
+            return;
+        }
+        let gain = if sample > self.tokens_per_s {
+            Self::UP
+        } else {
+            Self::DOWN
+        };
+        // The first samples count more, since the default may be far off.
+        let gain = gain.max(1.0 / (self.samples + 1) as f32);
+        self.tokens_per_s += gain * (sample - self.tokens_per_s);
+        self.samples = self.samples.saturating_add(1);
+    }
+}
+
+impl Slot {
+    pub(crate) fn new(address: SocketAddr, generation: u32, ready: bool, health: Health) -> Self {
+        Self {
+            address,
+            generation,
+            present: true,
+            ready,
+            health,
+            scrape: None,
+            since: SinceScrape::default(),
+            inflight_requests: 0,
+            inflight_tokens: 0,
+            streamed_backlog: 0,
+            whole_backlog: Draining::default(),
+            awaiting: Vec::new(),
+            speed: PrefillSpeed {
+                tokens_per_s: PREFILL_TOKENS_PER_S,
+                samples: 0,
+            },
+            prefix_capacity: 0,
+        }
+    }
+
+    /// The last scrape, unless it is too old to mean anything.
+    pub(crate) fn fresh(&self, now: Moment, stale_after: Duration) -> Option<&Load> {
+        self.scrape
+            .as_ref()
+            .filter(|scrape| now.since(scrape.at) <= stale_after)
+            .map(|scrape| &scrape.load)
+    }
+
+    /// Requests waiting there now: scraped, and what changed since.
+    pub(crate) fn waiting(&self, load: &Load) -> Option<f32> {
+        load.waiting.map(|n| corrected(n, self.since.waiting))
+    }
+
+    /// Requests running there now.
+    pub(crate) fn running(&self, load: &Load) -> Option<f32> {
+        load.running.map(|n| corrected(n, self.since.running))
+    }
+
+    /// Share of KV cache in use, with the prompts that were sent since where its size is known.
+    pub(crate) fn kv_used(&self, load: &Load) -> Option<f32> {
+        let capacity = load.kv_capacity_tokens();
+        let since = capacity.map_or(0.0, |c| self.since.tokens as f32 / c as f32);
+        load.kv_used.map(|used| (used + since).clamp(0.0, 1.0))
+    }
+
+    /// Prompt tokens that have to be computed there before a new request's.
+    pub(crate) fn backlog_tokens(&self, now: Moment) -> f32 {
+        let speed = self.speed.tokens_per_s();
+        self.streamed_backlog as f32 + self.whole_backlog.at(now, speed)
+    }
+
+    /// Whether the adapter was sent there since the last scrape.
+    pub(crate) fn was_sent_adapter(&self, adapter: u64) -> bool {
+        self.since.adapters.contains(&adapter)
+    }
+
+    pub(crate) fn scraped(&mut self, load: Load, now: Moment) {
+        self.scrape = Some(Scrape { load, at: now });
+        self.since = SinceScrape::default();
+    }
+
+    /// A request was sent: it waits.
+    pub(crate) fn sent(&mut self, uncached_tokens: u32, adapter: Option<u64>) {
+        self.since.waiting += 1;
+        self.since.tokens += u64::from(uncached_tokens);
+        if let Some(adapter) = adapter
+            && !self.was_sent_adapter(adapter)
+            && self.since.adapters.len() < ADAPTERS_SINCE_MAX
+        {
+            self.since.adapters.push(adapter);
+        }
+    }
+
+    /// A request's first byte came: it runs. One that was sent before the last scrape may have
+    /// been counted as running already, namely if nothing waits.
+    pub(crate) fn started(&mut self, begun: Moment) {
+        if self.sent_since_scrape(begun) || self.any_waiting() {
+            self.since.waiting -= 1;
+            self.since.running += 1;
+        }
+    }
+
+    /// A request ended. Without a first byte, one sent since the scrape counted as waiting, and an
+    /// older one as running unless something waits and it was not served.
+    pub(crate) fn ended(&mut self, begun: Moment, answered: bool, served: bool) {
+        let waited = self.sent_since_scrape(begun) || (!served && self.any_waiting());
+        if !answered && waited {
+            self.since.waiting -= 1;
+        } else {
+            self.since.running -= 1;
+        }
+    }
+
+    fn sent_since_scrape(&self, begun: Moment) -> bool {
+        self.scrape.as_ref().is_none_or(|scrape| begun >= scrape.at)
+    }
+
+    pub(crate) fn any_waiting(&self) -> bool {
+        let scraped = self.scrape.as_ref().and_then(|s| s.load.waiting);
+        corrected(scraped.unwrap_or(0), self.since.waiting) > 0.0
+    }
+}
+
+fn corrected(scraped: u32, delta: i32) -> f32 {
+    scraped.saturating_add_signed(delta) as f32
+}
+
+/// Facts that follow from a scrape.
+trait Capacity {
+    fn kv_capacity_tokens(&self) -> Option<u64>;
+}
+
+impl Capacity for Load {
+    fn kv_capacity_tokens(&self) -> Option<u64> {
+        let tokens = self.blocks? * u64::from(self.block_tokens?);
+        (tokens > 0).then_some(tokens)
+    }
+}
+
+/// Prompt blocks that a server with this load has room for, at about four bytes a token.
+pub(crate) fn prefix_blocks(load: &Load, block_bytes: usize) -> Option<usize> {
+    let bytes = load.kv_capacity_tokens()?.saturating_mul(4);
+    usize::try_from(bytes).ok()?.checked_div(block_bytes)
+}
