@@ -99,6 +99,12 @@ impl Pattern {
             .map(|regex| Self(Arc::new(regex)))
     }
 
+    /// The expression as it is compiled, with its anchors.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        self.0.as_str()
+    }
+
     /// Whether the whole of `value` matches.
     #[must_use]
     pub fn is_match(&self, value: &str) -> bool {

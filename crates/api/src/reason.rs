@@ -1,0 +1,76 @@
+//! The words in which problems and conditions give their reason, and how bad each is.
+//!
+//! Those of Gateway API and the Inference Extension are theirs; the rest are ours and documented in
+//! the user manual.
+
+use forebay_model::snapshot::Problem;
+
+/// How much a problem costs.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Severity {
+    /// Served as written; worth knowing.
+    Info,
+    /// Served, but part of what was written has no effect.
+    Warning,
+    /// Something that was asked for is not served.
+    Error,
+}
+
+/// How bad `problem` is.
+#[must_use]
+pub fn severity(problem: &Problem) -> Severity {
+    match problem.reason {
+        EXTERNAL_PICKER => Severity::Info,
+        UNKNOWN_FIELD | UNSUPPORTED_FIELD | UNKNOWN_KIND | UNKNOWN_LABEL | DUPLICATE_ENDPOINT
+        | INVALID_PICKER | SHADOWED => Severity::Warning,
+        _ => Severity::Error,
+    }
+}
+
+// Gateway API and the Inference Extension.
+pub(crate) const ACCEPTED: &str = "Accepted";
+pub(crate) const PROGRAMMED: &str = "Programmed";
+pub(crate) const RESOLVED_REFS: &str = "ResolvedRefs";
+pub(crate) const NO_CONFLICTS: &str = "NoConflicts";
+pub(crate) const INVALID: &str = "Invalid";
+pub(crate) const LISTENERS_NOT_VALID: &str = "ListenersNotValid";
+pub(crate) const PROTOCOL_CONFLICT: &str = "ProtocolConflict";
+pub(crate) const HOSTNAME_CONFLICT: &str = "HostnameConflict";
+pub(crate) const UNSUPPORTED_PROTOCOL: &str = "UnsupportedProtocol";
+pub(crate) const UNSUPPORTED_VALUE: &str = "UnsupportedValue";
+pub(crate) const INVALID_CERTIFICATE_REF: &str = "InvalidCertificateRef";
+pub(crate) const INVALID_ROUTE_KINDS: &str = "InvalidRouteKinds";
+pub(crate) const BACKEND_NOT_FOUND: &str = "BackendNotFound";
+pub(crate) const REF_NOT_PERMITTED: &str = "RefNotPermitted";
+pub(crate) const INVALID_KIND: &str = "InvalidKind";
+pub(crate) const NO_MATCHING_PARENT: &str = "NoMatchingParent";
+pub(crate) const NOT_ALLOWED: &str = "NotAllowedByListeners";
+pub(crate) const NO_MATCHING_HOSTNAME: &str = "NoMatchingListenerHostname";
+pub(crate) const ROUTE_NOT_ACCEPTED: &str = "HTTPRouteNotAccepted";
+pub(crate) const INVALID_EXTENSION_REF: &str = "InvalidExtensionRef";
+
+// Ours.
+/// The object cannot be read as its kind.
+pub(crate) const MALFORMED: &str = "Malformed";
+/// A value breaks a rule of its kind.
+pub(crate) const INVALID_VALUE: &str = "InvalidValue";
+/// A field that its kind does not have.
+pub(crate) const UNKNOWN_FIELD: &str = "UnknownField";
+/// A field that its kind has and Forebay does not act on.
+pub(crate) const UNSUPPORTED_FIELD: &str = "UnsupportedField";
+/// An object of a kind that Forebay does not read.
+pub(crate) const UNKNOWN_KIND: &str = "UnknownKind";
+/// A label of ours with a value that means nothing.
+pub(crate) const UNKNOWN_LABEL: &str = "UnknownLabelValue";
+/// Two pods of a pool have one address.
+pub(crate) const DUPLICATE_ENDPOINT: &str = "DuplicateEndpoint";
+/// The annotation of a pool does not hold a picker; the default serves.
+pub(crate) const INVALID_PICKER: &str = "InvalidPicker";
+/// The pool names an external picker; the built-in one serves.
+pub(crate) const EXTERNAL_PICKER: &str = "ExternalPickerNotUsed";
+/// The newer API group has an object of the same name, which counts.
+pub(crate) const SHADOWED: &str = "Shadowed";
+/// A reference to an object that is not there.
+pub(crate) const NOT_FOUND: &str = "NotFound";
+/// More problems than are kept.
+pub(crate) const TOO_MANY_PROBLEMS: &str = "TooManyProblems";
