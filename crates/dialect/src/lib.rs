@@ -6,8 +6,15 @@
 //! [`observe`], [`splice::ModelRestorer`], [`error`], [`models`]. Model servers: [`metrics`].
 
 mod json;
+pub mod multipart;
+pub mod observe;
 pub mod path;
 pub mod scan;
+pub mod splice;
+mod track;
+mod usage;
 
+pub use observe::{ResponseObserver, TokenCounts, Usage};
 pub use path::{Api, BodyKind, Dialect};
 pub use scan::{Scan, ScanError, Span, Text};
+pub use splice::{ModelRestorer, replace_model};
