@@ -153,7 +153,7 @@ impl Peer {
         mocks: &[SocketAddr],
         folder: &Path,
     ) -> Result<Command> {
-        let mut command = Command::new(&installed.program);
+        let mut command = ending_with_us(&installed.program);
         match self {
             Self::Direct => bail!("the direct path has no program"),
             Self::Nginx => {
@@ -201,6 +201,16 @@ impl Peer {
         }
         Ok(command)
     }
+}
+
+/// The program, told by the kernel to end when this process dies without a chance to end it.
+/// `setpriv` becomes the program, so the process id stays; without it only a killed run leaves
+/// peers behind.
+fn ending_with_us(program: &Path) -> Command {
+    let Some(setpriv) = shell::which("setpriv") else { return Command::new(program) };
+    let mut command = Command::new(setpriv);
+    command.args(["--pdeathsig", "TERM"]).arg(program);
+    command
 }
 
 fn install_nginx() -> Result<Installed> {
