@@ -6,9 +6,11 @@
 //! [`observe`], [`splice::ModelRestorer`], [`error`], [`models`]. Model servers: [`metrics`].
 
 mod json;
+pub mod metrics;
 pub mod multipart;
 pub mod observe;
 pub mod path;
+mod prometheus;
 pub mod scan;
 pub mod splice;
 mod track;
