@@ -9,6 +9,7 @@ mod fuzz;
 mod lint;
 mod python;
 mod shell;
+mod simulator;
 mod test;
 mod unused;
 
@@ -44,6 +45,10 @@ enum Chore {
         #[command(subcommand)]
         what: Bench,
     },
+    /// Fit the simulator's profiles to published measurements
+    Calibrate(simulator::CalibrateArgs),
+    /// Compare the simulator with recorded runs of real servers
+    Fidelity(simulator::Data),
     /// Run fuzz targets on the nightly toolchain
     Fuzz(fuzz::Args),
     /// The fixed answering server of the proxy benchmark
@@ -67,6 +72,8 @@ fn main() -> ExitCode {
         Chore::Bench {
             what: Bench::Proxy(args),
         } => bench::run(&args),
+        Chore::Calibrate(args) => simulator::calibrate(&args),
+        Chore::Fidelity(args) => simulator::fidelity(&args),
         Chore::Fuzz(args) => fuzz::run(&args),
         Chore::MockServer(args) => bench::mock::run(&args),
         Chore::Load(args) => bench::load::run(&args),

@@ -207,7 +207,9 @@ impl Peer {
 /// `setpriv` becomes the program, so the process id stays; without it only a killed run leaves
 /// peers behind.
 fn ending_with_us(program: &Path) -> Command {
-    let Some(setpriv) = shell::which("setpriv") else { return Command::new(program) };
+    let Some(setpriv) = shell::which("setpriv") else {
+        return Command::new(program);
+    };
     let mut command = Command::new(setpriv);
     command.args(["--pdeathsig", "TERM"]).arg(program);
     command
