@@ -5,8 +5,10 @@
 //! relayed by `forebay-gateway`. Requests: [`path`], [`scan`], [`multipart`], [`splice`]. Answers:
 //! [`observe`], [`splice::ModelRestorer`], [`error`], [`models`]. Model servers: [`metrics`].
 
+pub mod error;
 mod json;
 pub mod metrics;
+pub mod models;
 pub mod multipart;
 pub mod observe;
 pub mod path;

@@ -368,7 +368,8 @@ mod tests {
                 answer.to_string()
             };
             let out = restored(text.as_bytes(), "org/base", false, size);
-            prop_assert_eq!(serde_json::from_slice::<Value>(&out).unwrap(), expected.clone());
+            let parsed: Value = serde_json::from_slice(&out).unwrap();
+            prop_assert_eq!(&parsed, &expected);
             if !pretty {
                 let stream = format!("data: {text}\n\ndata: {text}\r\n\r\n");
                 let out = restored(stream.as_bytes(), "org/base", true, size);
