@@ -1,0 +1,531 @@
+//! The life of a request, phase by phase. This file is the drawing; each phase is a call.
+//!
+//! ```text
+//! accept → route → [answer in place: redirect, preflight] → peek → rewrite → admit, pick → send → relay → settle
+//!            ↑ peek comes first where a route matches on the model           ╰── next endpoint ──╯
+//! ```
+//!
+//! Routing, filters and targets are here; what only pools have (peek, rewrite, pick, fallback) is in
+//! [`crate::inference`], plain Services are in [`crate::service`].
+
+use std::borrow::Cow;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use forebay_dialect::{Api, BodyKind};
+use forebay_model::route::{Entry, Filter, MODEL_HEADER, RequestHead, Rule, Target};
+use forebay_model::snapshot::Listener;
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
+use hyper::body::{Body as _, Incoming};
+use tokio::time::Instant;
+
+use crate::peek::{self, Peeked};
+use crate::pools::Live;
+use crate::record::Record;
+use crate::relay::Body;
+use crate::respond::Refusal;
+use crate::upstream::strip_hop_by_hop;
+use crate::worker::{Client, Worker};
+use crate::{clock, filters, inference, mirror, service};
+
+/// Asks for `x-forebay-endpoint` and `x-forebay-decision` in the response.
+const EXPLAIN_HEADER: HeaderName = HeaderName::from_static("x-forebay-explain");
+/// Where the request went.
+const ENDPOINT_HEADER: HeaderName = HeaderName::from_static("x-forebay-endpoint");
+/// The request's id, by which `forebay explain` finds the decision.
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Bytes of a client's request id that are kept; a longer one is replaced.
+const REQUEST_ID_BYTES_MAX: usize = 128;
+
+/// One request on its way.
+#[derive(Debug)]
+pub(crate) struct Exchange {
+    pub(crate) worker: Rc<Worker>,
+    pub(crate) client: Client,
+    pub(crate) live: Arc<Live>,
+    pub(crate) record: Box<Record>,
+    /// When the route's request timeout passes.
+    pub(crate) deadline: Option<Instant>,
+    explain: bool,
+    /// Edits of the response, gathered on the way in.
+    response_filters: Vec<Filter>,
+    origin: Option<HeaderValue>,
+}
+
+/// The client's body: as it comes, or already read.
+#[derive(Debug)]
+pub(crate) enum ClientBody {
+    Stream(Incoming),
+    Read(Peeked),
+}
+
+/// What remains of a request for its target.
+#[derive(Debug)]
+pub(crate) struct Onward {
+    pub(crate) method: Method,
+    /// Path and query, rewritten where a filter said so.
+    pub(crate) target: String,
+    /// Host, rewritten where a filter said so.
+    pub(crate) host: String,
+    /// Fields for the endpoint: hop-by-hop ones and our own control fields are gone.
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: ClientBody,
+    /// The protocol and the client's side of an upgrade, if it asked for one.
+    pub(crate) upgrade: Option<(String, hyper::upgrade::OnUpgrade)>,
+}
+
+/// Serves one request. Never fails: what goes wrong is a response with a reason.
+pub(crate) async fn serve(
+    worker: Rc<Worker>,
+    client: Client,
+    mut request: Request<Incoming>,
+) -> Response<Body> {
+    let upgrade = upgrade_of(&mut request);
+    let (parts, body) = request.into_parts();
+    let mut ex = Exchange::accept(worker, client, &parts, &body);
+    match ex.run(parts, ClientBody::Stream(body), upgrade).await {
+        Ok(response) => response,
+        Err(refusal) => ex.refuse(&refusal),
+    }
+}
+
+impl Exchange {
+    fn accept(worker: Rc<Worker>, client: Client, parts: &Parts, body: &Incoming) -> Self {
+        let live = worker.shared.live.load_full();
+        let path = parts.uri.path();
+        let text = |name: &str| parts.headers.get(name).and_then(|v| v.to_str().ok());
+        let traceparent = text("traceparent");
+        let record = Record {
+            id: request_id(&worker, &parts.headers),
+            started: clock::now(),
+            started_at: SystemTime::now(),
+            client: client.address,
+            method: parts.method.clone(),
+            path: path.into(),
+            host: host_of(parts).into(),
+            trace: worker.shared.telemetry.begin_trace(traceparent),
+            traceparent: traceparent.map(Into::into),
+            api: Api::of(parts.method.as_str(), path),
+            bytes_in: body.size_hint().exact().unwrap_or(0),
+            ..Record::default()
+        };
+        Self {
+            worker,
+            client,
+            live,
+            record: Box::new(record),
+            deadline: None,
+            explain: parts.headers.contains_key(EXPLAIN_HEADER),
+            response_filters: Vec::new(),
+            origin: parts.headers.get(header::ORIGIN).cloned(),
+        }
+    }
+
+    async fn run(
+        &mut self,
+        mut parts: Parts,
+        mut body: ClientBody,
+        upgrade: Option<(String, hyper::upgrade::OnUpgrade)>,
+    ) -> Result<Response<Body>, Refusal> {
+        check_framing(&parts)?;
+        let live = Arc::clone(&self.live);
+        let listener = self.listener(&live)?;
+        // A model named by the client itself must not pass for one found in the body.
+        parts.headers.remove(MODEL_HEADER);
+        if listener.routes.reads_model && self.record.api.body() != BodyKind::Opaque {
+            body = ClientBody::Read(self.peek(body).await?);
+            self.name_model(&mut parts, &body)?;
+        }
+        let entry = self.route(listener, &parts)?;
+        let rule = Arc::clone(&entry.rule);
+        self.deadline = rule.timeouts.request.map(|limit| Instant::now() + limit);
+        if let Some(answer) = self.answer_in_place(&parts, entry) {
+            return Ok(self.finish_here(answer));
+        }
+        let chosen = self.target(&rule)?;
+        let mut onward = self.onward(parts, body, upgrade);
+        self.filter(&mut onward, entry, &rule.filters).await?;
+        self.filter(&mut onward, entry, &chosen.filters).await?;
+        let response = match &chosen.target {
+            Target::Broken(broken) => return Err(Refusal::broken(broken)),
+            Target::Service(to) => service::serve(self, &rule, to, onward).await?,
+            Target::Pool(pool) => inference::serve(self, &rule, pool, onward).await?,
+        };
+        Ok(self.decorate(response))
+    }
+
+    // === route ===
+
+    fn listener<'a>(&mut self, live: &'a Live) -> Result<&'a Listener, Refusal> {
+        let host = &*self.record.host;
+        live.snapshot
+            .ports
+            .get(&self.client.port)
+            .and_then(|port| {
+                port.listeners.iter().find(|l| {
+                    l.hostname
+                        .as_ref()
+                        .is_none_or(|pattern| pattern.covers(host))
+                })
+            })
+            .inspect(|listener| self.record.gateway = Some(listener.gateway.clone()))
+            .ok_or_else(|| Refusal::no_route(host, &self.record.path))
+    }
+
+    fn route<'a>(&mut self, listener: &'a Listener, parts: &Parts) -> Result<&'a Entry, Refusal> {
+        let entry = listener.routes.find(&HeadView {
+            parts,
+            host: &self.record.host,
+        });
+        let entry = entry.ok_or_else(|| Refusal::no_route(&self.record.host, &self.record.path))?;
+        self.record.route = Some(entry.rule.route.clone());
+        Ok(entry)
+    }
+
+    /// Draws a target by weight.
+    fn target<'a>(
+        &self,
+        rule: &'a Rule,
+    ) -> Result<&'a forebay_model::route::WeightedTarget, Refusal> {
+        let total: u64 = rule.targets.iter().map(|t| u64::from(t.weight)).sum();
+        let none = || {
+            let message = "the route has no backend with a weight above zero";
+            Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "no_backend", message)
+        };
+        if total == 0 {
+            return Err(none());
+        }
+        let mut at = match rule.targets.len() {
+            1 => 0,
+            _ => self.worker.rng.borrow_mut().next_u64() % total,
+        };
+        for target in &rule.targets {
+            match at.checked_sub(u64::from(target.weight)) {
+                Some(rest) => at = rest,
+                None => return Ok(target),
+            }
+        }
+        Err(none())
+    }
+
+    // === filters ===
+
+    fn answer_in_place(&mut self, parts: &Parts, entry: &Entry) -> Option<Response<Body>> {
+        entry.rule.filters.iter().find_map(|filter| match filter {
+            Filter::Redirect(to) => Some(filters::redirect(
+                to,
+                entry,
+                &parts.uri,
+                &self.record.host,
+                self.client.tls,
+                self.client.port,
+            )),
+            Filter::Cors(cors) => filters::preflight(cors, &parts.method, &parts.headers),
+            Filter::RequestHeaders(_)
+            | Filter::ResponseHeaders(_)
+            | Filter::Rewrite(_)
+            | Filter::Mirror(_) => None,
+        })
+    }
+
+    /// Applies the filters of a rule or a backend to what goes onward.
+    async fn filter(
+        &mut self,
+        onward: &mut Onward,
+        entry: &Entry,
+        list: &[Filter],
+    ) -> Result<(), Refusal> {
+        for filter in list {
+            match filter {
+                Filter::RequestHeaders(edits) => {
+                    filters::edit(&mut onward.headers, edits);
+                    if let Some(host) = onward.headers.remove(header::HOST)
+                        && let Ok(host) = host.to_str()
+                    {
+                        host.clone_into(&mut onward.host);
+                    }
+                }
+                Filter::Rewrite(rewrite) => {
+                    onward.target = filters::rewrite_target(&onward.target, entry, rewrite);
+                    if let Some(host) = &rewrite.hostname {
+                        onward.host = host.to_string();
+                    }
+                }
+                Filter::Mirror(to) => {
+                    // A copy needs the whole body; it is read within the usual bound.
+                    self.read_body(onward).await?;
+                    mirror::send(self, to, onward);
+                }
+                Filter::ResponseHeaders(_) | Filter::Cors(_) => {
+                    self.response_filters.push(filter.clone());
+                }
+                Filter::Redirect(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The request as its target will get it, before filters.
+    fn onward(
+        &self,
+        parts: Parts,
+        body: ClientBody,
+        upgrade: Option<(String, hyper::upgrade::OnUpgrade)>,
+    ) -> Onward {
+        let mut headers = parts.headers;
+        strip_hop_by_hop(&mut headers);
+        for name in [
+            header::HOST,
+            header::CONTENT_LENGTH,
+            header::EXPECT,
+            EXPLAIN_HEADER,
+        ] {
+            headers.remove(name);
+        }
+        forward_for(&mut headers, self.client);
+        if let Ok(id) = HeaderValue::from_str(&self.record.id) {
+            headers.insert(REQUEST_ID, id);
+        }
+        if let Some(trace) = &self.record.trace
+            && let Ok(parent) = HeaderValue::from_str(&trace.traceparent())
+        {
+            headers.insert(HeaderName::from_static("traceparent"), parent);
+        }
+        Onward {
+            target: parts
+                .uri
+                .path_and_query()
+                .map_or("/", |pq| pq.as_str())
+                .to_owned(),
+            host: authority_of(&parts.uri, &headers, &self.record.host),
+            method: parts.method,
+            headers,
+            body,
+            upgrade,
+        }
+    }
+
+    // === peek ===
+
+    /// Reads the body whole.
+    pub(crate) async fn peek(&mut self, body: ClientBody) -> Result<Peeked, Refusal> {
+        let peeked = match body {
+            ClientBody::Read(peeked) => peeked,
+            ClientBody::Stream(incoming) => {
+                let limit = self.worker.shared.settings.body_bytes_max;
+                peek::read(&self.worker, incoming, limit).await?
+            }
+        };
+        self.record.bytes_in = peeked.bytes.len() as u64;
+        Ok(peeked)
+    }
+
+    /// Reads the body of `onward` in place.
+    pub(crate) async fn read_body(&mut self, onward: &mut Onward) -> Result<(), Refusal> {
+        if let ClientBody::Stream(_) = &onward.body {
+            let empty = ClientBody::Read(Peeked::empty(&self.worker));
+            let body = std::mem::replace(&mut onward.body, empty);
+            onward.body = ClientBody::Read(self.peek(body).await?);
+        }
+        Ok(())
+    }
+
+    /// Makes the body's model visible to header matches.
+    fn name_model(&self, parts: &mut Parts, body: &ClientBody) -> Result<(), Refusal> {
+        if let ClientBody::Read(peeked) = body
+            && let Some(model) =
+                inference::model_of(self.record.api, &parts.headers, &peeked.bytes)?
+            && let Ok(value) = HeaderValue::from_str(&model)
+        {
+            parts.headers.insert(MODEL_HEADER, value);
+        }
+        Ok(())
+    }
+
+    // === answers ===
+
+    /// Adds what every response carries.
+    fn decorate(&mut self, mut response: Response<Body>) -> Response<Body> {
+        let headers = response.headers_mut();
+        for filter in &self.response_filters {
+            match filter {
+                Filter::ResponseHeaders(edits) => filters::edit(headers, edits),
+                Filter::Cors(cors) => filters::cors_response(cors, self.origin.as_ref(), headers),
+                Filter::RequestHeaders(_)
+                | Filter::Redirect(_)
+                | Filter::Rewrite(_)
+                | Filter::Mirror(_) => {}
+            }
+        }
+        response
+    }
+
+    /// Fields that tell which request this was and where it went.
+    pub(crate) fn sign(&self, headers: &mut HeaderMap) {
+        if let Ok(id) = HeaderValue::from_str(&self.record.id) {
+            headers.insert(REQUEST_ID, id);
+        }
+        if self.explain
+            && let Some(last) = self.record.tries.last()
+            && let Ok(endpoint) = HeaderValue::from_str(&last.endpoint.to_string())
+        {
+            headers.insert(ENDPOINT_HEADER, endpoint);
+        }
+    }
+
+    fn refuse(&mut self, refusal: &Refusal) -> Response<Body> {
+        self.record.reason = Some(refusal.reason);
+        let response = refusal.response(self.record.api.dialect(), &self.record.id);
+        let response = self.decorate(response);
+        self.finish_here(response)
+    }
+
+    /// Settles an exchange whose response was made here.
+    pub(crate) fn finish_here(&mut self, mut response: Response<Body>) -> Response<Body> {
+        self.sign(response.headers_mut());
+        self.record.status = response.status().as_u16();
+        self.record.bytes_out = response.body().full_len();
+        self.record.finished = clock::now();
+        let record = self.take_record();
+        self.worker.shared.telemetry.settle(*record);
+        response
+    }
+
+    /// Takes the record out, for whoever settles the exchange.
+    pub(crate) fn take_record(&mut self) -> Box<Record> {
+        std::mem::take(&mut self.record)
+    }
+
+    /// Time left until the route's request timeout.
+    pub(crate) fn time_left(&self) -> Option<Duration> {
+        self.deadline
+            .map(|at| at.saturating_duration_since(Instant::now()))
+    }
+}
+
+// === reading heads ===
+
+/// The head as the route table looks at it.
+struct HeadView<'a> {
+    parts: &'a Parts,
+    host: &'a str,
+}
+
+impl RequestHead for HeadView<'_> {
+    fn host(&self) -> &str {
+        self.host
+    }
+    fn path(&self) -> &str {
+        self.parts.uri.path()
+    }
+    fn query(&self) -> &str {
+        self.parts.uri.query().unwrap_or_default()
+    }
+    fn method(&self) -> &str {
+        self.parts.method.as_str()
+    }
+    fn header(&self, name: &str) -> Option<&str> {
+        self.parts.headers.get(name).and_then(|v| v.to_str().ok())
+    }
+}
+
+/// Refuses what could be read in two ways by two parties.
+fn check_framing(parts: &Parts) -> Result<(), Refusal> {
+    let headers = &parts.headers;
+    if headers.contains_key(header::TRANSFER_ENCODING)
+        && headers.contains_key(header::CONTENT_LENGTH)
+    {
+        let message = "a request has either Content-Length or Transfer-Encoding, not both";
+        return Err(Refusal::bad_request("ambiguous_framing", message));
+    }
+    let mut hosts = headers.get_all(header::HOST).iter();
+    let first = hosts.next();
+    if hosts.next().is_some() {
+        return Err(Refusal::bad_request(
+            "ambiguous_host",
+            "a request has one Host header",
+        ));
+    }
+    if first.is_none() && parts.uri.authority().is_none() && parts.version == http::Version::HTTP_11
+    {
+        return Err(Refusal::bad_request(
+            "no_host",
+            "an HTTP/1.1 request has a Host header",
+        ));
+    }
+    Ok(())
+}
+
+/// The host, lower case, without port.
+fn host_of(parts: &Parts) -> String {
+    let authority = parts.uri.authority().map(http::uri::Authority::as_str);
+    let host = parts
+        .headers
+        .get(header::HOST)
+        .and_then(|v| v.to_str().ok());
+    let host = authority.or(host).unwrap_or_default();
+    let name = match host.strip_prefix('[') {
+        Some(v6) => v6.split(']').next().unwrap_or_default(),
+        None => host.split(':').next().unwrap_or_default(),
+    };
+    name.to_ascii_lowercase()
+}
+
+/// Host and port as the client named them.
+fn authority_of(uri: &http::Uri, headers: &HeaderMap, host: &str) -> String {
+    let from_uri = uri.authority().map(|a| Cow::Borrowed(a.as_str()));
+    let from_header = headers
+        .get(header::HOST)
+        .and_then(|v| v.to_str().ok())
+        .map(Cow::Borrowed);
+    from_uri
+        .or(from_header)
+        .unwrap_or(Cow::Borrowed(host))
+        .into_owned()
+}
+
+fn upgrade_of(request: &mut Request<Incoming>) -> Option<(String, hyper::upgrade::OnUpgrade)> {
+    let protocol = request
+        .headers()
+        .get(header::UPGRADE)?
+        .to_str()
+        .ok()?
+        .to_owned();
+    let asked = request
+        .headers()
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|v| v.to_str().ok())
+        .flat_map(|v| v.split(','))
+        .any(|word| word.trim().eq_ignore_ascii_case("upgrade"));
+    // Upgrading to cleartext HTTP/2 has been withdrawn; such a request is served as it is.
+    (asked && !protocol.eq_ignore_ascii_case("h2c"))
+        .then(|| (protocol, hyper::upgrade::on(request)))
+}
+
+fn forward_for(headers: &mut HeaderMap, client: Client) {
+    let name = HeaderName::from_static("x-forwarded-for");
+    let own = client.address.ip().to_string();
+    let whole = match headers.get(&name).and_then(|v| v.to_str().ok()) {
+        Some(before) => format!("{before}, {own}"),
+        None => own,
+    };
+    if let Ok(value) = HeaderValue::from_str(&whole) {
+        headers.insert(name, value);
+    }
+    let scheme = HeaderValue::from_static(if client.tls { "https" } else { "http" });
+    headers.insert(HeaderName::from_static("x-forwarded-proto"), scheme);
+}
+
+fn request_id(worker: &Worker, headers: &HeaderMap) -> Arc<str> {
+    let given = headers.get(REQUEST_ID).and_then(|v| v.to_str().ok());
+    match given.filter(|id| !id.is_empty() && id.len() <= REQUEST_ID_BYTES_MAX) {
+        Some(id) => id.into(),
+        None => {
+            let mut rng = worker.rng.borrow_mut();
+            format!("{:016x}{:016x}", rng.next_u64(), rng.next_u64()).into()
+        }
+    }
+}

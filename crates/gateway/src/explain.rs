@@ -1,0 +1,548 @@
+//! Why did that request go there? The last decisions, kept for `/debug/decisions` and
+//! `forebay explain`.
+//!
+//! [`Decisions`] keeps records as they are; an [`Entry`] is made when somebody asks, as JSON or as
+//! text by [`render_text`]. Nothing is decided and nothing is measured here.
+
+use std::collections::VecDeque;
+use std::fmt::Write as _;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use forebay_decide::{Considered, Report};
+use serde::{Deserialize, Serialize};
+
+use crate::record::Record;
+use crate::telemetry::{Measured, ending, millis, rfc3339};
+
+/// Exchanges that are kept; the oldest make room. A record with its report takes 2 to 5 KiB (texts
+/// of the client are cut, a report describes at most 32 endpoints), so this is about 5 MiB.
+pub const DECISIONS_MAX: usize = 1_024;
+
+/// The last exchanges.
+#[derive(Debug, Default)]
+pub struct Decisions {
+    // One short lock per exchange: a push and a pop of a pointer.
+    ring: Mutex<VecDeque<Arc<Record>>>,
+}
+
+/// What to show.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Query {
+    /// At most this many, newest first; `None` for all that are kept.
+    pub limit: Option<usize>,
+    /// Only this pool: its name, or namespace and name with a slash between.
+    pub pool: Option<String>,
+    /// Only this request id.
+    pub id: Option<String>,
+}
+
+impl Decisions {
+    /// Keeps `record`, and gives up the oldest at [`DECISIONS_MAX`].
+    pub(crate) fn push(&self, record: Arc<Record>) {
+        let oldest = {
+            let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+            let oldest = if ring.len() >= DECISIONS_MAX {
+                ring.pop_front()
+            } else {
+                None
+            };
+            ring.push_back(record);
+            oldest
+        };
+        // Freed outside the lock.
+        drop(oldest);
+    }
+
+    /// The exchanges that `query` asks for, newest first.
+    #[must_use]
+    pub fn find(&self, query: &Query) -> Vec<Entry> {
+        let found: Vec<Arc<Record>> = {
+            let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+            let limit = query.limit.unwrap_or(DECISIONS_MAX);
+            ring.iter()
+                .rev()
+                .filter(|r| query.matches(r))
+                .take(limit)
+                .cloned()
+                .collect()
+        };
+        found.iter().map(|record| Entry::of(record)).collect()
+    }
+}
+
+impl Query {
+    /// Reads `limit=20&pool=chat&id=...`, percent-encoded or not.
+    ///
+    /// # Errors
+    /// What is wrong with it, for the one who asked.
+    pub fn parse(query: &str) -> Result<Self, String> {
+        let mut parsed = Self::default();
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let value = percent_decode(value);
+            match key {
+                "limit" => {
+                    let limit = value
+                        .parse()
+                        .map_err(|_| format!("limit must be a whole number, not {value:?}"))?;
+                    parsed.limit = Some(limit);
+                }
+                "pool" => parsed.pool = Some(value),
+                "id" => parsed.id = Some(value),
+                _ => {
+                    return Err(format!(
+                        "no parameter {key:?}; there are limit, pool and id"
+                    ));
+                }
+            }
+        }
+        Ok(parsed)
+    }
+
+    fn matches(&self, record: &Record) -> bool {
+        let pool = |wanted: &String| match (&record.pool, wanted.split_once('/')) {
+            (None, _) => false,
+            (Some(pool), None) => *pool.name == **wanted,
+            (Some(pool), Some((namespace, name))) => {
+                *pool.namespace == *namespace && *pool.name == *name
+            }
+        };
+        self.pool.as_ref().is_none_or(pool) && self.id.as_ref().is_none_or(|id| *record.id == **id)
+    }
+}
+
+/// `%2F` to `/`; whatever is not UTF-8 afterwards is replaced, since it can match nothing.
+fn percent_decode(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&first, tail)) = rest.split_first() {
+        let code = (first == b'%').then(|| tail.get(..2)).flatten();
+        let byte = code
+            .and_then(|code| str::from_utf8(code).ok())
+            .and_then(|code| u8::from_str_radix(code, 16).ok());
+        bytes.push(byte.unwrap_or(first));
+        rest = if byte.is_some() { &tail[2..] } else { tail };
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// One exchange, explained. The JSON of `/debug/decisions` is a list of these.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Entry {
+    /// When it began, UTC.
+    pub time: String,
+    /// Request id, as in the access log and the response header.
+    pub id: String,
+    /// Method and path.
+    pub request: String,
+    /// Status that the client got; 0 when it left before.
+    pub status: u16,
+    /// Reason of an answer that was made here.
+    pub reason: Option<String>,
+    /// How it ended.
+    pub end: String,
+    /// The HTTPRoute.
+    pub route: Option<String>,
+    /// The InferencePool.
+    pub pool: Option<String>,
+    /// The model that was asked for.
+    pub model: Option<String>,
+    /// The model that the server saw, where it is another.
+    pub model_served: Option<String>,
+    /// Priority of the objective.
+    pub priority: i32,
+    /// Trace id, if the exchange was sampled.
+    pub trace_id: Option<String>,
+    /// Whole duration.
+    pub duration_ms: f64,
+    /// Time to the first token.
+    pub ttft_ms: Option<f64>,
+    /// Prompt tokens, and how many of them the server had in its cache.
+    pub input_tokens: Option<u64>,
+    /// See `input_tokens`.
+    pub cached_tokens: Option<u64>,
+    /// Generated tokens.
+    pub output_tokens: Option<u64>,
+    /// Time of the pick.
+    pub pick_us: Option<u32>,
+    /// Every try, in order; the last one without a failure served.
+    pub tries: Vec<Attempt>,
+    /// The pick, if there was one.
+    pub pick: Option<Picked>,
+}
+
+/// One try.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Attempt {
+    /// Where.
+    pub endpoint: String,
+    /// Why it was given up.
+    pub failure: Option<String>,
+}
+
+/// One pick, explained.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Picked {
+    /// What decided between the candidates.
+    pub why: String,
+    /// What stood out: the whole pool ejected, the prompt filter at work. Usually empty.
+    pub notes: Vec<String>,
+    /// Endpoints that were scored.
+    pub candidates: u32,
+    /// Blocks in the prompt, to read hits against.
+    pub prompt_blocks: u32,
+    /// Scorers and their weights, in the order of [`Candidate::scores`].
+    pub scorers: Vec<Weight>,
+    /// Endpoints: all of a small pool, the best of a large one.
+    pub endpoints: Vec<Candidate>,
+}
+
+/// One scorer's weight.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Weight {
+    /// Its name, as in the configuration.
+    pub scorer: String,
+    /// What it counts.
+    pub weight: f32,
+}
+
+/// One endpoint that was looked at.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Candidate {
+    /// Which.
+    pub endpoint: String,
+    /// Why it was left out, if it was.
+    pub excluded: Option<String>,
+    /// What each scorer said, 0 to 1, before its weight; empty if left out.
+    pub scores: Vec<f32>,
+    /// Weighted sum.
+    pub total: f32,
+    /// Leading prompt blocks believed to be in its cache.
+    pub hit_blocks: u32,
+    /// Time until the prompt would be prefilled there.
+    pub prefill_ms: f32,
+}
+
+impl Entry {
+    /// Explains `record`.
+    #[must_use]
+    pub fn of(record: &Record) -> Self {
+        let measured = Measured::of(record);
+        let name =
+            |name: &Option<forebay_model::ObjectName>| name.as_ref().map(ToString::to_string);
+        Self {
+            time: rfc3339(record.started_at),
+            id: record.id.to_string(),
+            request: format!("{} {}", record.method, record.path),
+            status: record.status,
+            reason: record.reason.map(str::to_owned),
+            end: ending(record.end).to_owned(),
+            route: name(&record.route),
+            pool: name(&record.pool),
+            model: record.model.as_deref().map(str::to_owned),
+            model_served: record.model_served.as_deref().map(str::to_owned),
+            priority: record.priority,
+            trace_id: record.trace.map(|t| t.trace_id()),
+            duration_ms: millis(measured.duration),
+            ttft_ms: measured.ttft.map(millis),
+            input_tokens: measured.input_tokens,
+            cached_tokens: measured.cached_tokens,
+            output_tokens: measured.output_tokens,
+            pick_us: record.pick_us,
+            tries: record
+                .tries
+                .iter()
+                .map(|t| Attempt {
+                    endpoint: t.endpoint.to_string(),
+                    failure: t.failure.map(str::to_owned),
+                })
+                .collect(),
+            pick: record.report.as_deref().map(Picked::of),
+        }
+    }
+}
+
+impl Picked {
+    fn of(report: &Report) -> Self {
+        use forebay_decide::report::Sticky;
+        let mut notes = Vec::new();
+        if report.panic {
+            notes.push("every endpoint was out of rotation, so all were considered".to_owned());
+        }
+        match report.sticky {
+            Sticky::Idle => {}
+            Sticky::Kept => notes.push("kept to endpoints that hold the prompt".to_owned()),
+            Sticky::Released => notes.push(
+                "endpoints that hold the prompt are too far behind, so all counted".to_owned(),
+            ),
+        }
+        Self {
+            why: report.reason.to_string(),
+            notes,
+            candidates: report.counts.candidates,
+            prompt_blocks: report.prompt_blocks,
+            scorers: report
+                .scorers
+                .iter()
+                .map(|s| Weight {
+                    scorer: scorer_name(s.scorer),
+                    weight: s.weight,
+                })
+                .collect(),
+            endpoints: report.considered.iter().map(Candidate::of).collect(),
+        }
+    }
+}
+
+impl Candidate {
+    fn of(considered: &Considered) -> Self {
+        Self {
+            endpoint: considered.address.to_string(),
+            excluded: considered.excluded.map(|e| e.to_string()),
+            scores: considered.scores.to_vec(),
+            total: considered.total,
+            hit_blocks: considered.hit_blocks,
+            // JSON knows no infinity, and an endpoint without a known speed has one.
+            prefill_ms: if considered.prefill_ms.is_finite() {
+                considered.prefill_ms
+            } else {
+                0.0
+            },
+        }
+    }
+}
+
+/// The name that the configuration uses.
+fn scorer_name(scorer: forebay_model::picker::Scorer) -> String {
+    match serde_json::to_value(scorer) {
+        Ok(serde_json::Value::String(name)) => name,
+        _ => format!("{scorer:?}"),
+    }
+}
+
+/// An entry for people: what happened, then a table of the endpoints with what each scorer added.
+#[must_use]
+pub fn render_text(entry: &Entry) -> String {
+    let mut text = String::with_capacity(1024);
+    let line = &mut text;
+    let ends = if entry.end == "complete" {
+        String::new()
+    } else {
+        format!(", {}", entry.end)
+    };
+    let _infallible = writeln!(
+        line,
+        "{}  {}  {} -> {}{}{ends}",
+        entry.time,
+        entry.id,
+        entry.request.escape_debug(),
+        entry.status,
+        entry
+            .reason
+            .as_deref()
+            .map_or_else(String::new, |r| format!(" {r}")),
+    );
+    render_facts(line, entry);
+    for (at, attempt) in entry.tries.iter().enumerate() {
+        let outcome = attempt.failure.as_deref().unwrap_or("answered");
+        let _infallible = writeln!(line, "  try {}: {}: {outcome}", at + 1, attempt.endpoint);
+    }
+    match &entry.pick {
+        Some(pick) => render_pick(line, pick, entry),
+        None => line.push_str("  no endpoint was picked\n"),
+    }
+    text
+}
+
+fn render_facts(text: &mut String, entry: &Entry) {
+    let mut facts = Vec::new();
+    let mut fact = |key: &str, value: Option<String>| {
+        facts.extend(value.map(|value| format!("{key} {value}")));
+    };
+    fact("route", entry.route.clone());
+    fact("pool", entry.pool.clone());
+    fact(
+        "model",
+        entry.model.as_deref().map(|m| m.escape_debug().to_string()),
+    );
+    fact("served as", entry.model_served.clone());
+    fact(
+        "priority",
+        (entry.priority != 0).then(|| entry.priority.to_string()),
+    );
+    fact("trace", entry.trace_id.clone());
+    if !facts.is_empty() {
+        let _infallible = writeln!(text, "  {}", facts.join(", "));
+    }
+    let mut times = vec![format!("took {:.1} ms", entry.duration_ms)];
+    times.extend(
+        entry
+            .ttft_ms
+            .map(|ms| format!("first token after {ms:.1} ms")),
+    );
+    times.extend(entry.pick_us.map(|us| format!("pick {us} µs")));
+    if let (Some(input), Some(output)) = (entry.input_tokens, entry.output_tokens) {
+        let cached = entry
+            .cached_tokens
+            .map_or_else(String::new, |c| format!(" ({c} cached)"));
+        times.push(format!("{input} tokens in{cached}, {output} out"));
+    }
+    let _infallible = writeln!(text, "  {}", times.join(", "));
+}
+
+fn render_pick(text: &mut String, pick: &Picked, entry: &Entry) {
+    let _infallible = writeln!(
+        text,
+        "  picked by: {} ({} candidates, prompt of {} blocks)",
+        pick.why, pick.candidates, pick.prompt_blocks
+    );
+    for note in &pick.notes {
+        let _infallible = writeln!(text, "  note: {note}");
+    }
+    let mut rows = vec![header(pick)];
+    rows.extend(
+        pick.endpoints
+            .iter()
+            .map(|candidate| row(candidate, pick, entry)),
+    );
+    table(text, &rows);
+}
+
+fn header(pick: &Picked) -> Vec<String> {
+    let mut cells = vec!["endpoint".to_owned(), "total".to_owned()];
+    cells.extend(
+        pick.scorers
+            .iter()
+            .map(|s| format!("{}×{}", s.scorer, s.weight)),
+    );
+    cells.extend(["hit".to_owned(), "prefill ms".to_owned(), String::new()]);
+    cells
+}
+
+/// Scores are shown with their weight, so that a row adds up to its total.
+fn row(candidate: &Candidate, pick: &Picked, entry: &Entry) -> Vec<String> {
+    let tried = entry
+        .tries
+        .iter()
+        .position(|t| t.endpoint == candidate.endpoint);
+    let out = candidate.excluded.is_some();
+    let number = |shown: bool, text: String| if shown { text } else { "-".to_owned() };
+    let mut cells = vec![candidate.endpoint.clone()];
+    cells.push(number(!out, format!("{:.3}", candidate.total)));
+    cells.extend(pick.scorers.iter().enumerate().map(|(at, scorer)| {
+        let score = candidate.scores.get(at).copied();
+        number(
+            score.is_some(),
+            format!("{:.3}", score.unwrap_or(0.0) * scorer.weight),
+        )
+    }));
+    cells.push(number(!out, candidate.hit_blocks.to_string()));
+    cells.push(number(!out, format!("{:.1}", candidate.prefill_ms)));
+    cells.push(match (tried, &candidate.excluded) {
+        (Some(at), None) => format!("<- try {}", at + 1),
+        (Some(at), Some(why)) => format!("<- try {}; {why}", at + 1),
+        (None, Some(why)) => why.clone(),
+        (None, None) => String::new(),
+    });
+    cells
+}
+
+/// Columns as wide as their widest cell; the first and last to the left, numbers to the right.
+fn table(text: &mut String, rows: &[Vec<String>]) {
+    let columns = rows.first().map_or(0, Vec::len);
+    let width = |column: usize| {
+        rows.iter()
+            .map(|row| row[column].chars().count())
+            .max()
+            .unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    for row in rows {
+        let mut line = String::from("   ");
+        for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
+            let _infallible = if column == 0 || column + 1 == columns {
+                write!(line, " {cell:<width$}")
+            } else {
+                write!(line, " {cell:>width$}")
+            };
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::test_record;
+
+    fn kept(ids: &[&str]) -> Decisions {
+        let decisions = Decisions::default();
+        for id in ids {
+            let mut record = test_record();
+            record.id = (*id).into();
+            decisions.push(Arc::new(record));
+        }
+        decisions
+    }
+
+    fn check(decisions: &Decisions, query: &str, ids: &[&str]) {
+        let query = Query::parse(query).expect("a good query");
+        let found = decisions.find(&query);
+        assert_eq!(found.iter().map(|e| e.id.as_str()).collect::<Vec<_>>(), ids);
+    }
+
+    #[test]
+    fn the_newest_come_first_and_can_be_narrowed_down() {
+        let decisions = kept(&["a", "b", "c/1"]);
+        check(&decisions, "", &["c/1", "b", "a"]);
+        check(&decisions, "limit=2", &["c/1", "b"]);
+        check(&decisions, "id=c%2F1", &["c/1"]);
+        check(&decisions, "pool=chat&limit=1", &["c/1"]);
+        check(&decisions, "pool=default/chat&id=a", &["a"]);
+        check(&decisions, "pool=other/chat", &[]);
+    }
+
+    #[test]
+    fn a_query_that_is_not_understood_is_refused() {
+        assert!(Query::parse("limit=x").is_err());
+        assert!(Query::parse("endpoint=1").is_err());
+        assert_eq!(percent_decode("%4a%zz%"), "J%zz%");
+    }
+
+    #[test]
+    fn the_oldest_make_room() {
+        let ids: Vec<String> = (0..DECISIONS_MAX + 2).map(|n| n.to_string()).collect();
+        let decisions = kept(&ids.iter().map(String::as_str).collect::<Vec<_>>());
+        check(&decisions, "id=1", &[]);
+        check(&decisions, "id=2", &["2"]);
+        assert_eq!(decisions.find(&Query::default()).len(), DECISIONS_MAX);
+    }
+
+    #[test]
+    fn an_entry_survives_json() {
+        let entry = Entry::of(&test_record());
+        let json = serde_json::to_string(&entry).expect("plain values");
+        assert_eq!(
+            serde_json::from_str::<Entry>(&json).expect("its own output"),
+            entry
+        );
+    }
+
+    #[test]
+    fn the_text_says_who_won_why_and_what_excluded_the_others() {
+        let expected = "\
+2026-11-01T12:00:00.250Z  req-1  POST /v1/chat/completions -> 200
+  route default/chat-route, pool default/chat, model llama
+  took 750.0 ms, first token after 50.0 ms, pick 14 µs, 120 tokens in (64 cached), 30 out
+  try 1: 10.0.0.1:8000: connect
+  try 2: 10.0.0.2:8000: answered
+  picked by: best total (2 candidates, prompt of 4 blocks)
+    endpoint      total queue×2 prefix×3 hit prefill ms
+    10.0.0.1:8000     -       -        -   -          - <- try 1; already failed for this request
+    10.0.0.2:8000 3.500   2.000    1.500   2       40.0 <- try 2
+    10.0.0.3:8000 1.000   1.000    0.000   0       90.0
+";
+        assert_eq!(render_text(&Entry::of(&test_record())), expected);
+    }
+}

@@ -1,0 +1,312 @@
+//! `HTTPRoute` filters: pure changes to heads, and the two that answer in place.
+
+use forebay_model::route::{Cors, Entry, HeaderEdits, PathEdit, PathMatch, Redirect, UrlRewrite};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Uri, header};
+
+use crate::relay::Body;
+
+/// Applies header edits: set, add, remove, in this order.
+pub(crate) fn edit(headers: &mut HeaderMap, edits: &HeaderEdits) {
+    let parse = |name: &str, value: &str| {
+        let name = HeaderName::from_bytes(name.as_bytes()).ok()?;
+        Some((name, HeaderValue::from_str(value).ok()?))
+    };
+    for (name, value) in edits.set.iter().filter_map(|(n, v)| parse(n, v)) {
+        headers.insert(name, value);
+    }
+    for (name, value) in edits.add.iter().filter_map(|(n, v)| parse(n, v)) {
+        headers.append(name, value);
+    }
+    for name in &edits.remove {
+        headers.remove(&**name);
+    }
+}
+
+/// The path and query after `rewrite`, and the new host if there is one.
+pub(crate) fn rewrite_target(target: &str, entry: &Entry, rewrite: &UrlRewrite) -> String {
+    let (path, query) = split_query(target);
+    match &rewrite.path {
+        None => target.to_owned(),
+        Some(edit) => with_query(&edit_path(path, entry, edit), query),
+    }
+}
+
+/// The answer of a redirect filter.
+pub(crate) fn redirect(
+    to: &Redirect,
+    entry: &Entry,
+    uri: &Uri,
+    host: &str,
+    tls: bool,
+    port: u16,
+) -> Response<Body> {
+    let own_scheme = if tls { "https" } else { "http" };
+    let scheme = to.scheme.as_deref().unwrap_or(own_scheme);
+    let well_known = if scheme == "https" { 443 } else { 80 };
+    let port = to.port.unwrap_or(if to.scheme.is_some() {
+        well_known
+    } else {
+        port
+    });
+    let (path, query) = split_query(uri.path_and_query().map_or("/", |pq| pq.as_str()));
+    let path = to
+        .path
+        .as_ref()
+        .map_or_else(|| path.to_owned(), |e| edit_path(path, entry, e));
+    let host = to.hostname.as_deref().unwrap_or(host);
+    let authority = if port == well_known {
+        host.to_owned()
+    } else {
+        format!("{host}:{port}")
+    };
+    let location = format!("{scheme}://{authority}{}", with_query(&path, query));
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::from_u16(to.status).unwrap_or(StatusCode::FOUND);
+    if let Ok(location) = HeaderValue::from_str(&location) {
+        response.headers_mut().insert(header::LOCATION, location);
+    }
+    response
+}
+
+fn edit_path(path: &str, entry: &Entry, edit: &PathEdit) -> String {
+    match edit {
+        PathEdit::Full(full) => full.to_string(),
+        PathEdit::Prefix(replacement) => {
+            let matched = match &entry.matcher.path {
+                PathMatch::Prefix(prefix) => prefix.len(),
+                // Validation ties prefix replacement to prefix matches.
+                PathMatch::Exact(_) | PathMatch::Regex(_) => 0,
+            };
+            let rest = path
+                .get(matched..)
+                .unwrap_or_default()
+                .trim_start_matches('/');
+            let base = replacement.trim_end_matches('/');
+            if rest.is_empty() && !base.is_empty() {
+                // `/foo/` keeps its slash, `/foo` does not grow one.
+                let slash = if path.len() > matched && path.ends_with('/') {
+                    "/"
+                } else {
+                    ""
+                };
+                return format!("{base}{slash}");
+            }
+            format!("{base}/{rest}")
+        }
+    }
+}
+
+fn split_query(target: &str) -> (&str, Option<&str>) {
+    match target.split_once('?') {
+        Some((path, query)) => (path, Some(query)),
+        None => (target, None),
+    }
+}
+
+fn with_query(path: &str, query: Option<&str>) -> String {
+    match query {
+        Some(query) => format!("{path}?{query}"),
+        None => path.to_owned(),
+    }
+}
+
+// === CORS ===
+
+/// The answer to a CORS preflight, if the request is one.
+pub(crate) fn preflight(
+    cors: &Cors,
+    method: &Method,
+    headers: &HeaderMap,
+) -> Option<Response<Body>> {
+    if *method != Method::OPTIONS || !headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD) {
+        return None;
+    }
+    let origin = headers.get(header::ORIGIN)?;
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    if !allows(cors, origin) {
+        return Some(response);
+    }
+    let out = response.headers_mut();
+    allow_origin(cors, origin, out);
+    let list = |own: &[std::sync::Arc<str>], asked: Option<&HeaderValue>| {
+        let any = own.iter().any(|v| &**v == "*");
+        match (any, asked) {
+            // A star does not cover credentialed requests: name what was asked for.
+            (true, Some(asked)) if cors.allow_credentials => Some(asked.clone()),
+            (true, _) => Some(HeaderValue::from_static("*")),
+            (false, _) if own.is_empty() => None,
+            (false, _) => HeaderValue::from_str(&own.join(", ")).ok(),
+        }
+    };
+    let asked_method = headers.get(header::ACCESS_CONTROL_REQUEST_METHOD);
+    if let Some(methods) = list(&cors.allow_methods, asked_method) {
+        out.insert(header::ACCESS_CONTROL_ALLOW_METHODS, methods);
+    }
+    let asked_headers = headers.get(header::ACCESS_CONTROL_REQUEST_HEADERS);
+    if let Some(allowed) = list(&cors.allow_headers, asked_headers) {
+        out.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, allowed);
+    }
+    out.insert(
+        header::ACCESS_CONTROL_MAX_AGE,
+        HeaderValue::from(cors.max_age_s),
+    );
+    Some(response)
+}
+
+/// Adds CORS fields to the response of an actual request.
+pub(crate) fn cors_response(cors: &Cors, origin: Option<&HeaderValue>, out: &mut HeaderMap) {
+    let Some(origin) = origin.filter(|origin| allows(cors, origin)) else {
+        return;
+    };
+    allow_origin(cors, origin, out);
+    if !cors.expose_headers.is_empty()
+        && let Ok(expose) = HeaderValue::from_str(&cors.expose_headers.join(", "))
+    {
+        out.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, expose);
+    }
+}
+
+fn allow_origin(cors: &Cors, origin: &HeaderValue, out: &mut HeaderMap) {
+    let any = cors.allow_origins.iter().any(|o| &**o == "*");
+    if any && !cors.allow_credentials {
+        out.insert(
+            header::ACCESS_CONTROL_ALLOW_ORIGIN,
+            HeaderValue::from_static("*"),
+        );
+    } else {
+        out.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+        out.append(header::VARY, HeaderValue::from_static("Origin"));
+    }
+    if cors.allow_credentials {
+        out.insert(
+            header::ACCESS_CONTROL_ALLOW_CREDENTIALS,
+            HeaderValue::from_static("true"),
+        );
+    }
+}
+
+fn allows(cors: &Cors, origin: &HeaderValue) -> bool {
+    let Ok(origin) = origin.to_str() else {
+        return false;
+    };
+    cors.allow_origins
+        .iter()
+        .any(|allowed| match allowed.split_once("*") {
+            None => allowed.eq_ignore_ascii_case(origin),
+            Some(("", "")) => true,
+            Some((before, after)) => {
+                origin.len() > before.len() + after.len()
+                    && origin.starts_with(before)
+                    && origin.ends_with(after)
+            }
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use forebay_model::ObjectName;
+    use forebay_model::route::{Matcher, Rule, Timeouts};
+
+    use super::*;
+
+    fn entry(prefix: &str) -> Entry {
+        Entry {
+            matcher: Matcher {
+                path: PathMatch::Prefix(prefix.into()),
+                method: None,
+                headers: Vec::new(),
+                query: Vec::new(),
+            },
+            rule: Arc::new(Rule {
+                route: ObjectName::new("default", "r"),
+                index: 0,
+                filters: Vec::new(),
+                targets: Vec::new(),
+                timeouts: Timeouts::default(),
+                retry: None,
+            }),
+        }
+    }
+
+    #[test]
+    fn prefix_replacement_follows_the_table_of_the_specification() {
+        let check = |path: &str, prefix: &str, replacement: &str, expected: &str| {
+            let prefix = prefix.trim_end_matches('/');
+            let edit = PathEdit::Prefix(replacement.into());
+            assert_eq!(
+                edit_path(path, &entry(prefix), &edit),
+                expected,
+                "{path} {prefix}"
+            );
+        };
+        check("/foo/bar", "/foo", "/xyz", "/xyz/bar");
+        check("/foo/bar", "/foo", "/xyz/", "/xyz/bar");
+        check("/foo/bar", "/foo/", "/xyz", "/xyz/bar");
+        check("/foo/bar", "/foo/", "/xyz/", "/xyz/bar");
+        check("/foo", "/foo", "/xyz", "/xyz");
+        check("/foo/", "/foo", "/xyz", "/xyz/");
+        check("/foo/bar", "/foo", "", "/bar");
+        check("/foo/", "/foo", "", "/");
+        check("/foo", "/foo", "", "/");
+        check("/foo/", "/foo", "/", "/");
+        check("/foo", "/foo", "/", "/");
+    }
+
+    #[test]
+    fn redirect_keeps_what_it_does_not_change() {
+        let check = |to: Redirect, tls: bool, port: u16, expected: &str| {
+            let uri = Uri::from_static("/a/b?q=1");
+            let response = redirect(&to, &entry("/a"), &uri, "h.test", tls, port);
+            assert_eq!(response.headers()[header::LOCATION], expected);
+        };
+        let none = Redirect {
+            scheme: None,
+            hostname: None,
+            path: None,
+            port: None,
+            status: 302,
+        };
+        check(none.clone(), false, 80, "http://h.test/a/b?q=1");
+        check(none.clone(), false, 8080, "http://h.test:8080/a/b?q=1");
+        check(
+            Redirect {
+                scheme: Some("https".into()),
+                ..none.clone()
+            },
+            false,
+            8080,
+            "https://h.test/a/b?q=1",
+        );
+        check(
+            Redirect {
+                hostname: Some("x.test".into()),
+                port: Some(8443),
+                path: Some(PathEdit::Prefix("/z".into())),
+                ..none
+            },
+            true,
+            443,
+            "https://x.test:8443/z/b?q=1",
+        );
+    }
+
+    #[test]
+    fn cors_origins_match_exactly_or_by_wildcard() {
+        let check = |allowed: &str, origin: &str, expected: bool| {
+            let cors = Cors {
+                allow_origins: vec![allowed.into()],
+                ..Cors::default()
+            };
+            let origin = HeaderValue::from_str(origin).unwrap();
+            assert_eq!(allows(&cors, &origin), expected, "{allowed} {origin:?}");
+        };
+        check("https://a.test", "https://a.test", true);
+        check("https://a.test", "https://a.test.evil", false);
+        check("https://*.a.test", "https://x.a.test", true);
+        check("https://*.a.test", "https://a.test", false);
+        check("*", "null", true);
+    }
+}

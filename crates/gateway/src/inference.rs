@@ -1,0 +1,646 @@
+//! What happens to a request for an inference pool: peek, rewrite, admit and pick, send, relay.
+//!
+//! Up to the first byte of an answer nothing has reached the client, so any endpoint may still be
+//! tried: the ordered list of the pick is walked, then the pick is made anew without those that
+//! failed. After the first byte a request stays where it is.
+
+use std::borrow::Cow;
+use std::hash::Hasher;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use forebay_decide::{
+    Ask, BlockHash, ChainSeed, Choice, End, EndKind, FailureKind, Flight, Refusal as PickRefusal,
+};
+use forebay_dialect::observe::ResponseObserver;
+use forebay_dialect::splice::{ModelRestorer, replace_model};
+use forebay_dialect::{Api, BodyKind, Scan, Span, Text, multipart, scan};
+use forebay_model::Pool;
+use forebay_model::route::Rule;
+use http::{HeaderMap, Response, StatusCode, header};
+use http_body::Frame;
+use smallvec::{SmallVec, smallvec};
+
+use crate::exchange::{ClientBody, Exchange, Onward};
+use crate::peek::Peeked;
+use crate::pools::PoolRuntime;
+use crate::record::Try;
+use crate::relay::{Body, Passing, Relay, Settle};
+use crate::respond::Refusal;
+use crate::upstream::{self, Answer, AnswerBody, Head, Outgoing, SendError};
+use crate::{catalogue, clock, tunnel};
+
+/// Endpoints tried for one request, the first included. More would let a broken request wear out
+/// a whole pool.
+const TRIES_MAX: usize = 5;
+/// Opaque bodies up to this size are read first, so that another endpoint can be tried; longer
+/// ones are passed on as they come, once.
+const OPAQUE_BODY_BYTES_MAX: u64 = 1 << 20;
+/// Tokens assumed for a prompt that cannot be read.
+const OPAQUE_PROMPT_TOKENS: u32 = 64;
+
+/// Control fields of clients that endpoints do not need to see.
+const CONTROL_HEADERS: [&str; 8] = [
+    "x-llm-d-inference-objective",
+    "x-gateway-inference-objective",
+    "x-llm-d-inference-fairness-id",
+    "x-gateway-inference-fairness-id",
+    "x-gateway-destination-endpoint",
+    "x-gateway-destination-endpoint-subset",
+    "x-gateway-model-name",
+    "x-llm-d-model-name-rewrite",
+];
+/// Fields that name a session, first match wins.
+const SESSION_HEADERS: [&str; 6] = [
+    "x-session-token",
+    "x-session-id",
+    "x-claude-code-session-id",
+    "x-session-affinity",
+    "session-id",
+    "session_id",
+];
+
+/// What the body says, as far as routing cares.
+#[derive(Debug, Default)]
+struct Reading {
+    scan: Scan,
+    stream: bool,
+    model: Option<Box<str>>,
+    model_at: Option<ModelAt>,
+    prompt_tokens: u32,
+}
+
+/// Where the body names its model.
+#[derive(Clone, Copy, Debug)]
+enum ModelAt {
+    Json(Text),
+    Form(Span),
+}
+
+/// The request as it goes to endpoints, the same for every try.
+struct Sending<'a> {
+    ex: &'a Exchange,
+    pool: &'a Pool,
+    runtime: &'a Arc<PoolRuntime>,
+    head: Head<'a>,
+    limit: Option<Duration>,
+}
+
+/// An endpoint's answer with its first frame, nothing of which has gone to the client yet.
+struct Served {
+    answer: Answer,
+    first: Option<Frame<Bytes>>,
+    flight: Flight,
+}
+
+/// Serves one request from `pool`.
+pub(crate) async fn serve(
+    ex: &mut Exchange,
+    rule: &Rule,
+    pool: &Arc<Pool>,
+    mut onward: Onward,
+) -> Result<Response<Body>, Refusal> {
+    ex.record.pool = Some(pool.name.clone());
+    let live = Arc::clone(&ex.live);
+    let runtime = live
+        .pools
+        .get(&pool.name)
+        .ok_or_else(|| unknown_pool(pool))?;
+    let api = ex.record.api;
+    if api == Api::Models {
+        return catalogue::list(ex, runtime).await;
+    }
+    if api.body() != BodyKind::Opaque || worth_reading(&onward) {
+        ex.read_body(&mut onward).await?;
+    }
+    let reading = read(api, &onward)?;
+    ex.record.model.clone_from(&reading.model);
+    ex.record.stream = reading.stream;
+    ex.record.priority = priority(pool, &onward.headers);
+    let session = session(&onward.headers, &reading, &onward.body);
+    for name in CONTROL_HEADERS {
+        onward.headers.remove(name);
+    }
+    if api != Api::Other {
+        // Usage is read in passing, which needs the answer as it is.
+        onward.headers.remove(header::ACCEPT_ENCODING);
+    }
+    let served_name = rewrite(ex, pool, &reading);
+    let target_model = served_name.as_deref().or(reading.model.as_deref());
+    if let Some(model) = target_model {
+        catalogue::check(ex, runtime, model).await?;
+    }
+
+    let mut hashes = ex.worker.hashes.take();
+    hash_prompt(pool, &reading, &onward.body, target_model, &mut hashes);
+    let ask = Ask {
+        model: target_model,
+        prefix: &hashes,
+        prompt_tokens: reading.prompt_tokens,
+        output_tokens_max: reading
+            .scan
+            .limits
+            .tokens()
+            .and_then(|n| u32::try_from(n).ok()),
+        session,
+        priority: ex.record.priority,
+        stream: ex.record.stream,
+        subset: None,
+        avoid: &[],
+    };
+    let upgrade = onward.upgrade.take();
+    let (body, _held) = outgoing(onward.body, reading.model_at, served_name.as_deref());
+    let head = Head {
+        method: &onward.method,
+        target: &onward.target,
+        host: &onward.host,
+        headers: &onward.headers,
+        upgrade: upgrade.as_ref().map(|(protocol, _)| protocol.as_str()),
+    };
+    let found = deliver(ex, pool, runtime, rule, &head, body, &ask).await;
+    hashes.clear();
+    ex.worker.hashes.replace(hashes);
+    respond(ex, runtime, found?, &reading, served_name, upgrade)
+}
+
+// === peek ===
+
+/// Whether an opaque body is short enough to be kept for another try.
+fn worth_reading(onward: &Onward) -> bool {
+    match &onward.body {
+        ClientBody::Read(_) => true,
+        ClientBody::Stream(incoming) => {
+            let length = http_body::Body::size_hint(incoming).exact();
+            onward.upgrade.is_none() && length.is_some_and(|n| n <= OPAQUE_BODY_BYTES_MAX)
+        }
+    }
+}
+
+/// The model that a body names, for routes that match on it.
+pub(crate) fn model_of<'a>(
+    api: Api,
+    headers: &HeaderMap,
+    body: &'a [u8],
+) -> Result<Option<Cow<'a, str>>, Refusal> {
+    Ok(match api.body() {
+        BodyKind::Opaque => None,
+        BodyKind::Json => scan_json(api, body)?.model_name(body),
+        BodyKind::Multipart => scan_form(headers, body)?
+            .model_name(body)
+            .map(Cow::Borrowed),
+    })
+}
+
+fn scan_json(api: Api, body: &[u8]) -> Result<Scan, Refusal> {
+    scan::scan(api, body).map_err(|error| Refusal {
+        param: Some("body"),
+        ..Refusal::bad_request(
+            "invalid_json",
+            format!("the body is not valid JSON: {error}"),
+        )
+    })
+}
+
+fn scan_form(headers: &HeaderMap, body: &[u8]) -> Result<multipart::Form, Refusal> {
+    let content_type = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|v| v.to_str().ok());
+    multipart::fields(content_type.unwrap_or_default(), body)
+        .map_err(|error| Refusal::bad_request("invalid_form", error.to_string()))
+}
+
+fn read(api: Api, onward: &Onward) -> Result<Reading, Refusal> {
+    let opaque = Reading {
+        prompt_tokens: OPAQUE_PROMPT_TOKENS,
+        ..Reading::default()
+    };
+    let ClientBody::Read(peeked) = &onward.body else {
+        return Ok(opaque);
+    };
+    let body = &peeked.bytes;
+    match api.body() {
+        BodyKind::Opaque => Ok(opaque),
+        BodyKind::Multipart => {
+            let form = scan_form(&onward.headers, body)?;
+            Ok(Reading {
+                stream: form.stream.unwrap_or(false),
+                model: form.model_name(body).map(Into::into),
+                model_at: form.model.map(ModelAt::Form),
+                ..opaque
+            })
+        }
+        BodyKind::Json => {
+            let scan = scan_json(api, body)?;
+            Ok(Reading {
+                stream: scan.stream.unwrap_or(false),
+                model: scan.model_name(body).map(|name| name.as_ref().into()),
+                model_at: scan.model.map(ModelAt::Json),
+                prompt_tokens: u32::try_from(scan.prompt_tokens_estimate(body)).unwrap_or(u32::MAX),
+                scan,
+            })
+        }
+    }
+}
+
+fn priority(pool: &Pool, headers: &HeaderMap) -> i32 {
+    let name = [
+        "x-llm-d-inference-objective",
+        "x-gateway-inference-objective",
+    ]
+    .iter()
+    .find_map(|name| headers.get(*name)?.to_str().ok());
+    name.and_then(|name| pool.objectives.get(name))
+        .copied()
+        .unwrap_or(0)
+}
+
+fn session(headers: &HeaderMap, reading: &Reading, body: &ClientBody) -> Option<u64> {
+    let named = SESSION_HEADERS.iter().find_map(|name| headers.get(*name));
+    if let Some(value) = named {
+        return Some(session_key(value.as_bytes()));
+    }
+    let ClientBody::Read(peeked) = body else {
+        return None;
+    };
+    let text = reading
+        .scan
+        .conversation
+        .or(reading.scan.previous_response)?;
+    Some(session_key(text.value(&peeked.bytes).as_bytes()))
+}
+
+/// A session's name as a number. Only this process reads it.
+fn session_key(name: &[u8]) -> u64 {
+    let mut hasher = std::hash::DefaultHasher::new();
+    hasher.write(name);
+    hasher.finish()
+}
+
+fn hash_prompt(
+    pool: &Pool,
+    reading: &Reading,
+    body: &ClientBody,
+    model: Option<&str>,
+    out: &mut Vec<BlockHash>,
+) {
+    out.clear();
+    let ClientBody::Read(peeked) = body else {
+        return;
+    };
+    let salt = reading
+        .scan
+        .cache_salt
+        .map(|salt| salt.value(&peeked.bytes));
+    let seed = ChainSeed {
+        model: model.unwrap_or_default(),
+        cache_salt: salt.as_deref(),
+    };
+    let spans = reading
+        .scan
+        .prompt_spans()
+        .map(|span| span.of(&peeked.bytes));
+    let picker = &pool.picker;
+    forebay_decide::chain(
+        seed,
+        spans,
+        picker.prefix_block_bytes,
+        picker.prefix_blocks_max,
+        out,
+    );
+}
+
+// === rewrite ===
+
+/// The name that the server sees, where a rule changes it.
+fn rewrite(ex: &mut Exchange, pool: &Pool, reading: &Reading) -> Option<Arc<str>> {
+    let model = reading.model.as_deref()?;
+    let rule = pool.rewrite_for(model)?;
+    let target = rule.target_at(ex.worker.rng.borrow_mut().next_u64());
+    if &*target.model == model {
+        return None;
+    }
+    ex.record.model_served = Some(Arc::clone(&target.model));
+    Some(Arc::clone(&target.model))
+}
+
+/// The body towards endpoints, and what keeps its memory accounted for.
+fn outgoing(
+    body: ClientBody,
+    model: Option<ModelAt>,
+    served: Option<&str>,
+) -> (Outgoing, Option<Peeked>) {
+    let peeked = match body {
+        ClientBody::Stream(incoming) => {
+            let length = http_body::Body::size_hint(&incoming).exact();
+            return (Outgoing::Stream(incoming, length), None);
+        }
+        ClientBody::Read(peeked) => peeked,
+    };
+    let body = match (model, served) {
+        _ if peeked.bytes.is_empty() => Outgoing::Empty,
+        (Some(ModelAt::Json(text)), Some(name)) => {
+            Outgoing::Pieces(smallvec![replace_model(&peeked.bytes, text, name).into()])
+        }
+        (Some(ModelAt::Form(span)), Some(name)) => Outgoing::Pieces(smallvec![
+            multipart::replace_model(&peeked.bytes, span, name).into()
+        ]),
+        _ => Outgoing::Pieces(smallvec![peeked.bytes.clone()]),
+    };
+    (body, Some(peeked))
+}
+
+// === admit, pick, send ===
+
+/// Tries endpoints until one answers.
+async fn deliver(
+    ex: &mut Exchange,
+    pool: &Pool,
+    runtime: &Arc<PoolRuntime>,
+    rule: &Rule,
+    head: &Head<'_>,
+    body: Outgoing,
+    ask: &Ask<'_>,
+) -> Result<Served, Refusal> {
+    ex.worker.retries.borrow_mut().requested(clock::now());
+    let mut tried: SmallVec<[SocketAddr; 4]> = SmallVec::new();
+    let mut order: SmallVec<[Choice; 3]> = SmallVec::new();
+    let mut next_body = Some(body);
+    let mut last: Option<Refusal> = None;
+    loop {
+        if order.is_empty() {
+            match pick(
+                ex,
+                runtime,
+                &Ask {
+                    avoid: &tried,
+                    ..*ask
+                },
+            ) {
+                Ok(list) => order = list,
+                Err(refusal) => return Err(last.unwrap_or_else(|| Refusal::not_picked(&refusal))),
+            }
+        }
+        let address = order.remove(0).address;
+        let Some(body) = next_body.take() else {
+            return Err(last.unwrap_or_else(|| Refusal::timed_out("only try")));
+        };
+        next_body = body.again();
+        tried.push(address);
+        ex.record.tries.push(Try {
+            endpoint: address,
+            failure: None,
+        });
+        let limit = try_limit(ex, rule);
+        let sending = Sending {
+            ex,
+            pool,
+            runtime,
+            head: Head { ..*head },
+            limit,
+        };
+        let more = next_body.is_some() && tried.len() < TRIES_MAX;
+        match sending.attempt(address, body, ask, more).await {
+            Ok(served) => return Ok(served),
+            Err(refusal) => {
+                if let Some(last_try) = ex.record.tries.last_mut() {
+                    last_try.failure = Some(refusal.reason);
+                }
+                let out_of_time = ex.time_left().is_some_and(|left| left.is_zero());
+                if !more || out_of_time || refusal.status == StatusCode::BAD_REQUEST {
+                    return Err(refusal);
+                }
+                last = Some(refusal);
+            }
+        }
+    }
+}
+
+/// Chooses endpoints, and notes how.
+fn pick(
+    ex: &mut Exchange,
+    runtime: &PoolRuntime,
+    ask: &Ask<'_>,
+) -> Result<SmallVec<[Choice; 3]>, PickRefusal> {
+    let began = clock::now();
+    let picked = {
+        let mut rng = ex.worker.rng.borrow_mut();
+        runtime.state().choose(ask, began, &mut rng)
+    };
+    let took = clock::now().since(began).as_micros();
+    ex.record.pick_us = Some(u32::try_from(took).unwrap_or(u32::MAX));
+    let picked = picked?;
+    ex.record.report = Some(Box::new(picked.report));
+    Ok(picked.order)
+}
+
+fn try_limit(ex: &Exchange, rule: &Rule) -> Option<Duration> {
+    match (ex.time_left(), rule.timeouts.backend) {
+        (Some(left), Some(limit)) => Some(left.min(limit)),
+        (left, limit) => left.or(limit),
+    }
+}
+
+impl Sending<'_> {
+    /// Sends to one endpoint and waits for its first byte. `more` tells that another endpoint
+    /// could be tried, so that an answer worth a retry is one.
+    async fn attempt(
+        &self,
+        address: SocketAddr,
+        body: Outgoing,
+        ask: &Ask<'_>,
+        more: bool,
+    ) -> Result<Served, Refusal> {
+        let flight = self.runtime.state().begin(ask, address, clock::now());
+        let mut flight = InFlight {
+            runtime: self.runtime,
+            flight: Some(flight),
+        };
+        let outcome = tokio::select! {
+            biased;
+            outcome = self.first_byte(address, body) => outcome,
+            () = ejected(self.runtime, address) => {
+                Err(SendError::Timeout("the endpoint fell silent"))
+            }
+            () = sleep_for(self.limit) => Err(SendError::Timeout("the route's time limit")),
+        };
+        match outcome {
+            Ok((answer, first)) => {
+                let status = answer.status.as_u16();
+                if more && self.worth_another_try(status) {
+                    flight.failed(FailureKind::Status5xx(status));
+                    let message = format!("endpoint {address} answered {status}");
+                    return Err(Refusal::new(answer.status, "upstream_status", message));
+                }
+                let flight = flight.take();
+                Ok(Served {
+                    answer,
+                    first,
+                    flight,
+                })
+            }
+            Err(error) => {
+                flight.failed(match &error {
+                    SendError::Connect(_) => FailureKind::Connect,
+                    SendError::Timeout(_) => FailureKind::Timeout,
+                    SendError::Reset(_) | SendError::Protocol(_) => FailureKind::Reset,
+                    SendError::ClientBody => return Err(Refusal::not_sent(&error, "client")),
+                });
+                Err(Refusal::not_sent(&error, &format!("endpoint {address}")))
+            }
+        }
+    }
+
+    async fn first_byte(
+        &self,
+        address: SocketAddr,
+        body: Outgoing,
+    ) -> Result<(Answer, Option<Frame<Bytes>>), SendError> {
+        let worker = &self.ex.worker;
+        let connect_timeout = worker.shared.settings.connect_timeout;
+        let mut answer = upstream::send(
+            &worker.idle,
+            address,
+            self.pool.protocol,
+            &self.head,
+            body,
+            connect_timeout,
+        )
+        .await?;
+        // A head without a byte of the body is no answer yet: servers send it before they work.
+        let wait = !matches!(answer.body, AnswerBody::Upgraded(_)) && answer.status.is_success();
+        let first = if wait {
+            std::future::poll_fn(|cx| answer.body.poll_frame(cx))
+                .await
+                .transpose()?
+        } else {
+            None
+        };
+        Ok((answer, first))
+    }
+
+    /// Answers that say "not here, not now" rather than "not this request".
+    fn worth_another_try(&self, status: u16) -> bool {
+        matches!(status, 500 | 502 | 503 | 504)
+            && self.ex.worker.retries.borrow_mut().take(clock::now())
+    }
+}
+
+/// A flight that counts as cancelled if the client goes away while we wait.
+struct InFlight<'a> {
+    runtime: &'a Arc<PoolRuntime>,
+    flight: Option<Flight>,
+}
+
+impl InFlight<'_> {
+    fn failed(&mut self, kind: FailureKind) {
+        self.end(EndKind::Failed(kind));
+    }
+
+    fn take(mut self) -> Flight {
+        self.flight.take().expect("taken once, by value")
+    }
+
+    fn end(&mut self, kind: EndKind) {
+        if let Some(flight) = self.flight.take() {
+            self.runtime
+                .state()
+                .finish(flight, End::plain(kind), clock::now());
+        }
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.end(EndKind::Cancelled);
+    }
+}
+
+/// Returns once `address` is newly out of rotation.
+async fn ejected(runtime: &PoolRuntime, address: SocketAddr) {
+    let mut ejections = runtime.ejections();
+    while ejections.changed().await.is_ok() {
+        if runtime.state().ejected(address, clock::now()).is_some() {
+            return;
+        }
+    }
+    std::future::pending::<()>().await;
+}
+
+async fn sleep_for(limit: Option<Duration>) {
+    match limit {
+        Some(limit) => tokio::time::sleep(limit).await,
+        None => std::future::pending().await,
+    }
+}
+
+// === relay ===
+
+fn respond(
+    ex: &mut Exchange,
+    runtime: &Arc<PoolRuntime>,
+    served: Served,
+    reading: &Reading,
+    served_name: Option<Arc<str>>,
+    upgrade: Option<(String, hyper::upgrade::OnUpgrade)>,
+) -> Result<Response<Body>, Refusal> {
+    let Served {
+        answer,
+        first,
+        flight,
+    } = served;
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = answer.status;
+    *response.headers_mut() = answer.headers;
+    ex.record.status = answer.status.as_u16();
+    ex.sign(response.headers_mut());
+    let sse = is_event_stream(response.headers());
+    let restorer = match (&served_name, &reading.model) {
+        (Some(served), Some(asked)) if answer.status.is_success() => {
+            // The length changes with the name.
+            response.headers_mut().remove(header::CONTENT_LENGTH);
+            Some(ModelRestorer::new(served, asked, sse))
+        }
+        _ => None,
+    };
+    let mut settle = Settle::new(
+        std::rc::Rc::clone(&ex.worker),
+        ex.take_record(),
+        Some((Arc::clone(runtime), flight)),
+    );
+    let body = match (answer.body, upgrade) {
+        (AnswerBody::Upgraded(upstream), Some((_, client))) => {
+            settle.first_byte(clock::now());
+            tunnel::join(client, upstream, settle);
+            return Ok(response);
+        }
+        (body, _) => body,
+    };
+    let observe = answer.status.is_success() && settle.api() != Api::Other;
+    *response.body_mut() = Body::relay(Relay::new(Passing {
+        body,
+        first,
+        observer: observe.then(|| ResponseObserver::new(settle.api(), sse)),
+        restorer,
+        sse,
+        deadline: ex.deadline,
+        settle,
+    }));
+    Ok(response)
+}
+
+fn is_event_stream(headers: &HeaderMap) -> bool {
+    headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|v| v.to_str().ok())
+        .is_some_and(|v| v.trim_start().starts_with("text/event-stream"))
+}
+
+fn unknown_pool(pool: &Pool) -> Refusal {
+    let message = format!(
+        "InferencePool {} is not in the configuration in force",
+        pool.name
+    );
+    Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "pool_not_found", message)
+}

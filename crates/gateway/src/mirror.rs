@@ -1,0 +1,81 @@
+//! Request mirroring: a copy of the request whose answer nobody reads.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use forebay_model::AppProtocol;
+use forebay_model::route::{Mirror, Target};
+
+use crate::exchange::{ClientBody, Exchange, Onward};
+use crate::upstream::{self, Head, Outgoing};
+
+/// Copies under way in the process; further ones are left out, since a slow mirror must not take
+/// memory from real traffic.
+const COPIES_MAX: usize = 1024;
+/// How long a copy may take altogether.
+const COPY_TIMEOUT: Duration = Duration::from_secs(60);
+
+static COPIES: AtomicUsize = AtomicUsize::new(0);
+
+/// Sends a copy of `onward`, whose body has been read, if it is this request's turn.
+pub(crate) fn send(ex: &Exchange, mirror: &Mirror, onward: &Onward) {
+    let drawn = ex.worker.rng.borrow_mut().next_u64() % u64::from(mirror.denominator.max(1));
+    if drawn >= u64::from(mirror.numerator) {
+        return;
+    }
+    let Some((address, protocol)) = destination(ex, &mirror.target) else {
+        return;
+    };
+    let ClientBody::Read(peeked) = &onward.body else {
+        return;
+    };
+    if COPIES.fetch_add(1, Ordering::Relaxed) >= COPIES_MAX {
+        COPIES.fetch_sub(1, Ordering::Relaxed);
+        return;
+    }
+    let body = if peeked.bytes.is_empty() {
+        Outgoing::Empty
+    } else {
+        Outgoing::Pieces(smallvec::smallvec![peeked.bytes.clone()])
+    };
+    let worker = Rc::clone(&ex.worker);
+    let method = onward.method.clone();
+    let (target, host) = (onward.target.clone(), onward.host.clone());
+    let headers = onward.headers.clone();
+    tokio::task::spawn_local(async move {
+        let head = Head {
+            method: &method,
+            target: &target,
+            host: &host,
+            headers: &headers,
+            upgrade: None,
+        };
+        let limit = worker.shared.settings.connect_timeout;
+        let copy = async {
+            let sent = upstream::send(&worker.idle, address, protocol, &head, body, limit).await;
+            if let Ok(mut answer) = sent {
+                while let Some(Ok(_)) = std::future::poll_fn(|cx| answer.body.poll_frame(cx)).await
+                {
+                }
+            }
+        };
+        let _unfinished = tokio::time::timeout(COPY_TIMEOUT, copy).await;
+        COPIES.fetch_sub(1, Ordering::Relaxed);
+    });
+}
+
+fn destination(ex: &Exchange, target: &Target) -> Option<(SocketAddr, AppProtocol)> {
+    let drawn = |len: usize| ex.worker.rng.borrow_mut().below(len);
+    match target {
+        Target::Service(to) if !to.endpoints.is_empty() => {
+            Some((to.endpoints[drawn(to.endpoints.len())], to.protocol))
+        }
+        Target::Pool(pool) => {
+            let ready: Vec<_> = pool.ready().map(|e| e.address).collect();
+            (!ready.is_empty()).then(|| (ready[drawn(ready.len())], pool.protocol))
+        }
+        Target::Service(_) | Target::Broken(_) => None,
+    }
+}

@@ -1,0 +1,132 @@
+//! One record per exchange: what was asked, what was decided, how it ended.
+//!
+//! The phases fill it in; [`crate::telemetry::Telemetry::settle`] turns it into metrics, an access
+//! log line, a span and an entry of `/debug/decisions`. Nothing else about a request is logged.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use forebay_decide::Report;
+use forebay_dialect::{Api, Usage};
+use forebay_model::{Moment, ObjectName};
+use smallvec::SmallVec;
+
+/// What one exchange was.
+#[derive(Debug)]
+pub struct Record {
+    /// Request id: the client's `x-request-id`, or made here.
+    pub id: Arc<str>,
+    /// When the head had arrived.
+    pub started: Moment,
+    /// The same on the wall clock, for logs and spans.
+    pub started_at: SystemTime,
+    /// When the last byte left or the exchange broke.
+    pub finished: Moment,
+    /// The client.
+    pub client: SocketAddr,
+    /// Method.
+    pub method: http::Method,
+    /// Path without query.
+    pub path: Box<str>,
+    /// Host.
+    pub host: Box<str>,
+    /// W3C trace context of the client, if it sent one.
+    pub traceparent: Option<Box<str>>,
+    /// Our place in the trace, if the exchange is sampled: from `Telemetry::begin_trace`.
+    pub trace: Option<crate::telemetry::TraceContext>,
+    /// The Gateway.
+    pub gateway: Option<ObjectName>,
+    /// The HTTPRoute.
+    pub route: Option<ObjectName>,
+    /// The API that the path names.
+    pub api: Api,
+    /// The model that the client asked for.
+    pub model: Option<Box<str>>,
+    /// The model that the server saw, where a rewrite changed it.
+    pub model_served: Option<Arc<str>>,
+    /// Whether the client asked for a stream.
+    pub stream: bool,
+    /// The InferencePool.
+    pub pool: Option<ObjectName>,
+    /// Priority of the objective.
+    pub priority: i32,
+    /// Every try, in order.
+    pub tries: SmallVec<[Try; 2]>,
+    /// The report of the (last) pick.
+    pub report: Option<Box<Report>>,
+    /// Microseconds that the pick took, hashing of the prompt included.
+    pub pick_us: Option<u32>,
+    /// Status that the client got; 0 when it left before.
+    pub status: u16,
+    /// Machine-readable reason of an answer made here.
+    pub reason: Option<&'static str>,
+    /// Request body bytes.
+    pub bytes_in: u64,
+    /// Response body bytes.
+    pub bytes_out: u64,
+    /// When the first response byte arrived from the endpoint.
+    pub first_byte: Option<Moment>,
+    /// Tokens and token times that the observer saw.
+    pub usage: Usage,
+    /// How it ended.
+    pub end: Ending,
+}
+
+impl Default for Record {
+    /// A record of nothing, to be filled in.
+    fn default() -> Self {
+        Self {
+            id: Arc::from(""),
+            started: Moment::ORIGIN,
+            started_at: SystemTime::UNIX_EPOCH,
+            finished: Moment::ORIGIN,
+            client: SocketAddr::from(([0, 0, 0, 0], 0)),
+            method: http::Method::GET,
+            path: Box::default(),
+            host: Box::default(),
+            traceparent: None,
+            trace: None,
+            gateway: None,
+            route: None,
+            api: Api::Other,
+            model: None,
+            model_served: None,
+            stream: false,
+            pool: None,
+            priority: 0,
+            tries: SmallVec::new(),
+            report: None,
+            pick_us: None,
+            status: 0,
+            reason: None,
+            bytes_in: 0,
+            bytes_out: 0,
+            first_byte: None,
+            usage: Usage::default(),
+            end: Ending::Complete,
+        }
+    }
+}
+
+/// One try at one endpoint.
+#[derive(Clone, Debug)]
+pub struct Try {
+    /// Where.
+    pub endpoint: SocketAddr,
+    /// Why it was given up; `None` for the one that served.
+    pub failure: Option<&'static str>,
+}
+
+/// How an exchange ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ending {
+    /// To its end.
+    Complete,
+    /// The client left first.
+    ClientGone,
+    /// The endpoint died after its first byte had been passed on.
+    UpstreamDied,
+    /// A time limit of the route or of the gateway.
+    TimedOut,
+}

@@ -1,0 +1,411 @@
+//! Passing a response on: bytes go through untouched, tokens and times are observed on the side.
+//!
+//! A [`Relay`] owns everything that must be settled when the response ends, however it ends: to
+//! its end, by the endpoint's death, by a time limit, or because the client left (a drop).
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use forebay_decide::{End, EndKind, FailureKind, Flight};
+use forebay_dialect::error::ErrorBody;
+use forebay_dialect::{Api, ModelRestorer, ResponseObserver};
+use http_body::{Frame, SizeHint};
+use tokio::time::{Instant, Sleep};
+
+use crate::clock;
+use crate::pools::PoolRuntime;
+use crate::record::{Ending, Record};
+use crate::upstream::{AnswerBody, SendError};
+use crate::worker::Worker;
+
+/// The body of a response to a client.
+#[derive(Debug)]
+pub(crate) struct Body(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    Empty,
+    Full(Option<Bytes>),
+    Relay(Box<Relay>),
+}
+
+impl Body {
+    pub(crate) fn empty() -> Self {
+        Self(Kind::Empty)
+    }
+
+    pub(crate) fn full(bytes: Bytes) -> Self {
+        Self(Kind::Full(Some(bytes)))
+    }
+
+    pub(crate) fn relay(relay: Relay) -> Self {
+        Self(Kind::Relay(Box::new(relay)))
+    }
+
+    /// Bytes of a body made here.
+    pub(crate) fn full_len(&self) -> u64 {
+        match &self.0 {
+            Kind::Full(Some(bytes)) => bytes.len() as u64,
+            Kind::Full(None) | Kind::Empty | Kind::Relay(_) => 0,
+        }
+    }
+}
+
+/// A response in passing.
+#[derive(Debug)]
+pub(crate) struct Relay {
+    body: AnswerBody,
+    ready: VecDeque<Bytes>,
+    trailers: Option<Frame<Bytes>>,
+    observer: Option<ResponseObserver>,
+    restorer: Option<ModelRestorer>,
+    sse: bool,
+    over: bool,
+    watchdog: Watchdog,
+    settle: Settle,
+}
+
+/// What a relay is made of.
+pub(crate) struct Passing {
+    pub(crate) body: AnswerBody,
+    /// The first frame, where it was awaited before the head went out.
+    pub(crate) first: Option<Frame<Bytes>>,
+    pub(crate) observer: Option<ResponseObserver>,
+    pub(crate) restorer: Option<ModelRestorer>,
+    pub(crate) sse: bool,
+    pub(crate) deadline: Option<Instant>,
+    pub(crate) settle: Settle,
+}
+
+impl Relay {
+    pub(crate) fn new(passing: Passing) -> Self {
+        let limit = passing.settle.worker.shared.settings.stream_idle_timeout;
+        let mut relay = Self {
+            body: passing.body,
+            ready: VecDeque::new(),
+            trailers: None,
+            observer: passing.observer,
+            restorer: passing.restorer,
+            sse: passing.sse,
+            over: false,
+            watchdog: Watchdog::new(limit, passing.deadline),
+            settle: passing.settle,
+        };
+        if let Some(first) = passing.first {
+            relay.take(first);
+        }
+        relay
+    }
+
+    /// Observes a frame and queues what goes out for it.
+    fn take(&mut self, frame: Frame<Bytes>) {
+        let data = match frame.into_data() {
+            Ok(data) => data,
+            Err(trailers) => {
+                self.flush();
+                self.trailers = Some(trailers);
+                return;
+            }
+        };
+        let now = clock::now();
+        self.settle.first_byte(now);
+        if let Some(observer) = &mut self.observer {
+            observer.push(&data, now);
+        }
+        match &mut self.restorer {
+            Some(restorer) => {
+                let mut pieces = Vec::new();
+                restorer.push(data, &mut pieces);
+                self.ready.extend(pieces);
+            }
+            None => self.ready.push_back(data),
+        }
+        if self.is_complete() {
+            self.finish(Ending::Complete, EndKind::Served);
+        }
+    }
+
+    /// Whether everything that the endpoint announced has been read.
+    fn is_complete(&self) -> bool {
+        match &self.body {
+            AnswerBody::H1(body) => body.is_finished(),
+            AnswerBody::H2(_) | AnswerBody::Upgraded(_) | AnswerBody::Done => false,
+        }
+    }
+
+    fn flush(&mut self) {
+        if let Some(restorer) = &mut self.restorer {
+            let mut pieces = Vec::new();
+            restorer.finish(&mut pieces);
+            self.ready.extend(pieces);
+        }
+    }
+
+    /// Settles the exchange, once.
+    fn finish(&mut self, ending: Ending, kind: EndKind) {
+        if !self.over {
+            self.over = true;
+            self.flush();
+            let observer = self.observer.take();
+            self.settle.now(ending, kind, observer);
+        }
+    }
+
+    /// The response broke in the middle. A stream says so in its own language and ends; any other
+    /// body is cut off, which its framing makes visible.
+    fn broke(&mut self, error: SendError) -> Poll<Option<Result<Frame<Bytes>, SendError>>> {
+        let timed_out = matches!(error, SendError::Timeout(_));
+        let (ending, kind) = if timed_out {
+            (Ending::TimedOut, EndKind::Failed(FailureKind::Timeout))
+        } else {
+            (Ending::UpstreamDied, EndKind::Failed(FailureKind::Reset))
+        };
+        self.finish(ending, kind);
+        if !self.sse {
+            return Poll::Ready(Some(Err(error)));
+        }
+        let message = format!("the model server's stream broke: {error}");
+        let event = ErrorBody {
+            status: 502,
+            code: Some("stream_interrupted"),
+            message: &message,
+            param: None,
+            request_id: None,
+        };
+        self.ready
+            .push_back(Bytes::from(event.render_event(self.settle.api)));
+        self.sse = false;
+        self.body = AnswerBody::Done;
+        Poll::Ready(self.pop())
+    }
+
+    fn pop(&mut self) -> Option<Result<Frame<Bytes>, SendError>> {
+        let data = self.ready.pop_front()?;
+        self.settle.bytes_out(data.len());
+        Some(Ok(Frame::data(data)))
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, SendError>>> {
+        loop {
+            if let Some(frame) = self.pop() {
+                return Poll::Ready(Some(frame));
+            }
+            if let Some(trailers) = self.trailers.take() {
+                return Poll::Ready(Some(Ok(trailers)));
+            }
+            match self.body.poll_frame(cx) {
+                Poll::Ready(Some(Ok(frame))) => {
+                    self.watchdog.progress();
+                    self.take(frame);
+                }
+                Poll::Ready(Some(Err(error))) => return self.broke(error),
+                Poll::Ready(None) => {
+                    self.finish(Ending::Complete, EndKind::Served);
+                    return Poll::Ready(self.pop());
+                }
+                Poll::Pending => match self.watchdog.poll(cx) {
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(what) => {
+                        let left = self.broke(SendError::Timeout(what));
+                        self.body = AnswerBody::Done;
+                        return left;
+                    }
+                },
+            }
+        }
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.finish(Ending::ClientGone, EndKind::Cancelled);
+    }
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = SendError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, SendError>>> {
+        match &mut self.0 {
+            Kind::Empty => Poll::Ready(None),
+            Kind::Full(bytes) => Poll::Ready(bytes.take().map(|b| Ok(Frame::data(b)))),
+            Kind::Relay(relay) => relay.poll(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.0 {
+            Kind::Empty => true,
+            Kind::Full(bytes) => bytes.is_none(),
+            Kind::Relay(relay) => {
+                relay.over
+                    && relay.ready.is_empty()
+                    && relay.trailers.is_none()
+                    && (relay.is_complete() || matches!(relay.body, AnswerBody::Done))
+            }
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.0 {
+            Kind::Empty => SizeHint::with_exact(0),
+            Kind::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
+            Kind::Relay(relay) if relay.restorer.is_some() => SizeHint::default(),
+            Kind::Relay(relay) => {
+                let ready: usize = relay.ready.iter().map(Bytes::len).sum();
+                let left = relay.body.length().map(|left| left + ready as u64);
+                left.map_or_else(SizeHint::default, SizeHint::with_exact)
+            }
+        }
+    }
+}
+
+impl std::error::Error for SendError {}
+
+/// What happens at the end of an exchange: load is released, the record goes out.
+#[derive(Debug)]
+pub(crate) struct Settle {
+    worker: Rc<Worker>,
+    record: Option<Box<Record>>,
+    api: Api,
+    flight: Option<(Arc<PoolRuntime>, Flight)>,
+}
+
+impl Settle {
+    pub(crate) fn new(
+        worker: Rc<Worker>,
+        record: Box<Record>,
+        flight: Option<(Arc<PoolRuntime>, Flight)>,
+    ) -> Self {
+        let api = record.api;
+        Self {
+            worker,
+            record: Some(record),
+            api,
+            flight,
+        }
+    }
+
+    /// The API that was asked.
+    pub(crate) fn api(&self) -> Api {
+        self.api
+    }
+
+    /// Settles an exchange that became a tunnel.
+    pub(crate) fn tunnel_closed(&mut self, bytes_in: u64, bytes_out: u64) {
+        if let Some(record) = &mut self.record {
+            record.bytes_in += bytes_in;
+            record.bytes_out += bytes_out;
+        }
+        self.now(Ending::Complete, EndKind::Served, None);
+    }
+
+    /// Notes the first byte of the response.
+    pub(crate) fn first_byte(&mut self, now: forebay_model::Moment) {
+        let Some(record) = &mut self.record else {
+            return;
+        };
+        if record.first_byte.is_some() {
+            return;
+        }
+        record.first_byte = Some(now);
+        // Only a stream's first byte tells when the prefill was over.
+        if record.stream
+            && let Some((pool, flight)) = &mut self.flight
+        {
+            pool.state().first_byte(flight, now);
+        }
+    }
+
+    fn bytes_out(&mut self, bytes: usize) {
+        if let Some(record) = &mut self.record {
+            record.bytes_out += bytes as u64;
+        }
+    }
+
+    fn now(&mut self, ending: Ending, kind: EndKind, observer: Option<ResponseObserver>) {
+        let Some(mut record) = self.record.take() else {
+            return;
+        };
+        let now = clock::now();
+        if let Some(observer) = observer {
+            record.usage = observer.finish(now);
+        }
+        if let Some((pool, flight)) = self.flight.take() {
+            let tokens = &record.usage.tokens;
+            let count = |n: Option<u64>| n.map(|n| u32::try_from(n).unwrap_or(u32::MAX));
+            let end = End {
+                kind,
+                prompt_tokens: count(tokens.prompt_tokens),
+                cached_tokens: count(tokens.cached_tokens),
+                output_tokens: count(tokens.completion_tokens),
+            };
+            pool.state().finish(flight, end, now);
+        }
+        record.finished = now;
+        record.end = ending;
+        self.worker.shared.telemetry.settle(*record);
+    }
+}
+
+/// The time limits of a response. Costs nothing per frame: the timer is set once and looks at the
+/// time of the last progress when it fires.
+#[derive(Debug)]
+struct Watchdog {
+    idle_limit: Duration,
+    deadline: Option<Instant>,
+    last_progress: Option<Instant>,
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+impl Watchdog {
+    fn new(idle_limit: Duration, deadline: Option<Instant>) -> Self {
+        Self {
+            idle_limit,
+            deadline,
+            last_progress: None,
+            sleep: None,
+        }
+    }
+
+    fn progress(&mut self) {
+        self.last_progress = None;
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<&'static str> {
+        loop {
+            let fired = match &mut self.sleep {
+                None => None,
+                Some(sleep) => {
+                    std::task::ready!(sleep.as_mut().poll(cx));
+                    Some(sleep.deadline())
+                }
+            };
+            if self
+                .deadline
+                .is_some_and(|at| fired.is_some_and(|fired| fired >= at))
+            {
+                return Poll::Ready("the route's request timeout");
+            }
+            let now = Instant::now();
+            // The stretch of silence is counted from the first look after the last progress.
+            let silent_since = *self.last_progress.get_or_insert(now);
+            let idle_at = silent_since + self.idle_limit;
+            if fired.is_some() && now >= idle_at {
+                return Poll::Ready("the endpoint sent nothing for too long");
+            }
+            let next = self.deadline.map_or(idle_at, |at| at.min(idle_at));
+            self.sleep = Some(Box::pin(tokio::time::sleep_until(next)));
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! Answers made here: one type for every refusal, one place that turns it into a response.
+
+use bytes::Bytes;
+use forebay_decide::Refusal as PickRefusal;
+use forebay_dialect::Dialect;
+use forebay_dialect::error::ErrorBody;
+use forebay_model::route::Broken;
+use http::{HeaderName, HeaderValue, Response, StatusCode, header};
+
+use crate::relay::Body;
+use crate::upstream::SendError;
+
+/// Why a request is not served, as the client will see it.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    pub(crate) status: StatusCode,
+    /// One word for machines: `code` of the body, `x-forebay-reason`, metrics.
+    pub(crate) reason: &'static str,
+    /// For people: whose fault, where, what to do.
+    pub(crate) message: String,
+    /// The field of the request that is at fault.
+    pub(crate) param: Option<&'static str>,
+    /// Seconds after which trying again may help.
+    pub(crate) retry_after_s: Option<u32>,
+    /// The matching value of `x-llm-d-request-dropped-reason`, which llm-d's clients read.
+    pub(crate) dropped: Option<&'static str>,
+}
+
+impl Refusal {
+    pub(crate) fn new(
+        status: StatusCode,
+        reason: &'static str,
+        message: impl Into<String>,
+    ) -> Self {
+        Self {
+            status,
+            reason,
+            message: message.into(),
+            param: None,
+            retry_after_s: None,
+            dropped: None,
+        }
+    }
+
+    pub(crate) fn bad_request(reason: &'static str, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, reason, message)
+    }
+
+    pub(crate) fn no_route(host: &str, path: &str) -> Self {
+        let message = format!("no route matches {host}{path}; see the HTTPRoutes of this gateway");
+        Self::new(StatusCode::NOT_FOUND, "route_not_found", message)
+    }
+
+    pub(crate) fn broken(broken: &Broken) -> Self {
+        let status =
+            StatusCode::from_u16(broken.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        Self::new(
+            status,
+            "backend_invalid",
+            format!("{}: {}", broken.reason, broken.message),
+        )
+    }
+
+    pub(crate) fn not_picked(refusal: &PickRefusal) -> Self {
+        let message = refusal.to_string();
+        match refusal {
+            PickRefusal::Saturated { .. } => Self {
+                retry_after_s: Some(1),
+                dropped: Some("rejected-saturated"),
+                ..Self::new(StatusCode::TOO_MANY_REQUESTS, "saturated", message)
+            },
+            PickRefusal::NoReadyEndpoint { .. } | PickRefusal::SubsetEmpty => Self {
+                retry_after_s: Some(1),
+                dropped: Some("rejected-no-endpoints"),
+                ..Self::new(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "no_ready_endpoint",
+                    message,
+                )
+            },
+        }
+    }
+
+    pub(crate) fn not_sent(error: &SendError, whom: &str) -> Self {
+        let message = format!("{whom}: {error}");
+        match error {
+            SendError::Timeout(_) => {
+                Self::new(StatusCode::GATEWAY_TIMEOUT, "upstream_timeout", message)
+            }
+            SendError::ClientBody => Self::bad_request("client_body", message),
+            SendError::Connect(_) => Self {
+                retry_after_s: Some(1),
+                ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "upstream_connect", message)
+            },
+            SendError::Reset(_) => Self::new(StatusCode::BAD_GATEWAY, "upstream_reset", message),
+            SendError::Protocol(_) => {
+                Self::new(StatusCode::BAD_GATEWAY, "upstream_protocol", message)
+            }
+        }
+    }
+
+    pub(crate) fn timed_out(what: &str) -> Self {
+        Self::new(
+            StatusCode::GATEWAY_TIMEOUT,
+            "request_timeout",
+            format!("the {what} of this route passed before the endpoint answered"),
+        )
+    }
+
+    /// The response, in the shape that clients of `dialect` parse.
+    pub(crate) fn response(&self, dialect: Dialect, request_id: &str) -> Response<Body> {
+        let body = ErrorBody {
+            status: self.status.as_u16(),
+            code: Some(self.reason),
+            message: &self.message,
+            param: self.param,
+            request_id: Some(request_id),
+        };
+        let body = Bytes::from(body.render(dialect));
+        let mut response = Response::new(Body::full(body));
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/json"),
+        );
+        headers.insert(
+            HeaderName::from_static("x-forebay-reason"),
+            HeaderValue::from_static(self.reason),
+        );
+        if let Some(seconds) = self.retry_after_s {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if let Some(dropped) = self.dropped {
+            headers.insert(
+                HeaderName::from_static("x-llm-d-request-dropped-reason"),
+                HeaderValue::from_static(dropped),
+            );
+        }
+        response
+    }
+}

@@ -1,0 +1,211 @@
+//! What happens to a request for a plain Service: its endpoints in turn, the body as it comes.
+//!
+//! Bodies are read first only where the route asks for retries; otherwise they stream, and another
+//! endpoint is tried only while no connection has been made.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+
+use forebay_model::route::{Rule, ServiceTarget};
+use http::{Response, StatusCode};
+
+use crate::exchange::{ClientBody, Exchange, Onward};
+use crate::record::Try;
+use crate::relay::{Body, Passing, Relay, Settle};
+use crate::respond::Refusal;
+use crate::upstream::{self, Answer, AnswerBody, Head, Outgoing, SendError};
+use crate::{clock, tunnel};
+
+/// Bodies up to this size are kept for the retries that a route asks for; a longer one is sent
+/// once.
+const RETRY_BODY_BYTES_MAX: u64 = 1 << 20;
+/// Tries at connecting, over different endpoints.
+const CONNECT_TRIES_MAX: usize = 3;
+
+/// Serves one request from `to`.
+pub(crate) async fn serve(
+    ex: &mut Exchange,
+    rule: &Rule,
+    to: &ServiceTarget,
+    mut onward: Onward,
+) -> Result<Response<Body>, Refusal> {
+    if to.endpoints.is_empty() {
+        let message = format!("Service {} port {} has no ready endpoint", to.name, to.port);
+        return Err(Refusal {
+            retry_after_s: Some(1),
+            ..Refusal::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "no_ready_endpoint",
+                message,
+            )
+        });
+    }
+    if rule.retry.is_some() && is_short(&onward.body) {
+        ex.read_body(&mut onward).await?;
+    }
+    let upgrade = onward.upgrade.take();
+    let (body, _held) = match onward.body {
+        ClientBody::Stream(incoming) => {
+            let length = http_body::Body::size_hint(&incoming).exact();
+            let body = if length == Some(0) {
+                Outgoing::Empty
+            } else {
+                Outgoing::Stream(incoming, length)
+            };
+            (body, None)
+        }
+        ClientBody::Read(peeked) if peeked.bytes.is_empty() => (Outgoing::Empty, None),
+        ClientBody::Read(peeked) => (
+            Outgoing::Pieces(smallvec::smallvec![peeked.bytes.clone()]),
+            Some(peeked),
+        ),
+    };
+    let head = Head {
+        method: &onward.method,
+        target: &onward.target,
+        host: &onward.host,
+        headers: &onward.headers,
+        upgrade: upgrade.as_ref().map(|(protocol, _)| protocol.as_str()),
+    };
+    let answer = deliver(ex, rule, to, &head, body).await?;
+    Ok(respond(ex, answer, upgrade))
+}
+
+fn is_short(body: &ClientBody) -> bool {
+    match body {
+        ClientBody::Read(_) => true,
+        ClientBody::Stream(incoming) => {
+            let length = http_body::Body::size_hint(incoming).exact();
+            length.is_some_and(|n| n <= RETRY_BODY_BYTES_MAX)
+        }
+    }
+}
+
+async fn deliver(
+    ex: &mut Exchange,
+    rule: &Rule,
+    to: &ServiceTarget,
+    head: &Head<'_>,
+    body: Outgoing,
+) -> Result<Answer, Refusal> {
+    let attempts = rule.retry.as_ref().map_or(0, |retry| retry.attempts);
+    let mut next = Some(body);
+    let mut tries = 0;
+    loop {
+        let Some(body) = next.take() else {
+            return Err(Refusal::bad_request(
+                "client_body",
+                "the body can be sent only once",
+            ));
+        };
+        next = body.again();
+        tries += 1;
+        let more = tries <= attempts && next.is_some();
+        let failed = match attempt(ex, rule, to, head, body).await {
+            Ok(answer) => {
+                let codes = rule.retry.as_ref().map_or(&[][..], |retry| &retry.codes);
+                if !more || !codes.contains(&answer.status.as_u16()) {
+                    return Ok(answer);
+                }
+                Refusal::new(
+                    answer.status,
+                    "upstream_status",
+                    "the endpoint's answer asks for a retry",
+                )
+            }
+            Err(refusal) => refusal,
+        };
+        if let Some(last) = ex.record.tries.last_mut() {
+            last.failure = Some(failed.reason);
+        }
+        if !more || ex.time_left().is_some_and(|left| left.is_zero()) {
+            return Err(failed);
+        }
+        if let Some(retry) = &rule.retry {
+            tokio::time::sleep(retry.backoff).await;
+        }
+    }
+}
+
+/// One try: connects to one endpoint after the other until one takes the connection.
+async fn attempt(
+    ex: &mut Exchange,
+    rule: &Rule,
+    to: &ServiceTarget,
+    head: &Head<'_>,
+    body: Outgoing,
+) -> Result<Answer, Refusal> {
+    let limit = match (ex.time_left(), rule.timeouts.backend) {
+        (Some(left), Some(limit)) => Some(left.min(limit)),
+        (left, limit) => left.or(limit),
+    };
+    let worker = Rc::clone(&ex.worker);
+    let connect_timeout = worker.shared.settings.connect_timeout;
+    let sent = async {
+        let mut failed = None;
+        for _ in 0..CONNECT_TRIES_MAX.min(to.endpoints.len()) {
+            let address = turn(ex, to);
+            ex.record.tries.push(Try {
+                endpoint: address,
+                failure: None,
+            });
+            match upstream::open(&worker.idle, address, to.protocol, connect_timeout).await {
+                Ok(ready) => return ready.send(&worker.idle, head, body).await,
+                Err(error) => {
+                    if let Some(last) = ex.record.tries.last_mut() {
+                        last.failure = Some(error.reason());
+                    }
+                    failed = Some(error);
+                }
+            }
+        }
+        Err(failed.unwrap_or(SendError::Timeout("connect")))
+    };
+    let sent = match limit {
+        None => sent.await,
+        Some(limit) => tokio::time::timeout(limit, sent)
+            .await
+            .unwrap_or(Err(SendError::Timeout("the route's time limit"))),
+    };
+    sent.map_err(|error| Refusal::not_sent(&error, &format!("Service {}", to.name)))
+}
+
+/// The endpoint whose turn it is, per worker.
+fn turn(ex: &Exchange, to: &ServiceTarget) -> SocketAddr {
+    let mut turns = ex.worker.turns.borrow_mut();
+    let key = (to.name.clone(), to.port);
+    let at = turns.entry(key).or_insert(0);
+    *at = at.wrapping_add(1);
+    to.endpoints[*at % to.endpoints.len()]
+}
+
+fn respond(
+    ex: &mut Exchange,
+    answer: Answer,
+    upgrade: Option<(String, hyper::upgrade::OnUpgrade)>,
+) -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = answer.status;
+    *response.headers_mut() = answer.headers;
+    ex.record.status = answer.status.as_u16();
+    ex.sign(response.headers_mut());
+    let mut settle = Settle::new(Rc::clone(&ex.worker), ex.take_record(), None);
+    match (answer.body, upgrade) {
+        (AnswerBody::Upgraded(upstream), Some((_, client))) => {
+            settle.first_byte(clock::now());
+            tunnel::join(client, upstream, settle);
+        }
+        (body, _) => {
+            *response.body_mut() = Body::relay(Relay::new(Passing {
+                body,
+                first: None,
+                observer: None,
+                restorer: None,
+                sse: false,
+                deadline: ex.deadline,
+                settle,
+            }));
+        }
+    }
+    response
+}

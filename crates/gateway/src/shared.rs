@@ -1,0 +1,130 @@
+//! What all workers share: the live configuration, telemetry, the drain, the memory budget.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::ArcSwap;
+use tokio::sync::watch;
+
+use crate::pools::Live;
+use crate::settings::Settings;
+use crate::telemetry::Telemetry;
+
+/// Shared by the workers, the scraper and the admin server.
+#[derive(Debug)]
+pub struct Shared {
+    /// Limits and addresses.
+    pub settings: Settings,
+    /// The configuration in force.
+    pub live: Arc<ArcSwap<Live>>,
+    /// Grows with each configuration, to wake those who follow it.
+    pub published: watch::Sender<u64>,
+    /// True once the process should end.
+    pub drain: watch::Sender<bool>,
+    /// Where records go.
+    pub telemetry: Arc<Telemetry>,
+    /// Open client connections.
+    pub connections: AtomicUsize,
+    buffered_bytes: AtomicUsize,
+    ports: Mutex<BTreeMap<u16, PortState>>,
+}
+
+/// How opening one port went, over all workers.
+#[derive(Clone, Debug, Default)]
+pub struct PortState {
+    /// Workers that listen on it.
+    pub bound: usize,
+    /// Why some worker could not.
+    pub error: Option<String>,
+}
+
+impl Shared {
+    /// Shared state with nothing configured.
+    #[must_use]
+    pub fn new(settings: Settings, telemetry: Arc<Telemetry>) -> Self {
+        Self {
+            settings,
+            live: Arc::new(ArcSwap::from_pointee(Live::empty())),
+            published: watch::Sender::new(0),
+            drain: watch::Sender::new(false),
+            telemetry,
+            connections: AtomicUsize::new(0),
+            buffered_bytes: AtomicUsize::new(0),
+            ports: Mutex::default(),
+        }
+    }
+
+    /// Notes how opening a port went.
+    pub(crate) fn bound(&self, port: u16, result: io::Result<()>) {
+        let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = ports.entry(port).or_default();
+        match result {
+            Ok(()) => {
+                state.bound += 1;
+                state.error = None;
+            }
+            Err(error) => {
+                if state.error.is_none() {
+                    tracing::error!(port, %error, "cannot listen; trying again every second");
+                }
+                state.error = Some(error.to_string());
+            }
+        }
+    }
+
+    /// The ports as they are now.
+    #[must_use]
+    pub fn ports(&self) -> BTreeMap<u16, PortState> {
+        self.ports
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// A share of nothing.
+    pub(crate) fn unbuffered(self: &Arc<Self>) -> Buffered {
+        Buffered {
+            shared: Arc::clone(self),
+            bytes: 0,
+        }
+    }
+
+    /// Takes `bytes` of the budget for buffered bodies; `None` if it is used up.
+    pub(crate) fn buffer(self: &Arc<Self>, bytes: usize) -> Option<Buffered> {
+        let before = self.buffered_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let taken = Buffered {
+            shared: Arc::clone(self),
+            bytes,
+        };
+        (before.saturating_add(bytes) <= self.settings.buffered_bytes_max).then_some(taken)
+    }
+}
+
+/// A share of the budget for buffered bodies, given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Buffered {
+    shared: Arc<Shared>,
+    bytes: usize,
+}
+
+impl Buffered {
+    /// Takes more; false if the budget is used up.
+    pub(crate) fn grow(&mut self, bytes: usize) -> bool {
+        let before = self
+            .shared
+            .buffered_bytes
+            .fetch_add(bytes, Ordering::Relaxed);
+        self.bytes += bytes;
+        before.saturating_add(bytes) <= self.shared.settings.buffered_bytes_max
+    }
+}
+
+impl Drop for Buffered {
+    fn drop(&mut self) {
+        self.shared
+            .buffered_bytes
+            .fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,510 @@
+//! The scraper: reads every routed endpoint's `/metrics` and tells the pools what it says.
+//!
+//! One thread with one runtime; one task and one connection per address, also where several pools
+//! share it. Endpoints start spread over the interval. How often each is read is decided in
+//! `pace.rs`, how an answer is read in `response.rs`, what the numbers mean in
+//! `forebay_dialect::metrics`, and what follows from them in `forebay_decide`.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, HashSet};
+use std::hash::BuildHasher;
+use std::io;
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use forebay_decide::{EjectionCause, PoolState, Rng};
+use forebay_dialect::metrics;
+use forebay_model::route::{Filter, Rule, Target};
+use forebay_model::{Engine, Load, ObjectName, Snapshot};
+use rustc_hash::FxBuildHasher;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::sync::{Notify, oneshot};
+use tokio::task::{JoinHandle as TaskHandle, LocalSet};
+
+use self::pace::{Outcome, Pace};
+use self::response::{ANSWER_BYTES_MAX, Answer, Progress, Unreadable};
+use crate::clock;
+use crate::pools::{Live, PoolRuntime};
+use crate::telemetry::Telemetry;
+
+mod pace;
+mod response;
+
+pub use pace::Settings;
+
+/// Room offered to one read; about what a server's metrics page takes.
+const READ_BYTES: usize = 64 << 10;
+
+/// Buffers kept for reuse, and how large one of them may be to be kept. A buffer is held only while
+/// an answer is arriving, so a handful serves hundreds of endpoints.
+const BUFFERS_KEPT_MAX: usize = 64;
+const BUFFER_KEPT_BYTES_MAX: usize = 512 << 10;
+
+/// The running scraper; it ends when this is dropped.
+#[derive(Debug)]
+pub struct Scraper {
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for Scraper {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            // A panic in there has been printed already.
+            drop(thread.join());
+        }
+    }
+}
+
+/// Starts to scrape whatever `live` routes to, and follows its changes.
+///
+/// # Errors
+/// When the thread or its runtime cannot be started.
+pub fn spawn(
+    live: Arc<ArcSwap<Live>>,
+    telemetry: Arc<Telemetry>,
+    settings: Settings,
+) -> io::Result<Scraper> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let (stop, stopped) = oneshot::channel();
+    let thread = thread::Builder::new()
+        .name("scraper".to_owned())
+        .spawn(move || {
+            let shared = Rc::new(Shared {
+                telemetry,
+                settings,
+                buffers: RefCell::default(),
+            });
+            LocalSet::new().block_on(&runtime, async move {
+                tokio::select! {
+                    () = follow(&live, &shared) => {}
+                    _dropped = stopped => {}
+                }
+            });
+        })?;
+    Ok(Scraper {
+        stop: Some(stop),
+        thread: Some(thread),
+    })
+}
+
+#[derive(Debug)]
+struct Shared {
+    telemetry: Arc<Telemetry>,
+    settings: Settings,
+    buffers: RefCell<Vec<Vec<u8>>>,
+}
+
+/// One address that is scraped.
+#[derive(Debug)]
+struct Endpoint {
+    address: SocketAddr,
+    /// The pools that it belongs to, with the engine that their labels name.
+    owners: RefCell<Vec<(Arc<PoolRuntime>, Option<Engine>)>>,
+    /// Requests that this gateway has under way there.
+    inflight: Cell<u32>,
+    /// Work has been sent to an endpoint that was idle.
+    woken: Notify,
+}
+
+#[derive(Debug)]
+struct Task {
+    endpoint: Rc<Endpoint>,
+    handle: TaskHandle<()>,
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.handle.abort();
+    }
+}
+
+/// Keeps one task per routed endpoint, and wakes those that get work while they are read rarely.
+async fn follow(live: &ArcSwap<Live>, shared: &Rc<Shared>) {
+    let mut tasks: HashMap<SocketAddr, Task> = HashMap::new();
+    let mut routed: Vec<Arc<PoolRuntime>> = Vec::new();
+    let mut followed: Option<Arc<Live>> = None;
+    let mut ticks = tokio::time::interval(shared.settings.interval.max(Duration::from_millis(1)));
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let current = live.load_full();
+        if followed
+            .as_ref()
+            .is_none_or(|old| !Arc::ptr_eq(old, &current))
+        {
+            routed = routed_pools(&current);
+            adjust(&mut tasks, &routed, shared);
+            followed = Some(current);
+        }
+        note_inflight(&tasks, &routed);
+    }
+}
+
+fn adjust(tasks: &mut HashMap<SocketAddr, Task>, routed: &[Arc<PoolRuntime>], shared: &Rc<Shared>) {
+    let mut owners: HashMap<SocketAddr, Vec<(Arc<PoolRuntime>, Option<Engine>)>> = HashMap::new();
+    for runtime in routed {
+        // Endpoints that are not ready get no requests; their load is nobody's concern.
+        for endpoint in runtime.pool().ready() {
+            owners
+                .entry(endpoint.address)
+                .or_default()
+                .push((Arc::clone(runtime), endpoint.engine));
+        }
+    }
+    tasks.retain(|address, _| owners.contains_key(address));
+    for (address, owners) in owners {
+        if let Some(task) = tasks.get(&address) {
+            *task.endpoint.owners.borrow_mut() = owners;
+            continue;
+        }
+        let endpoint = Rc::new(Endpoint {
+            address,
+            owners: RefCell::new(owners),
+            inflight: Cell::new(0),
+            woken: Notify::new(),
+        });
+        let watch = watch(Rc::clone(&endpoint), Rc::clone(shared));
+        tasks.insert(
+            address,
+            Task {
+                endpoint,
+                handle: tokio::task::spawn_local(watch),
+            },
+        );
+    }
+}
+
+fn note_inflight(tasks: &HashMap<SocketAddr, Task>, routed: &[Arc<PoolRuntime>]) {
+    let now = clock::now();
+    let mut inflight: HashMap<SocketAddr, u32> = HashMap::with_capacity(tasks.len());
+    for runtime in routed {
+        for view in runtime
+            .state()
+            .view(now)
+            .filter(|view| view.inflight_requests > 0)
+        {
+            *inflight.entry(view.address).or_default() += view.inflight_requests;
+        }
+    }
+    for (address, task) in tasks {
+        let (before, after) = (
+            task.endpoint.inflight.get(),
+            inflight.get(address).copied().unwrap_or(0),
+        );
+        task.endpoint.inflight.set(after);
+        if before == 0 && after > 0 {
+            task.endpoint.woken.notify_one();
+        }
+    }
+}
+
+/// The pools that some route reaches, mirrors included.
+fn routed_pools(live: &Live) -> Vec<Arc<PoolRuntime>> {
+    let mut seen: HashSet<ObjectName> = HashSet::new();
+    for rule in rules(&live.snapshot) {
+        let mirrors = |filters: &[Filter]| {
+            filters
+                .iter()
+                .filter_map(|f| match f {
+                    Filter::Mirror(mirror) => Some(mirror.target.clone()),
+                    _ => None,
+                })
+                .collect::<Vec<_>>()
+        };
+        let mut targets = mirrors(&rule.filters);
+        for weighted in &rule.targets {
+            targets.push(weighted.target.clone());
+            targets.extend(mirrors(&weighted.filters));
+        }
+        seen.extend(targets.into_iter().filter_map(|target| match target {
+            Target::Pool(pool) => Some(pool.name.clone()),
+            Target::Service(_) | Target::Broken(_) => None,
+        }));
+    }
+    seen.iter()
+        .filter_map(|name| live.pools.get(name).cloned())
+        .collect()
+}
+
+fn rules(snapshot: &Snapshot) -> impl Iterator<Item = &Rule> {
+    let tables = snapshot
+        .ports
+        .values()
+        .flat_map(|port| &port.listeners)
+        .map(|l| &*l.routes);
+    tables.flat_map(|table| {
+        let exact = table.exact.values().flatten();
+        let suffix = table.suffix.iter().flat_map(|(_, entries)| entries);
+        exact
+            .chain(suffix)
+            .chain(&table.any)
+            .map(|entry| &*entry.rule)
+    })
+}
+
+/// Scrapes one endpoint until the task is dropped.
+async fn watch(endpoint: Rc<Endpoint>, shared: Rc<Shared>) {
+    let mut client = Client::new(endpoint.address);
+    let mut pace = Pace::default();
+    let mut rng = Rng::seeded(FxBuildHasher.hash_one(endpoint.address));
+    let interval_us = u64::try_from(shared.settings.interval.as_micros()).unwrap_or(u64::MAX);
+    tokio::time::sleep(Duration::from_micros(rng.next_u64() % interval_us.max(1))).await;
+    loop {
+        let outcome = scrape(&endpoint, &mut client, &shared).await;
+        let pause = pace.next(outcome, &shared.settings, rng.next_u64());
+        let idle = matches!(outcome, Outcome::Read { idle: true, .. });
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = endpoint.woken.notified(), if idle => {}
+        }
+    }
+}
+
+async fn scrape(endpoint: &Endpoint, client: &mut Client, shared: &Shared) -> Outcome {
+    let started = Instant::now();
+    let limit = shared.settings.timeout;
+    let fetched = tokio::time::timeout(limit, client.fetch(shared)).await;
+    match fetched.unwrap_or(Err(Failure::Timeout)) {
+        Ok(Some(page)) => {
+            shared.telemetry.metrics.scraped(None);
+            let idle = endpoint.loaded(page.body());
+            shared.give_back(page.buffer);
+            Outcome::Read {
+                took: started.elapsed(),
+                idle,
+            }
+        }
+        Ok(None) => {
+            shared.telemetry.metrics.scraped(None);
+            endpoint.alive(&Load::default());
+            Outcome::NoMetrics
+        }
+        Err(failure) => {
+            // What is left on the connection would be taken for the next answer.
+            client.stream = None;
+            shared.telemetry.metrics.scraped(Some(failure.reason()));
+            endpoint.missed(&shared.telemetry);
+            if failure == Failure::Timeout {
+                Outcome::Silent
+            } else {
+                Outcome::Refused
+            }
+        }
+    }
+}
+
+impl Endpoint {
+    /// Takes in a metrics page; true if nothing is to do there.
+    fn loaded(&self, page: &[u8]) -> bool {
+        let engine = self.owners.borrow().iter().find_map(|(_, engine)| *engine);
+        let load = metrics::parse(engine, page).load;
+        self.alive(&load);
+        self.inflight.get() == 0 && load.running.unwrap_or(0) == 0 && load.waiting.unwrap_or(0) == 0
+    }
+
+    fn alive(&self, load: &Load) {
+        for (pool, _) in self.owners.borrow().iter() {
+            pool.state()
+                .scraped(self.address, load.clone(), clock::now());
+        }
+    }
+
+    /// Notes a miss, and tells those who wait for the endpoint if it was one too many.
+    fn missed(&self, telemetry: &Telemetry) {
+        for (pool, _) in self.owners.borrow().iter() {
+            let now = clock::now();
+            let silenced = {
+                let mut state = pool.state();
+                let is_silent = |state: &PoolState| {
+                    let ejection = state.ejected(self.address, now);
+                    ejection.is_some_and(|e| e.cause == EjectionCause::Silence)
+                };
+                let before = is_silent(&state);
+                state.scrape_failed(self.address, now);
+                !before && is_silent(&state)
+            };
+            if silenced {
+                tracing::warn!(
+                    pool = %pool.name,
+                    endpoint = %self.address,
+                    "endpoint does not answer scrapes and gets no requests until it does"
+                );
+                telemetry.metrics.ejected(&pool.name, "silence");
+                pool.note_ejection();
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn buffer(&self) -> Vec<u8> {
+        self.buffers.borrow_mut().pop().unwrap_or_default()
+    }
+
+    fn give_back(&self, mut buffer: Vec<u8>) {
+        let mut buffers = self.buffers.borrow_mut();
+        if buffers.len() < BUFFERS_KEPT_MAX && buffer.capacity() <= BUFFER_KEPT_BYTES_MAX {
+            buffer.clear();
+            buffers.push(buffer);
+        }
+    }
+}
+
+/// Why a scrape gave nothing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Failure {
+    Connect,
+    /// The connection ended before the first byte of an answer.
+    Closed,
+    Unreadable(Unreadable),
+    /// A status of 500 and more, or one that HTTP does not have there.
+    Status,
+    Timeout,
+}
+
+impl Failure {
+    /// The `reason` of `forebay_scrape_errors_total`.
+    fn reason(self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::Closed => "closed",
+            Self::Unreadable(Unreadable::Malformed) => "malformed",
+            Self::Unreadable(Unreadable::TooLarge) => "too-large",
+            Self::Unreadable(Unreadable::Cut) => "cut",
+            Self::Status => "status",
+            Self::Timeout => "timeout",
+        }
+    }
+}
+
+/// The one connection to one endpoint.
+#[derive(Debug)]
+struct Client {
+    address: SocketAddr,
+    request: Vec<u8>,
+    stream: Option<TcpStream>,
+}
+
+/// A metrics page in a borrowed buffer.
+#[derive(Debug)]
+struct Page {
+    buffer: Vec<u8>,
+    at: Range<usize>,
+}
+
+impl Page {
+    fn body(&self) -> &[u8] {
+        &self.buffer[self.at.clone()]
+    }
+}
+
+impl Client {
+    fn new(address: SocketAddr) -> Self {
+        Self {
+            address,
+            request: request(address, "/metrics"),
+            stream: None,
+        }
+    }
+
+    /// The endpoint's page; `None` if it says that there is none.
+    async fn fetch(&mut self, shared: &Shared) -> Result<Option<Page>, Failure> {
+        let reused = self.stream.is_some();
+        let mut fetched = self.exchange(shared).await;
+        if reused && matches!(fetched, Err(Failure::Closed)) {
+            // The server ended an idle connection, as it may.
+            fetched = self.exchange(shared).await;
+        }
+        let (mut answer, mut buffer) = fetched?;
+        if answer.wants_slash {
+            self.request = request(self.address, "/metrics/");
+            shared.give_back(buffer);
+            (answer, buffer) = self.exchange(shared).await?;
+        }
+        match answer.status {
+            200 => Ok(Some(Page {
+                buffer,
+                at: answer.body,
+            })),
+            400..500 => {
+                shared.give_back(buffer);
+                Ok(None)
+            }
+            _ => Err(Failure::Status),
+        }
+    }
+
+    /// One request and its answer. The connection is kept only after a complete answer, so one that
+    /// is given up half way cannot leave anything behind.
+    async fn exchange(&mut self, shared: &Shared) -> Result<(Answer, Vec<u8>), Failure> {
+        let mut stream = match self.stream.take() {
+            Some(stream) => stream,
+            None => connect(self.address).await.map_err(|_| Failure::Connect)?,
+        };
+        stream
+            .write_all(&self.request)
+            .await
+            .map_err(|_| Failure::Closed)?;
+        // Nothing is held while the server thinks.
+        stream.readable().await.map_err(|_| Failure::Closed)?;
+        let mut buffer = shared.buffer();
+        let answer = receive(&stream, &mut buffer).await?;
+        if answer.keep_alive {
+            self.stream = Some(stream);
+        }
+        Ok((answer, buffer))
+    }
+}
+
+fn request(address: SocketAddr, path: &str) -> Vec<u8> {
+    format!(
+        "GET {path} HTTP/1.1\r\nhost: {address}\r\naccept: text/plain;version=0.0.4\r\n\
+         user-agent: forebay\r\n\r\n"
+    )
+    .into_bytes()
+}
+
+async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+async fn receive(stream: &TcpStream, buffer: &mut Vec<u8>) -> Result<Answer, Failure> {
+    loop {
+        if buffer.capacity() - buffer.len() < READ_BYTES / 4 {
+            buffer.reserve(READ_BYTES);
+        }
+        let closed = match stream.try_read_buf(buffer) {
+            Ok(bytes) => bytes == 0,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                stream.readable().await.map_err(|_| Failure::Closed)?;
+                continue;
+            }
+            Err(_) => true,
+        };
+        if closed && buffer.is_empty() {
+            return Err(Failure::Closed);
+        }
+        if buffer.len() > ANSWER_BYTES_MAX {
+            return Err(Failure::Unreadable(Unreadable::TooLarge));
+        }
+        match response::read(buffer, closed).map_err(Failure::Unreadable)? {
+            Progress::Done(answer) => return Ok(answer),
+            Progress::More => {}
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

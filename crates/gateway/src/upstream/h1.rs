@@ -1,0 +1,627 @@
+//! HTTP/1.1 towards an endpoint.
+//!
+//! One request at a time per connection, no second task: upload and download are polled together
+//! by whoever awaits the response. The framing of a response is decided once, strictly; anything
+//! ambiguous is an error rather than a guess, since a wrong guess is a smuggled response.
+
+use std::fmt::Write as _;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+use http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use http_body::{Body, Frame};
+use hyper::body::Incoming;
+use smallvec::SmallVec;
+use tokio::net::TcpStream;
+
+use super::chunked::Chunked;
+use super::{Answer, AnswerBody, Head, Idle, Outgoing, SendError, strip_hop_by_hop};
+
+/// Bytes of a response head. A longer head is an error of the endpoint.
+const HEAD_BYTES_MAX: usize = 64 << 10;
+/// Fields of a response head. More is an error of the endpoint.
+const HEADERS_MAX: usize = 128;
+/// Bytes asked from the socket at once.
+const READ_BYTES: usize = 16 << 10;
+/// Bytes asked at once after the first full reads of a long body.
+const READ_BYTES_LONG: usize = 64 << 10;
+/// Bodies up to this size travel in the same buffer as their head.
+const INLINE_BODY_BYTES_MAX: usize = 8 << 10;
+
+/// An open connection with no request on it.
+#[derive(Debug)]
+pub(super) struct Conn {
+    io: TcpStream,
+    address: SocketAddr,
+    buf: BytesMut,
+    reused: bool,
+}
+
+impl Conn {
+    /// Whether it has carried a request before.
+    pub(super) fn is_reused(&self) -> bool {
+        self.reused
+    }
+
+    pub(super) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Whether the peer has neither closed nor sent anything out of turn.
+    pub(super) fn is_quiet(&self) -> bool {
+        let mut cx = Context::from_waker(Waker::noop());
+        match self.io.poll_read_ready(&mut cx) {
+            Poll::Pending => true,
+            Poll::Ready(Err(_)) => false,
+            Poll::Ready(Ok(())) => {
+                let mut byte = [0];
+                matches!(self.io.try_read(&mut byte), Err(e) if e.kind() == io::ErrorKind::WouldBlock)
+            }
+        }
+    }
+}
+
+/// Opens a TCP connection without Nagle's delay.
+pub(super) async fn tcp(address: SocketAddr, limit: Duration) -> Result<TcpStream, SendError> {
+    let stream = tokio::time::timeout(limit, TcpStream::connect(address))
+        .await
+        .map_err(|_| SendError::Timeout("connect"))?
+        .map_err(SendError::Connect)?;
+    stream.set_nodelay(true).map_err(SendError::Connect)?;
+    Ok(stream)
+}
+
+pub(super) async fn connect(address: SocketAddr, limit: Duration) -> Result<Conn, SendError> {
+    let io = tcp(address, limit).await?;
+    Ok(Conn {
+        io,
+        address,
+        buf: BytesMut::new(),
+        reused: false,
+    })
+}
+
+/// Sends one request and waits for the head of its final response.
+pub(super) async fn send(
+    conn: Conn,
+    idle: &Idle,
+    head: &Head<'_>,
+    body: Outgoing,
+) -> Result<Answer, SendError> {
+    let mut upload = Upload::new(head, body);
+    let Conn {
+        io,
+        address,
+        mut buf,
+        ..
+    } = conn;
+    buf.clear();
+    let parsed = std::future::poll_fn(|cx| {
+        // A failed upload is not yet a failed exchange: the endpoint may have answered before it
+        // stopped reading (413, for one). Only the client's own failure ends it at once.
+        if let Poll::Ready(Err(SendError::ClientBody)) = upload.poll(&io, cx) {
+            return Poll::Ready(Err(SendError::ClientBody));
+        }
+        poll_head(&io, &mut buf, cx)
+    })
+    .await?;
+    let ParsedHead {
+        status,
+        mut headers,
+        version_minor,
+    } = parsed;
+    if status == StatusCode::SWITCHING_PROTOCOLS {
+        if head.upgrade.is_none() {
+            return Err(SendError::Protocol("101 without a request to upgrade"));
+        }
+        let body = AnswerBody::Upgraded(Upgraded {
+            io,
+            early: buf.freeze(),
+        });
+        return Ok(Answer {
+            status,
+            headers,
+            body,
+        });
+    }
+    let framing = framing(head.method, status, &headers)?;
+    let keep = keeps_alive(version_minor, &headers) && !matches!(framing, Framing::UntilClose);
+    strip_hop_by_hop(&mut headers);
+    let finished = matches!(framing, Framing::Length(0));
+    let mut body = H1Body {
+        conn: Some((
+            Conn {
+                io,
+                address,
+                buf,
+                reused: true,
+            },
+            idle.clone(),
+        )),
+        upload: (!upload.is_done()).then_some(upload),
+        framing,
+        keep,
+        finished,
+        read_bytes: READ_BYTES,
+    };
+    if finished {
+        body.release();
+    }
+    Ok(Answer {
+        status,
+        headers,
+        body: AnswerBody::H1(Box::new(body)),
+    })
+}
+
+// === the request ===
+
+/// What is still to be written of a request.
+#[derive(Debug)]
+struct Upload {
+    queue: SmallVec<[Bytes; 4]>,
+    source: Option<Incoming>,
+    chunked: bool,
+    failed: bool,
+}
+
+impl Upload {
+    fn new(head: &Head<'_>, body: Outgoing) -> Self {
+        let mut text = BytesMut::with_capacity(1024 + INLINE_BODY_BYTES_MAX);
+        write_head(&mut text, head, &body);
+        let chunked = matches!(body, Outgoing::Stream(_, None));
+        let mut queue = SmallVec::new();
+        let mut source = None;
+        match body {
+            Outgoing::Empty => queue.push(text.freeze()),
+            Outgoing::Stream(incoming, _) => {
+                queue.push(text.freeze());
+                source = Some(incoming);
+            }
+            Outgoing::Pieces(pieces) => {
+                let length: usize = pieces.iter().map(Bytes::len).sum();
+                if length <= INLINE_BODY_BYTES_MAX {
+                    pieces
+                        .iter()
+                        .for_each(|piece| text.extend_from_slice(piece));
+                    queue.push(text.freeze());
+                } else {
+                    queue.push(text.freeze());
+                    queue.extend(pieces);
+                }
+            }
+        }
+        Self {
+            queue,
+            source,
+            chunked,
+            failed: false,
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        self.failed || (self.queue.is_empty() && self.source.is_none())
+    }
+
+    /// Writes as much as the socket takes.
+    fn poll(&mut self, io: &TcpStream, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
+        loop {
+            while !self.queue.is_empty() && !self.failed {
+                match self.write(io) {
+                    Ok(()) => {}
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                        match ready!(io.poll_write_ready(cx)) {
+                            Ok(()) => {}
+                            Err(_) => self.failed = true,
+                        }
+                    }
+                    Err(_) => self.failed = true,
+                }
+            }
+            if self.failed {
+                return Poll::Ready(Ok(()));
+            }
+            let Some(source) = &mut self.source else {
+                return Poll::Ready(Ok(()));
+            };
+            match ready!(Pin::new(source).poll_frame(cx)) {
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        self.push(data);
+                    }
+                }
+                Some(Err(_)) => return Poll::Ready(Err(SendError::ClientBody)),
+                None => {
+                    self.source = None;
+                    if self.chunked {
+                        self.queue.push(Bytes::from_static(b"0\r\n\r\n"));
+                    }
+                }
+            }
+        }
+    }
+
+    fn push(&mut self, data: Bytes) {
+        if data.is_empty() {
+            return;
+        }
+        if self.chunked {
+            self.queue
+                .push(Bytes::from(format!("{:x}\r\n", data.len())));
+            self.queue.push(data);
+            self.queue.push(Bytes::from_static(b"\r\n"));
+        } else {
+            self.queue.push(data);
+        }
+    }
+
+    fn write(&mut self, io: &TcpStream) -> io::Result<()> {
+        let mut sent = if self.queue.len() == 1 {
+            io.try_write(&self.queue[0])?
+        } else {
+            let slices: SmallVec<[io::IoSlice<'_>; 4]> =
+                self.queue.iter().map(|b| io::IoSlice::new(b)).collect();
+            io.try_write_vectored(&slices)?
+        };
+        while let Some(first) = self.queue.first_mut() {
+            let n = sent.min(first.len());
+            first.advance(n);
+            sent -= n;
+            if !first.is_empty() {
+                break;
+            }
+            self.queue.remove(0);
+        }
+        Ok(())
+    }
+}
+
+fn write_head(out: &mut BytesMut, head: &Head<'_>, body: &Outgoing) {
+    for part in [
+        head.method.as_str(),
+        " ",
+        head.target,
+        " HTTP/1.1\r\nhost: ",
+        head.host,
+        "\r\n",
+    ] {
+        out.extend_from_slice(part.as_bytes());
+    }
+    for (name, value) in head.headers {
+        out.extend_from_slice(name.as_ref());
+        out.extend_from_slice(b": ");
+        out.extend_from_slice(value.as_bytes());
+        out.extend_from_slice(b"\r\n");
+    }
+    if let Some(protocol) = head.upgrade {
+        out.extend_from_slice(b"connection: upgrade\r\nupgrade: ");
+        out.extend_from_slice(protocol.as_bytes());
+        out.extend_from_slice(b"\r\n");
+    }
+    match body.length() {
+        // POST and its kind say that there is no body; GET and its kind leave it out.
+        Some(0) if matches!(*head.method, Method::GET | Method::HEAD | Method::OPTIONS) => {}
+        Some(0) if head.upgrade.is_some() => {}
+        Some(length) => {
+            let _infallible = write!(out, "content-length: {length}\r\n");
+        }
+        None => out.extend_from_slice(b"transfer-encoding: chunked\r\n"),
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+// === the response's head ===
+
+struct ParsedHead {
+    status: StatusCode,
+    headers: HeaderMap,
+    version_minor: u8,
+}
+
+fn poll_head(
+    io: &TcpStream,
+    buf: &mut BytesMut,
+    cx: &mut Context<'_>,
+) -> Poll<Result<ParsedHead, SendError>> {
+    loop {
+        if !buf.is_empty() {
+            match parse_head(buf)? {
+                // 100 and 103 are for us; the final response follows.
+                Some(head) if head.status.is_informational() && head.status != 101 => continue,
+                Some(head) => return Poll::Ready(Ok(head)),
+                None if buf.len() >= HEAD_BYTES_MAX => {
+                    return Poll::Ready(Err(SendError::Protocol("response head is too long")));
+                }
+                None => {}
+            }
+        }
+        let n = ready!(poll_read(io, buf, READ_BYTES, cx)).map_err(SendError::Reset)?;
+        if n == 0 {
+            return Poll::Ready(Err(SendError::Reset(io::ErrorKind::UnexpectedEof.into())));
+        }
+    }
+}
+
+fn poll_read(
+    io: &TcpStream,
+    buf: &mut BytesMut,
+    read_bytes: usize,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<usize>> {
+    loop {
+        ready!(io.poll_read_ready(cx))?;
+        if buf.capacity() - buf.len() < read_bytes / 4 {
+            buf.reserve(read_bytes);
+        }
+        match io.try_read_buf(buf) {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            done => return Poll::Ready(done),
+        }
+    }
+}
+
+/// Takes a complete head off the buffer.
+fn parse_head(buf: &mut BytesMut) -> Result<Option<ParsedHead>, SendError> {
+    let mut fields = [httparse::EMPTY_HEADER; HEADERS_MAX];
+    let mut response = httparse::Response::new(&mut fields);
+    let length = match response.parse(buf) {
+        Ok(httparse::Status::Complete(length)) => length,
+        Ok(httparse::Status::Partial) => return Ok(None),
+        Err(_) => return Err(SendError::Protocol("malformed response head")),
+    };
+    let status = response
+        .code
+        .and_then(|code| StatusCode::from_u16(code).ok())
+        .ok_or(SendError::Protocol("malformed status"))?;
+    let version_minor = response.version.unwrap_or(0);
+    // Values become slices of the head instead of copies: first their places, then the split.
+    let base = buf.as_ptr() as usize;
+    let mut places: SmallVec<[(HeaderName, usize, usize); 24]> = SmallVec::new();
+    for field in response.headers.iter() {
+        let name = HeaderName::from_bytes(field.name.as_bytes())
+            .map_err(|_| SendError::Protocol("malformed header name"))?;
+        let at = if field.value.is_empty() {
+            0
+        } else {
+            field.value.as_ptr() as usize - base
+        };
+        places.push((name, at, field.value.len()));
+    }
+    let head = buf.split_to(length).freeze();
+    let mut headers = HeaderMap::with_capacity(places.len());
+    for (name, at, length) in places {
+        let value = HeaderValue::from_maybe_shared(head.slice(at..at + length))
+            .map_err(|_| SendError::Protocol("malformed header value"))?;
+        headers.append(name, value);
+    }
+    Ok(Some(ParsedHead {
+        status,
+        headers,
+        version_minor,
+    }))
+}
+
+/// How the end of a response body is found.
+#[derive(Debug)]
+enum Framing {
+    Length(u64),
+    Chunked(Chunked),
+    /// The chunked body is complete; these trailers are still to be passed on.
+    Tail(HeaderMap),
+    UntilClose,
+}
+
+/// RFC 9112 §6.3, with the ambiguous cases refused.
+fn framing(method: &Method, status: StatusCode, headers: &HeaderMap) -> Result<Framing, SendError> {
+    let bodiless = *method == Method::HEAD
+        || status == StatusCode::NO_CONTENT
+        || status == StatusCode::NOT_MODIFIED;
+    if bodiless {
+        return Ok(Framing::Length(0));
+    }
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    let length = lengths.next();
+    if headers.contains_key(TRANSFER_ENCODING) {
+        if length.is_some() {
+            return Err(SendError::Protocol(
+                "both Content-Length and Transfer-Encoding",
+            ));
+        }
+        let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+        let only_chunked = codings
+            .next()
+            .is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"chunked"))
+            && codings.next().is_none();
+        return if only_chunked {
+            Ok(Framing::Chunked(Chunked::default()))
+        } else {
+            Err(SendError::Protocol("transfer coding other than chunked"))
+        };
+    }
+    match length {
+        None => Ok(Framing::UntilClose),
+        Some(value) => {
+            if lengths.any(|other| other != value) {
+                return Err(SendError::Protocol("Content-Length values differ"));
+            }
+            let digits = value.as_bytes();
+            let valid = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
+            value
+                .to_str()
+                .ok()
+                .filter(|_| valid)
+                .and_then(|v| v.parse().ok())
+                .map(Framing::Length)
+                .ok_or(SendError::Protocol("malformed Content-Length"))
+        }
+    }
+}
+
+fn keeps_alive(version_minor: u8, headers: &HeaderMap) -> bool {
+    let says = |word: &str| {
+        headers.get_all(CONNECTION).iter().any(|v| {
+            v.to_str()
+                .is_ok_and(|v| v.split(',').any(|w| w.trim().eq_ignore_ascii_case(word)))
+        })
+    };
+    if version_minor == 0 {
+        says("keep-alive")
+    } else {
+        !says("close")
+    }
+}
+
+// === the response's body ===
+
+/// The body of a response. At its end the connection goes back to its pool; dropped before, it
+/// closes, which tells the endpoint that nobody listens any more.
+#[derive(Debug)]
+pub struct H1Body {
+    conn: Option<(Conn, Idle)>,
+    upload: Option<Upload>,
+    framing: Framing,
+    keep: bool,
+    finished: bool,
+    read_bytes: usize,
+}
+
+impl H1Body {
+    /// Bytes still to come, if the endpoint said so.
+    #[must_use]
+    pub fn length(&self) -> Option<u64> {
+        match self.framing {
+            Framing::Length(left) => Some(left),
+            Framing::Chunked(_) | Framing::Tail(_) | Framing::UntilClose => None,
+        }
+    }
+
+    /// Whether the body has been read to its end.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.finished
+    }
+
+    /// The next frame: everything that is readable now, as one piece.
+    pub fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, SendError>>> {
+        if self.finished {
+            return Poll::Ready(None);
+        }
+        let Some((conn, _)) = &mut self.conn else {
+            return Poll::Ready(None);
+        };
+        if let Some(upload) = &mut self.upload {
+            match upload.poll(&conn.io, cx) {
+                Poll::Ready(Ok(())) => self.upload = None,
+                Poll::Ready(Err(e)) => return Poll::Ready(Some(Err(e))),
+                Poll::Pending => {}
+            }
+        }
+        loop {
+            if let Some(frame) = take_frame(&mut self.framing, &mut conn.buf, &mut self.finished)? {
+                if self.finished {
+                    self.release();
+                }
+                return Poll::Ready(Some(Ok(frame)));
+            }
+            if self.finished {
+                self.release();
+                return Poll::Ready(None);
+            }
+            let n = ready!(poll_read(&conn.io, &mut conn.buf, self.read_bytes, cx))
+                .map_err(SendError::Reset)?;
+            if n == 0 {
+                self.finished = true;
+                return match self.framing {
+                    Framing::UntilClose => Poll::Ready(None),
+                    Framing::Length(_) | Framing::Chunked(_) | Framing::Tail(_) => Poll::Ready(
+                        Some(Err(SendError::Reset(io::ErrorKind::UnexpectedEof.into()))),
+                    ),
+                };
+            }
+            if n >= READ_BYTES - 1024 {
+                self.read_bytes = READ_BYTES_LONG;
+            }
+        }
+    }
+
+    /// Gives the connection back if it can carry another request.
+    fn release(&mut self) {
+        if let Some((conn, idle)) = self.conn.take()
+            && self.keep
+            && self.upload.is_none()
+            && conn.buf.is_empty()
+        {
+            idle.put(conn);
+        }
+    }
+}
+
+/// Takes what is decodable; sets `finished` at the end of the body.
+fn take_frame(
+    framing: &mut Framing,
+    buf: &mut BytesMut,
+    finished: &mut bool,
+) -> Result<Option<Frame<Bytes>>, SendError> {
+    match framing {
+        Framing::Length(left) => {
+            let n = buf.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
+            *left -= n as u64;
+            *finished = *left == 0;
+            Ok((n > 0).then(|| Frame::data(buf.split_to(n).freeze())))
+        }
+        Framing::Tail(trailers) => {
+            *finished = true;
+            Ok(Some(Frame::trailers(std::mem::take(trailers))))
+        }
+        Framing::UntilClose => Ok((!buf.is_empty()).then(|| Frame::data(buf.split().freeze()))),
+        Framing::Chunked(chunked) => {
+            if chunked.is_done() {
+                *finished = true;
+                return Ok(None);
+            }
+            let decoded = chunked.decode(buf).map_err(|e| SendError::Protocol(e.0))?;
+            match (decoded.data.is_empty(), decoded.trailers) {
+                // The data goes first; the trailers wait for the next call.
+                (false, Some(trailers)) => {
+                    *framing = Framing::Tail(trailers);
+                    Ok(Some(Frame::data(decoded.data)))
+                }
+                (true, Some(trailers)) => {
+                    *finished = true;
+                    Ok(Some(Frame::trailers(trailers)))
+                }
+                (false, None) => {
+                    *finished = chunked.is_done();
+                    Ok(Some(Frame::data(decoded.data)))
+                }
+                (true, None) => {
+                    *finished = chunked.is_done();
+                    Ok(None)
+                }
+            }
+        }
+    }
+}
+
+/// A connection after `101 Switching Protocols`: bytes in both directions from here on.
+#[derive(Debug)]
+pub struct Upgraded {
+    io: TcpStream,
+    early: Bytes,
+}
+
+impl Upgraded {
+    /// The socket, and what the endpoint sent right behind its response.
+    #[must_use]
+    pub fn into_parts(self) -> (TcpStream, Bytes) {
+        (self.io, self.early)
+    }
+}

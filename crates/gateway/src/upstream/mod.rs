@@ -1,0 +1,289 @@
+//! The way to an endpoint: connections, pools of idle ones, requests out, responses in.
+//!
+//! HTTP/1.1 is our own ([`h1`]): its body is polled in the client connection's task, without a
+//! channel or a second task in between, and hands on everything readable at once. That is what
+//! makes bursts of small chunks cheap (`docs/decisions/002-upstream-http1.md`). HTTP/2 with prior
+//! knowledge is hyper's ([`h2`]). Everything here belongs to one worker and never leaves its thread.
+
+pub mod chunked;
+mod h1;
+mod h2;
+mod idle;
+
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use forebay_model::AppProtocol;
+use http::{HeaderMap, Method, StatusCode};
+use http_body::Frame;
+use hyper::body::Incoming;
+use smallvec::SmallVec;
+
+pub use h1::{H1Body, Upgraded};
+pub use idle::Idle;
+
+/// The request body towards an endpoint.
+#[derive(Debug)]
+pub enum Outgoing {
+    /// Nothing.
+    Empty,
+    /// Known bytes, which a retry can send again.
+    Pieces(SmallVec<[Bytes; 3]>),
+    /// The client's body as it comes, with its length if the client said it.
+    Stream(Incoming, Option<u64>),
+}
+
+impl Outgoing {
+    /// Another copy, if the body can be sent twice.
+    #[must_use]
+    pub fn again(&self) -> Option<Self> {
+        match self {
+            Self::Empty => Some(Self::Empty),
+            Self::Pieces(pieces) => Some(Self::Pieces(pieces.clone())),
+            Self::Stream(..) => None,
+        }
+    }
+
+    /// The length, if it is known.
+    #[must_use]
+    pub fn length(&self) -> Option<u64> {
+        match self {
+            Self::Empty => Some(0),
+            Self::Pieces(pieces) => Some(pieces.iter().map(|p| p.len() as u64).sum()),
+            Self::Stream(_, length) => *length,
+        }
+    }
+}
+
+/// The head of a request towards an endpoint: hop-by-hop fields already removed.
+#[derive(Debug)]
+pub struct Head<'a> {
+    /// Method.
+    pub method: &'a Method,
+    /// Path and query.
+    pub target: &'a str,
+    /// Host.
+    pub host: &'a str,
+    /// Fields, without Host, Content-Length and Transfer-Encoding.
+    pub headers: &'a HeaderMap,
+    /// The protocol to switch to, if the client asked for an upgrade.
+    pub upgrade: Option<&'a str>,
+}
+
+/// A response whose body is still to come.
+#[derive(Debug)]
+pub struct Answer {
+    /// Status.
+    pub status: StatusCode,
+    /// Fields, hop-by-hop ones removed.
+    pub headers: HeaderMap,
+    /// The body.
+    pub body: AnswerBody,
+}
+
+/// The body of an [`Answer`].
+#[derive(Debug)]
+pub enum AnswerBody {
+    /// From our HTTP/1.1 connection.
+    H1(Box<H1Body>),
+    /// From an HTTP/2 connection.
+    H2(Incoming),
+    /// The connection after `101 Switching Protocols`.
+    Upgraded(Upgraded),
+    /// Nothing more will come.
+    Done,
+}
+
+/// Why a try at an endpoint brought no response.
+#[derive(Debug)]
+pub enum SendError {
+    /// No connection.
+    Connect(std::io::Error),
+    /// The connection broke, or closed before the response's head was complete.
+    Reset(std::io::Error),
+    /// The endpoint answered something that is not HTTP.
+    Protocol(&'static str),
+    /// A time limit.
+    Timeout(&'static str),
+    /// The client's own body broke; no other endpoint can help.
+    ClientBody,
+}
+
+impl SendError {
+    /// One word for metrics and the access log.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Connect(_) => "connect",
+            Self::Reset(_) => "reset",
+            Self::Protocol(_) => "protocol",
+            Self::Timeout(_) => "timeout",
+            Self::ClientBody => "client_body",
+        }
+    }
+}
+
+impl std::fmt::Display for SendError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Connect(e) => write!(f, "cannot connect: {e}"),
+            Self::Reset(e) => write!(f, "connection broke before the response: {e}"),
+            Self::Protocol(what) => write!(f, "the endpoint broke HTTP: {what}"),
+            Self::Timeout(what) => write!(f, "time limit: {what}"),
+            Self::ClientBody => f.write_str("the client's body broke"),
+        }
+    }
+}
+
+/// A connection that is ready for one request.
+#[derive(Debug)]
+pub struct Ready(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    H1(h1::Conn),
+    H2(h2::Multiplexed),
+}
+
+/// A connection to `address`: an idle one, or a new one.
+///
+/// # Errors
+/// If none can be made.
+pub async fn open(
+    idle: &Idle,
+    address: SocketAddr,
+    protocol: AppProtocol,
+    connect_timeout: Duration,
+) -> Result<Ready, SendError> {
+    match protocol {
+        AppProtocol::H2c => h2::open(idle, address, connect_timeout).await.map(Kind::H2),
+        AppProtocol::Http => match idle.take(address) {
+            Some(conn) => Ok(Kind::H1(conn)),
+            None => h1::connect(address, connect_timeout).await.map(Kind::H1),
+        },
+    }
+    .map(Ready)
+}
+
+impl Ready {
+    /// Sends one request and waits for the head of the response.
+    ///
+    /// # Errors
+    /// When there is no response to pass on; nothing of it has reached the client then.
+    pub async fn send(
+        self,
+        idle: &Idle,
+        head: &Head<'_>,
+        body: Outgoing,
+    ) -> Result<Answer, SendError> {
+        match self.0 {
+            Kind::H1(conn) => h1::send(conn, idle, head, body).await,
+            Kind::H2(conn) => h2::send(conn, head, body).await,
+        }
+    }
+
+    fn is_reused(&self) -> bool {
+        match &self.0 {
+            Kind::H1(conn) => conn.is_reused(),
+            Kind::H2(_) => false,
+        }
+    }
+}
+
+/// Sends one request to `address` and waits for the head of the response.
+///
+/// A reused connection that turns out dead before it brought a byte is replaced once by a fresh
+/// one, as long as the body can be sent again.
+///
+/// # Errors
+/// When there is no response to pass on; nothing of it has reached the client then.
+pub async fn send(
+    idle: &Idle,
+    address: SocketAddr,
+    protocol: AppProtocol,
+    head: &Head<'_>,
+    body: Outgoing,
+    connect_timeout: Duration,
+) -> Result<Answer, SendError> {
+    let ready = open(idle, address, protocol, connect_timeout).await?;
+    let again = if ready.is_reused() {
+        body.again()
+    } else {
+        None
+    };
+    match (ready.send(idle, head, body).await, again) {
+        (Err(SendError::Reset(_)), Some(again)) => {
+            let fresh = h1::connect(address, connect_timeout).await?;
+            h1::send(fresh, idle, head, again).await
+        }
+        (done, _) => done,
+    }
+}
+
+impl AnswerBody {
+    /// The next frame.
+    pub fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, SendError>>> {
+        match self {
+            Self::H1(body) => body.poll_frame(cx),
+            Self::H2(body) => http_body::Body::poll_frame(Pin::new(body), cx)
+                .map_err(|e| SendError::Reset(std::io::Error::other(e))),
+            Self::Upgraded(_) | Self::Done => Poll::Ready(None),
+        }
+    }
+
+    /// Bytes still to come, if the endpoint said so.
+    #[must_use]
+    pub fn length(&self) -> Option<u64> {
+        match self {
+            Self::H1(body) => body.length(),
+            Self::H2(body) => http_body::Body::size_hint(body).exact(),
+            Self::Upgraded(_) | Self::Done => Some(0),
+        }
+    }
+}
+
+/// Whether a field belongs to one hop only and must not be passed on.
+#[must_use]
+pub fn is_hop_by_hop(name: &http::HeaderName) -> bool {
+    use http::header;
+    *name == header::CONNECTION
+        || *name == header::TRANSFER_ENCODING
+        || *name == header::UPGRADE
+        || *name == header::TE
+        || *name == header::PROXY_AUTHENTICATE
+        || *name == header::PROXY_AUTHORIZATION
+        || name.as_str() == "keep-alive"
+        || name.as_str() == "proxy-connection"
+}
+
+/// Removes hop-by-hop fields, those that `Connection` names included.
+pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    let named: SmallVec<[http::HeaderName; 4]> = headers
+        .get_all(http::header::CONNECTION)
+        .iter()
+        .filter_map(|v| v.to_str().ok())
+        .flat_map(|v| v.split(','))
+        .filter_map(|name| http::HeaderName::from_bytes(name.trim().as_bytes()).ok())
+        .collect();
+    for name in named {
+        headers.remove(name);
+    }
+    for name in [
+        http::header::CONNECTION,
+        http::header::TRANSFER_ENCODING,
+        http::header::UPGRADE,
+        http::header::TE,
+        http::header::PROXY_AUTHENTICATE,
+        http::header::PROXY_AUTHORIZATION,
+        http::HeaderName::from_static("keep-alive"),
+        http::HeaderName::from_static("proxy-connection"),
+    ] {
+        headers.remove(name);
+    }
+}

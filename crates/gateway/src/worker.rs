@@ -1,0 +1,319 @@
+//! Workers: one thread, one current-thread runtime, one set of upstream connections each.
+//!
+//! Every worker opens every port with `SO_REUSEPORT`, so that the kernel spreads connections and a
+//! request never changes threads. Ports follow the published configuration; closing one lets its
+//! connections finish.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use forebay_decide::{RetryBudget, Rng};
+use forebay_model::ObjectName;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rustc_hash::FxHashMap;
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, spawn_local};
+use tokio_rustls::TlsAcceptor;
+
+use crate::client_io::{ClientIo, Stream};
+use crate::exchange;
+use crate::shared::Shared;
+use crate::upstream::Idle;
+
+/// How often idle upstream connections are looked through.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
+/// How long after a failed bind it is tried again.
+const BIND_AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// How long a TLS handshake or the protocol's first bytes may take.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What the requests of one thread share.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) idle: Idle,
+    pub(crate) rng: RefCell<Rng>,
+    pub(crate) retries: RefCell<RetryBudget>,
+    /// Whose turn it is among the endpoints of each Service's port.
+    pub(crate) turns: RefCell<FxHashMap<(ObjectName, u16), usize>>,
+    /// Scratch space for block hashes.
+    pub(crate) hashes: RefCell<Vec<forebay_decide::BlockHash>>,
+    connections: Cell<usize>,
+    released: tokio::sync::Notify,
+}
+
+/// Where a connection came from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Client {
+    pub(crate) address: SocketAddr,
+    pub(crate) port: u16,
+    pub(crate) tls: bool,
+}
+
+/// Runs a worker until the drain is over.
+pub(crate) fn run(shared: Arc<Shared>, seed: u64) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a current-thread runtime needs only an epoll descriptor");
+    let local = tokio::task::LocalSet::new();
+    let worker = Rc::new(Worker {
+        retries: RefCell::new(RetryBudget::new(crate::clock::now())),
+        shared,
+        idle: Idle::default(),
+        rng: RefCell::new(Rng::seeded(seed)),
+        turns: RefCell::default(),
+        hashes: RefCell::default(),
+        connections: Cell::new(0),
+        released: tokio::sync::Notify::new(),
+    });
+    local.block_on(&runtime, serve(worker));
+}
+
+async fn serve(worker: Rc<Worker>) {
+    let mut generation = worker.shared.published.subscribe();
+    let mut drain = worker.shared.drain.subscribe();
+    let mut ports: HashMap<u16, JoinHandle<()>> = HashMap::new();
+    let mut sweep = tokio::time::interval(SWEEP_EVERY);
+    loop {
+        let unbound = open_ports(&worker, &mut ports);
+        tokio::select! {
+            changed = generation.changed() => if changed.is_err() { break },
+            _ = drain.wait_for(|draining| *draining) => break,
+            () = tokio::time::sleep(BIND_AGAIN_AFTER), if unbound => {}
+            _ = sweep.tick() => sweep_idle(&worker),
+        }
+    }
+    ports.values().for_each(JoinHandle::abort);
+    let limit = worker.shared.settings.drain_timeout;
+    let _cut_off = tokio::time::timeout(limit, async {
+        while worker.connections.get() > 0 {
+            worker.released.notified().await;
+        }
+    })
+    .await;
+}
+
+fn sweep_idle(worker: &Worker) {
+    let live = worker.shared.live.load();
+    worker
+        .idle
+        .sweep(worker.shared.settings.idle_timeout, |address| {
+            live.uses(address)
+        });
+}
+
+/// Opens what is missing and closes what is gone; true if some port could not be opened.
+fn open_ports(worker: &Rc<Worker>, ports: &mut HashMap<u16, JoinHandle<()>>) -> bool {
+    let live = worker.shared.live.load();
+    ports.retain(|port, task| {
+        let keep = live.snapshot.ports.contains_key(port) && !task.is_finished();
+        if !keep {
+            task.abort();
+        }
+        keep
+    });
+    let mut unbound = false;
+    for port in live.snapshot.ports.keys() {
+        if ports.contains_key(port) {
+            continue;
+        }
+        let address = SocketAddr::new(worker.shared.settings.bind, *port);
+        match listen(address) {
+            Ok(listener) => {
+                worker.shared.bound(*port, Ok(()));
+                ports.insert(
+                    *port,
+                    spawn_local(accept(Rc::clone(worker), listener, *port)),
+                );
+            }
+            Err(error) => {
+                worker.shared.bound(*port, Err(error));
+                unbound = true;
+            }
+        }
+    }
+    unbound
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&SockAddr::from(address))?;
+    socket.listen(4096)?;
+    TcpListener::from_std(socket.into())
+}
+
+async fn accept(worker: Rc<Worker>, listener: TcpListener, port: u16) {
+    let limit = worker.shared.settings.connections_per_worker_max;
+    loop {
+        while worker.connections.get() >= limit {
+            worker.released.notified().await;
+        }
+        match listener.accept().await {
+            Ok((stream, address)) => {
+                let held = Held::new(Rc::clone(&worker));
+                spawn_local(connection(held, stream, address, port));
+            }
+            // Out of descriptors, or a client that left in the backlog: neither ends the port.
+            Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+        }
+    }
+}
+
+/// Counts a connection for as long as it lives.
+struct Held(Rc<Worker>);
+
+impl Held {
+    fn new(worker: Rc<Worker>) -> Self {
+        worker.connections.set(worker.connections.get() + 1);
+        worker.shared.connections.fetch_add(1, Ordering::Relaxed);
+        Self(worker)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.connections.set(self.0.connections.get() - 1);
+        self.0.shared.connections.fetch_sub(1, Ordering::Relaxed);
+        self.0.released.notify_waiters();
+    }
+}
+
+async fn connection(held: Held, stream: TcpStream, address: SocketAddr, port: u16) {
+    let worker = Rc::clone(&held.0);
+    if stream.set_nodelay(true).is_err() {
+        return;
+    }
+    let tls = worker.shared.live.load().tls.get(&port).cloned();
+    let client = Client {
+        address: canonical(address),
+        port,
+        tls: tls.is_some(),
+    };
+    let Ok(Some((stream, http2))) =
+        tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(stream, tls)).await
+    else {
+        return;
+    };
+    let io = TokioIo::new(ClientIo::new(
+        stream,
+        worker.shared.settings.write_stall_timeout,
+    ));
+    let service = {
+        let worker = Rc::clone(&worker);
+        service_fn(move |request| {
+            let worker = Rc::clone(&worker);
+            async move { Ok::<_, Infallible>(exchange::serve(worker, client, request).await) }
+        })
+    };
+    let mut drain = worker.shared.drain.subscribe();
+    let settings = &worker.shared.settings;
+    // Errors of a connection are its client's business: each exchange has its own record.
+    if http2 {
+        let conn = http2::Builder::new(LocalExecutor)
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(1024)
+            .max_header_list_size(u32::try_from(settings.head_bytes_max).unwrap_or(u32::MAX))
+            .keep_alive_interval(Some(Duration::from_secs(30)))
+            .serve_connection(io, service);
+        let mut conn = std::pin::pin!(conn);
+        tokio::select! {
+            _ = conn.as_mut() => return,
+            () = draining(&mut drain) => conn.as_mut().graceful_shutdown(),
+        }
+        let _closed = conn.await;
+    } else {
+        let conn = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(settings.head_timeout)
+            .max_buf_size(settings.head_bytes_max)
+            .max_headers(settings.headers_max)
+            .half_close(false)
+            .serve_connection(io, service)
+            .with_upgrades();
+        let mut conn = std::pin::pin!(conn);
+        tokio::select! {
+            _ = conn.as_mut() => return,
+            () = draining(&mut drain) => conn.as_mut().graceful_shutdown(),
+        }
+        let _closed = conn.await;
+    }
+}
+
+async fn draining(drain: &mut watch::Receiver<bool>) {
+    let _sender_gone = drain.wait_for(|draining| *draining).await;
+}
+
+/// Finishes TLS if there is any, and tells whether the client speaks HTTP/2.
+async fn handshake(
+    stream: TcpStream,
+    tls: Option<Arc<rustls::ServerConfig>>,
+) -> Option<(Stream, bool)> {
+    match tls {
+        Some(config) => {
+            let stream = TlsAcceptor::from(config).accept(stream).await.ok()?;
+            let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+            Some((Stream::Tls(Box::new(stream)), http2))
+        }
+        None => {
+            let http2 = has_h2_preface(&stream).await.ok()?;
+            Some((Stream::Plain(stream), http2))
+        }
+    }
+}
+
+/// Whether the first bytes are HTTP/2's preface. No HTTP/1.1 method is called `PRI`.
+async fn has_h2_preface(stream: &TcpStream) -> io::Result<bool> {
+    let mut first = [0_u8; 4];
+    loop {
+        let n = stream.peek(&mut first).await?;
+        if n == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        if first[..n] != b"PRI "[..n] {
+            return Ok(false);
+        }
+        if n == first.len() {
+            return Ok(true);
+        }
+        // The rest of a split preface: peek would answer at once with what is there.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// IPv4 clients of a dual-stack socket as IPv4.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// Lets hyper spawn onto the worker's own thread.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LocalExecutor;
+
+impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for LocalExecutor {
+    fn execute(&self, future: F) {
+        spawn_local(future);
+    }
+}
