@@ -10,8 +10,9 @@ use forebay_model::picker::{PickerConfig, PickerKind, Scorer};
 use smallvec::{SmallVec, smallvec};
 
 use crate::ask::Ask;
+use crate::exchange::hit_tokens;
 use crate::health::Standing;
-use crate::pool::{PoolState, hit_tokens};
+use crate::pool::PoolState;
 use crate::report::{
     Choice, Considered, Counts, Exclusion, Pick, REPORTED_ALL_UP_TO, REPORTED_BEST, Reason,
     Refusal, Report, Sticky,
@@ -291,8 +292,7 @@ impl PoolState {
             PickerKind::Random => Some(rng.below(totals.len())),
         };
         order.extend(winner);
-        let wanted = self.config.endpoints_max.clamp(1, totals.len());
-        while order.len() < wanted {
+        for _ in 1..self.config.endpoints_max.min(totals.len()) {
             let rest = (0..totals.len()).filter(|at| !order.contains(at));
             let (next, _) = best(rest, totals, rng);
             order.extend(next);

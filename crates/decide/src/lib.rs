@@ -9,6 +9,8 @@
 
 pub mod ask;
 mod choose;
+mod exchange;
+pub mod gate;
 pub mod health;
 pub mod pool;
 pub mod prefix;
@@ -22,6 +24,7 @@ mod slot;
 mod tests;
 
 pub use ask::{Ask, End, EndKind, FailureKind, Flight};
+pub use gate::{Gate, GateLimits, GateRefusal, Offer, Tick, Ticket, Waiter};
 pub use health::{Ejection, EjectionCause, Standing};
 pub use pool::{EndpointView, PoolState};
 pub use prefix::{BlockHash, ChainSeed, chain};

@@ -1,8 +1,7 @@
 //! The state of one pool: what is known of its endpoints, and the books of requests under way.
 //!
-//! Everything that changes a pool's state is here: `sync` with the configuration, scrapes, and
-//! the three steps of an exchange (`begin`, `first_byte`, `finish`). Choosing reads it, in
-//! `choose.rs`. Bounds: 65,534 endpoints (more are not used), the prefix index's bytes, the session
+//! What changes it from outside is here: `sync` with the configuration, and scrapes. The steps of
+//! an exchange are in `exchange.rs`; choosing, which only reads, is in `choose.rs`. Bounds: 65,534 endpoints (more are not used), the prefix index's bytes, the session
 //! table, [`ADAPTERS_MAX`] adapter names; everything else is proportional to endpoints and to
 //! requests in flight, which the caller bounds.
 
@@ -15,26 +14,25 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use smallvec::SmallVec;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::ask::{Ask, Claim, End, EndKind, Flight};
 use crate::choose;
-use crate::health::{Ejection, Health, Standing, may_eject_another};
+use crate::health::{Ejection, Health, Standing};
 use crate::prefix::PrefixIndex;
-use crate::session::{Place, Sessions};
+use crate::session::Sessions;
 use crate::slot::{Slot, prefix_blocks};
 
 /// Adapter names that a pool remembers having seen; names beyond count as base models.
 pub const ADAPTERS_MAX: usize = 1024;
+/// An endpoint counts as at most this full, so that one that is far behind does not make a pool
+/// look full whose others are idle.
+pub const ENDPOINT_SATURATION_MAX: f32 = 1.25;
 /// Slots that endpoints can have.
 const SLOTS_MAX: usize = u16::MAX as usize - 1;
 /// The slot of a flight to an endpoint that is not in the pool.
-const NOWHERE: u16 = u16::MAX;
+pub(crate) const NOWHERE: u16 = u16::MAX;
 /// Output length assumed before any answer was seen.
 const OUTPUT_TOKENS: f32 = 256.0;
 /// An endpoint's prefix capacity is never learned to be below this share of what it is said to be.
 const CAPACITY_SHARE_MIN: usize = 16;
-/// Claims that are wrong by less than this are rounding: servers cache whole blocks only, and the
-/// prompt's token count is an estimate.
-const CLAIM_ERROR_TOKENS: u32 = 64;
 
 /// The state of one pool.
 #[derive(Clone, Debug)]
@@ -48,7 +46,7 @@ pub struct PoolState {
     pub(crate) sessions: Sessions,
     adapters: FxHashSet<u64>,
     pub(crate) last_begun: u16,
-    output_tokens: f32,
+    pub(crate) output_tokens: f32,
 }
 
 /// One endpoint's state, for people and metrics.
@@ -147,7 +145,7 @@ impl PoolState {
         self.config = config.clone();
         self.scorers = choose::counting(config);
         for at in 0..self.slots.len() {
-            self.learn_capacity(at, |_| usize::MAX);
+            self.reset_capacity(at);
         }
     }
 
@@ -165,7 +163,7 @@ impl PoolState {
             None => return,
         };
         self.by_address.insert(address, at);
-        self.learn_capacity(usize::from(at), |_| usize::MAX);
+        self.reset_capacity(usize::from(at));
     }
 
     fn remove(&mut self, at: u16) {
@@ -201,7 +199,7 @@ impl PoolState {
         slot.health.scraped(now);
         slot.scraped(load, now);
         if resized {
-            self.learn_capacity(usize::from(at), |_| usize::MAX);
+            self.reset_capacity(usize::from(at));
         }
     }
 
@@ -215,166 +213,24 @@ impl PoolState {
         }
     }
 
-    /// Books a request to `address`: it is in flight from now on, its prompt counts as cached
-    /// there. The flight must be handed back to [`finish`](Self::finish). An address that is not
-    /// in the pool (any more) gives a flight that changes nothing.
-    pub fn begin(&mut self, ask: &Ask<'_>, address: SocketAddr, now: Moment) -> Flight {
-        let Some(&at) = self.by_address.get(&address) else {
-            return Flight::nowhere(ask, now);
-        };
-        let held = self.index.hold(at, ask.prefix);
-        let hit_tokens = hit_tokens(ask, held.hit_blocks, &self.config);
-        let expected = ask
-            .output_tokens_max
-            .map_or(self.output_tokens, |max| self.output_tokens.min(max as f32));
-        let adapter = self.adapter(ask.model).map(|(_, hash)| hash);
-        let slot = &mut self.slots[usize::from(at)];
-        let oldest_awaiting = slot.awaiting.iter().min();
-        let settled = oldest_awaiting.is_none_or(|&stamp| held.tail_stamp < stamp);
-        let flight = Flight {
-            slot: at,
-            generation: slot.generation,
-            begun: now,
-            stamp: held.stamp,
-            stream: ask.stream,
-            answered: false,
-            unqueued: !slot.any_waiting(),
-            prompt_tokens: ask.prompt_tokens,
-            uncached_tokens: ask.prompt_tokens - hit_tokens,
-            ahead_tokens: slot.backlog_tokens(now) as u64,
-            total_tokens: ask.prompt_tokens.saturating_add(expected as u32),
-            claim: Claim {
-                hit_tokens,
-                tail_stamp: (settled && held.hit_blocks > 0).then_some(held.tail_stamp),
-            },
-            fresh_blocks: ask.prefix[held.hit_blocks..held.held_blocks].into(),
-        };
-        slot.book(&flight, adapter, now);
-        self.last_begun = at;
-        if let Some(session) = ask.session {
-            let generation = slot.generation;
-            self.sessions.set(
-                session,
-                Place {
-                    slot: at,
-                    generation,
-                },
-            );
-        }
-        flight
-    }
-
-    /// The first byte of the answer came. For a streamed answer that is the end of prefill: the
-    /// prompt leaves the backlog, and the time it took shows the endpoint's speed.
-    pub fn first_byte(&mut self, flight: &mut Flight, now: Moment) {
-        if std::mem::replace(&mut flight.answered, true) {
-            return;
-        }
-        flight.fresh_blocks = Box::default();
-        let Some(slot) = self.slot_of(flight) else {
-            return;
-        };
-        slot.leave_backlog(flight, now);
-        slot.started(flight.begun);
-        if flight.stream && flight.unqueued {
-            let tokens = flight.ahead_tokens + u64::from(flight.uncached_tokens);
-            slot.speed.measured(tokens, now.since(flight.begun));
-        }
-    }
-
-    /// Settles a request, however it ended.
-    pub fn finish(&mut self, mut flight: Flight, end: End, now: Moment) {
-        if let Some(output) = end.output_tokens {
-            self.output_tokens += 0.02 * (output as f32 - self.output_tokens);
-        }
-        let served = end.kind == EndKind::Served;
-        let Some(slot) = self.slot_of(&flight) else {
-            return;
-        };
-        if !flight.answered {
-            slot.leave_backlog(&flight, now);
-        }
-        slot.ended(flight.begun, flight.answered, served);
-        slot.inflight_requests -= 1;
-        slot.inflight_tokens -= u64::from(flight.total_tokens);
-        if served {
-            self.correct(&flight, end);
-        } else if !flight.answered {
-            let added = std::mem::take(&mut flight.fresh_blocks);
-            self.index.retract(flight.slot, &added, flight.stamp);
-        }
-        self.judge(flight.slot, end.kind, now);
-    }
-
-    fn judge(&mut self, at: u16, kind: EndKind, now: Moment) {
-        let may_eject = self.slots[usize::from(at)].health.is_last_chance() && {
-            let out = |slot: &&Slot| slot.present && slot.health.standing(now) == Standing::Ejected;
-            may_eject_another(self.by_address.len(), self.slots.iter().filter(out).count())
-        };
-        let health = &mut self.slots[usize::from(at)].health;
-        match kind {
-            EndKind::Served => health.served(now),
-            EndKind::Failed(kind) => {
-                health.failed(kind, may_eject, now);
-            }
-            EndKind::Cancelled => {}
-        }
-    }
-
-    /// Holds the prefix index's claim against what the server reports.
-    ///
-    /// A server that has lost what we thought it had evicted it, and with it everything that it
-    /// used longer ago; what is left is about as much as it has room for. (The prompt itself is in
-    /// its cache now in any case.) A claim that holds while the list is full lets the capacity grow
-    /// towards what the server says it has, and a hit that was not claimed lets it grow past that,
-    /// up to four times: caches that spill to host memory hold more than the server counts.
-    fn correct(&mut self, flight: &Flight, end: End) {
-        let (Some(cached), Some(prompt)) = (end.cached_tokens, end.prompt_tokens) else {
-            return;
-        };
-        let ratio = prompt as f32 / (flight.prompt_tokens.max(1)) as f32;
-        let claimed = (flight.claim.hit_tokens as f32 * ratio) as u32;
-        let at = usize::from(flight.slot);
-        let held = self.index.held_by(flight.slot);
-        if cached < claimed / 2 && claimed - cached > CLAIM_ERROR_TOKENS {
-            if let Some(stamp) = flight.claim.tail_stamp {
-                self.index.forget_older(flight.slot, stamp);
-                let left = self.index.held_by(flight.slot);
-                self.learn_capacity(at, |capacity| capacity.min(capacity / 2 + left / 2));
-            }
-        } else if held * 8 >= self.slots[at].prefix_capacity * 7 {
-            let surplus = cached > claimed.saturating_add(2 * CLAIM_ERROR_TOKENS);
-            let limit = self.nominal_capacity(at) * if surplus { 4 } else { 1 };
-            self.learn_capacity(at, |capacity| {
-                (capacity + capacity / 64 + 1).min(limit.max(capacity))
-            });
-        }
-    }
-
     /// Blocks that the endpoint should have room for, by its own metrics or by configuration.
-    fn nominal_capacity(&self, at: usize) -> usize {
+    pub(crate) fn nominal_capacity(&self, at: usize) -> usize {
         let scraped = self.slots[at].scrape.as_ref();
         scraped
             .and_then(|s| prefix_blocks(&s.load, self.config.prefix_block_bytes))
             .unwrap_or(self.config.prefix_blocks_per_endpoint)
     }
 
-    /// Replaces what the endpoint is believed to have room for; `usize::MAX` stands for what it
-    /// should have.
-    fn learn_capacity(&mut self, at: usize, learn: impl FnOnce(usize) -> usize) {
-        let nominal = self.nominal_capacity(at);
-        let learned = match learn(self.slots[at].prefix_capacity) {
-            usize::MAX => nominal,
-            learned => learned.max(nominal / CAPACITY_SHARE_MIN),
-        };
-        self.slots[at].prefix_capacity = learned;
-        self.index.set_capacity(at as u16, learned);
+    fn reset_capacity(&mut self, at: usize) {
+        self.set_capacity(at, self.nominal_capacity(at));
     }
 
-    fn slot_of(&mut self, flight: &Flight) -> Option<&mut Slot> {
-        self.slots
-            .get_mut(usize::from(flight.slot))
-            .filter(|slot| slot.present && slot.generation == flight.generation)
+    /// Replaces what the endpoint is believed to have room for.
+    pub(crate) fn set_capacity(&mut self, at: usize, blocks: usize) {
+        let least = self.nominal_capacity(at) / CAPACITY_SHARE_MIN;
+        self.slots[at].prefix_capacity = blocks.max(least);
+        self.index
+            .set_capacity(at as u16, self.slots[at].prefix_capacity);
     }
 
     /// The model's name and hash if it is an adapter that some server has had.
@@ -474,75 +330,4 @@ impl PoolState {
     pub fn prefix_bytes(&self) -> usize {
         self.index.bytes()
     }
-}
-
-/// An endpoint counts as at most this full, so that one that is far behind does not make a pool
-/// look full whose others are idle.
-pub const ENDPOINT_SATURATION_MAX: f32 = 1.25;
-
-impl Slot {
-    fn book(&mut self, flight: &Flight, adapter: Option<u64>, now: Moment) {
-        self.sent(flight.uncached_tokens, adapter);
-        self.inflight_requests += 1;
-        self.inflight_tokens += u64::from(flight.total_tokens);
-        self.awaiting.push(flight.stamp);
-        if flight.stream {
-            self.streamed_backlog += u64::from(flight.uncached_tokens);
-        } else {
-            let speed = self.speed.tokens_per_s();
-            self.whole_backlog
-                .change(flight.uncached_tokens as f32, now, speed);
-        }
-    }
-
-    /// Takes a request's prompt off the backlog. A whole answer's has drained by itself, except
-    /// that one which ends sooner takes the rest of its prompt along.
-    fn leave_backlog(&mut self, flight: &Flight, now: Moment) {
-        if let Some(at) = self.awaiting.iter().position(|&s| s == flight.stamp) {
-            self.awaiting.swap_remove(at);
-        }
-        if flight.stream {
-            self.streamed_backlog -= u64::from(flight.uncached_tokens);
-            return;
-        }
-        let speed = self.speed.tokens_per_s();
-        let drained = now.since(flight.begun).as_secs_f32() * speed;
-        let rest = (flight.uncached_tokens as f32 - drained).max(0.0);
-        self.whole_backlog.change(-rest, now, speed);
-    }
-}
-
-impl Flight {
-    fn nowhere(ask: &Ask<'_>, now: Moment) -> Self {
-        Self {
-            slot: NOWHERE,
-            generation: 0,
-            begun: now,
-            stamp: 0,
-            stream: ask.stream,
-            answered: false,
-            unqueued: false,
-            prompt_tokens: ask.prompt_tokens,
-            uncached_tokens: 0,
-            ahead_tokens: 0,
-            total_tokens: 0,
-            claim: Claim::default(),
-            fresh_blocks: Box::default(),
-        }
-    }
-}
-
-/// Prompt tokens in so many leading blocks. If the whole prompt was hashed its tokens are spread
-/// evenly over its blocks, the last partial one counting half; otherwise a token is four bytes.
-pub(crate) fn hit_tokens(ask: &Ask<'_>, hit_blocks: usize, config: &PickerConfig) -> u32 {
-    let blocks = ask.prefix.len();
-    if hit_blocks == 0 {
-        return 0;
-    }
-    let per_block = if blocks < config.prefix_blocks_max {
-        ask.prompt_tokens as f32 / (blocks as f32 + 0.5)
-    } else {
-        config.prefix_block_bytes as f32 / 4.0
-    };
-    ((hit_blocks as f32 * per_block) as u32).min(ask.prompt_tokens)
 }

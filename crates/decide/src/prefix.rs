@@ -6,8 +6,11 @@
 //! corrected by the cached-token counts that servers report. It does not listen to KV events.
 
 mod chain;
+mod holders;
 mod index;
 mod table;
+#[cfg(test)]
+mod tests;
 
 pub use chain::{BlockHash, ChainSeed, chain};
 pub use index::{Held, PrefixIndex};

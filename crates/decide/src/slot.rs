@@ -9,6 +9,7 @@ use std::time::Duration;
 use forebay_model::{Load, Moment};
 use smallvec::SmallVec;
 
+use crate::ask::Flight;
 use crate::health::Health;
 
 /// Prefill speed assumed until measured, in tokens per second: Qwen3-32B on two H100, the value
@@ -156,7 +157,7 @@ impl Slot {
 
     /// Share of KV cache in use, with the prompts that were sent since where its size is known.
     pub(crate) fn kv_used(&self, load: &Load) -> Option<f32> {
-        let capacity = load.kv_capacity_tokens();
+        let capacity = kv_capacity_tokens(load);
         let since = capacity.map_or(0.0, |c| self.since.tokens as f32 / c as f32);
         load.kv_used.map(|used| (used + since).clamp(0.0, 1.0))
     }
@@ -172,7 +173,9 @@ impl Slot {
         self.since.adapters.contains(&adapter)
     }
 
-    pub(crate) fn scraped(&mut self, load: Load, now: Moment) {
+    pub(crate) fn scraped(&mut self, mut load: Load, now: Moment) {
+        // A server may say NaN; a score must not.
+        load.kv_used = load.kv_used.filter(|used| used.is_finite());
         self.scrape = Some(Scrape { load, at: now });
         self.since = SinceScrape::default();
     }
@@ -219,24 +222,50 @@ impl Slot {
     }
 }
 
+impl Slot {
+    pub(crate) fn book(&mut self, flight: &Flight, adapter: Option<u64>, now: Moment) {
+        self.sent(flight.uncached_tokens, adapter);
+        self.inflight_requests += 1;
+        self.inflight_tokens += u64::from(flight.total_tokens);
+        self.awaiting.push(flight.stamp);
+        if flight.stream {
+            self.streamed_backlog += u64::from(flight.uncached_tokens);
+        } else {
+            let speed = self.speed.tokens_per_s();
+            self.whole_backlog
+                .change(flight.uncached_tokens as f32, now, speed);
+        }
+    }
+
+    /// Takes a request's prompt off the backlog. A whole answer's has drained by itself, except
+    /// that one which ends sooner takes the rest of its prompt along.
+    pub(crate) fn leave_backlog(&mut self, flight: &Flight, now: Moment) {
+        if let Some(at) = self.awaiting.iter().position(|&s| s == flight.stamp) {
+            self.awaiting.swap_remove(at);
+        }
+        if flight.stream {
+            self.streamed_backlog -= u64::from(flight.uncached_tokens);
+            return;
+        }
+        let speed = self.speed.tokens_per_s();
+        let drained = now.since(flight.begun).as_secs_f32() * speed;
+        let rest = (flight.uncached_tokens as f32 - drained).max(0.0);
+        self.whole_backlog.change(-rest, now, speed);
+    }
+}
+
 fn corrected(scraped: u32, delta: i32) -> f32 {
     scraped.saturating_add_signed(delta) as f32
 }
 
-/// Facts that follow from a scrape.
-trait Capacity {
-    fn kv_capacity_tokens(&self) -> Option<u64>;
-}
-
-impl Capacity for Load {
-    fn kv_capacity_tokens(&self) -> Option<u64> {
-        let tokens = self.blocks? * u64::from(self.block_tokens?);
-        (tokens > 0).then_some(tokens)
-    }
+/// Tokens that fit into the server's KV cache.
+fn kv_capacity_tokens(load: &Load) -> Option<u64> {
+    let tokens = load.blocks?.saturating_mul(u64::from(load.block_tokens?));
+    (tokens > 0).then_some(tokens)
 }
 
 /// Prompt blocks that a server with this load has room for, at about four bytes a token.
 pub(crate) fn prefix_blocks(load: &Load, block_bytes: usize) -> Option<usize> {
-    let bytes = load.kv_capacity_tokens()?.saturating_mul(4);
+    let bytes = kv_capacity_tokens(load)?.saturating_mul(4);
     usize::try_from(bytes).ok()?.checked_div(block_bytes)
 }

@@ -12,10 +12,10 @@
 use smallvec::{SmallVec, smallvec};
 
 use super::chain::BlockHash;
-use super::table::{Entry, Table};
+use super::holders::{Block, Holders, NOBODY, each_bit};
+use super::table::Table;
 
 const NIL: u32 = u32::MAX;
-const NOBODY: u16 = u16::MAX;
 /// Blocks taken from one endpoint when the whole index is full: finding the endpoint looks at all
 /// of them, so it is not done for every block.
 const EVICTED_AT_ONCE: usize = 32;
@@ -43,40 +43,12 @@ impl Hold {
     }
 }
 
-/// A block and who holds it: up to two endpoints in place, more in a bit set.
-#[derive(Clone, Copy, Debug)]
-struct Block {
-    block: BlockHash,
-    pair: [u16; 2],
-    set: u32,
-}
-
-impl Entry for Block {
-    const VACANT: Self = Self {
-        block: BlockHash(0),
-        pair: [NOBODY; 2],
-        set: NIL,
-    };
-    fn is_vacant(&self) -> bool {
-        self.pair == [NOBODY; 2] && self.set == NIL
-    }
-}
-
 #[derive(Clone, Debug)]
 struct List {
     newest: u32,
     oldest: u32,
     len: u32,
     capacity: u32,
-}
-
-/// Bit sets of equal length, for blocks that more than two endpoints hold.
-#[derive(Clone, Debug, Default)]
-struct Sets {
-    words: Vec<u64>,
-    /// Words per set.
-    stride: usize,
-    free: Vec<u32>,
 }
 
 /// What an endpoint held of a prompt when it was sent there.
@@ -99,12 +71,10 @@ pub struct PrefixIndex {
     free: u32,
     in_use: usize,
     by_holder: Table<u32>,
-    blocks: Table<Block>,
-    sets: Sets,
+    holders: Holders,
     lists: Vec<List>,
     clock: u64,
     holds_max: usize,
-    set_bytes_max: usize,
 }
 
 impl PrefixIndex {
@@ -117,12 +87,10 @@ impl PrefixIndex {
             free: NIL,
             in_use: 0,
             by_holder: Table::new(),
-            blocks: Table::new(),
-            sets: Sets::default(),
+            holders: Holders::new(),
             lists: Vec::new(),
             clock: 0,
             holds_max: 0,
-            set_bytes_max: 0,
         };
         index.set_bytes_max(bytes_max);
         index
@@ -139,7 +107,7 @@ impl PrefixIndex {
             self.clear();
         }
         self.holds_max = holds_max.min(NIL as usize - 1);
-        self.set_bytes_max = set_bytes_max;
+        self.holders.set_bounds(self.holds_max, set_bytes_max);
     }
 
     /// Forgets every block and gives the memory back; capacities stay.
@@ -148,11 +116,7 @@ impl PrefixIndex {
         self.free = NIL;
         self.in_use = 0;
         self.by_holder = Table::new();
-        self.blocks = Table::new();
-        self.sets = Sets {
-            stride: self.sets.stride,
-            ..Sets::default()
-        };
+        self.holders.clear();
         for list in &mut self.lists {
             (list.newest, list.oldest, list.len) = (NIL, NIL, 0);
         }
@@ -163,9 +127,7 @@ impl PrefixIndex {
     pub fn bytes(&self) -> usize {
         self.holds.capacity() * size_of::<Hold>()
             + self.by_holder.bytes()
-            + self.blocks.bytes()
-            + self.sets.words.capacity() * size_of::<u64>()
-            + self.sets.free.capacity() * size_of::<u32>()
+            + self.holders.bytes()
             + self.lists.capacity() * size_of::<List>()
     }
 
@@ -197,7 +159,9 @@ impl PrefixIndex {
                 capacity: 0,
             });
         }
-        self.widen_sets(at / 64 + 1);
+        if !self.holders.widen(at / 64 + 1) {
+            self.clear();
+        }
         self.lists[at].capacity = u32::try_from(capacity).unwrap_or(u32::MAX);
         while self.lists[at].len > self.lists[at].capacity {
             self.drop_hold(self.lists[at].oldest);
@@ -213,14 +177,14 @@ impl PrefixIndex {
         let words = self.lists.len().div_ceil(64);
         let mut current: SmallVec<[u64; 16]> = smallvec![0; words];
         let (mut next, mut trial) = (current.clone(), current.clone());
-        if chain.is_empty() || !self.holders_into(chain[0], &mut current) {
+        if chain.is_empty() || !self.holders.mask(chain[0], &mut current) {
             return;
         }
         let chain = &chain[..chain.len().min(usize::from(u16::MAX))];
         let (mut at, mut step) = (0, 1);
         while at + 1 < chain.len() {
             let probe = (at + step).min(chain.len() - 1);
-            self.holders_into(chain[probe], &mut next);
+            self.holders.mask(chain[probe], &mut next);
             if covers(&next, &current) {
                 (at, step) = (probe, step * 2);
                 continue;
@@ -228,7 +192,7 @@ impl PrefixIndex {
             let (mut still, mut lost) = (at, probe);
             while lost - still > 1 {
                 let middle = still.midpoint(lost);
-                self.holders_into(chain[middle], &mut trial);
+                self.holders.mask(chain[middle], &mut trial);
                 if covers(&trial, &current) {
                     still = middle;
                 } else {
@@ -344,7 +308,9 @@ impl PrefixIndex {
         if self.in_use >= self.holds_max && !self.evict_oldest() {
             return None;
         }
-        if !self.add_holder(block, slot) && !(self.evict_oldest() && self.add_holder(block, slot)) {
+        let added =
+            self.holders.add(block, slot) || (self.evict_oldest() && self.holders.add(block, slot));
+        if !added {
             return None;
         }
         let at = self.allocate(slot, block);
@@ -397,7 +363,7 @@ impl PrefixIndex {
             let hold = &holds[at as usize];
             holder_hash(hold.slot, hold.block)
         });
-        self.remove_holder(block, slot);
+        self.holders.remove(block, slot);
         self.holds[at as usize].newer = self.free;
         self.free = at;
         self.in_use -= 1;
@@ -460,158 +426,6 @@ impl PrefixIndex {
     }
 }
 
-/// Who holds a block.
-impl PrefixIndex {
-    fn find_block(&self, block: BlockHash) -> Option<usize> {
-        self.blocks.find(block.0, |entry| entry.block == block)
-    }
-
-    /// Sets `mask` to the holders of `block`; false if there are none.
-    fn holders_into(&self, block: BlockHash, mask: &mut [u64]) -> bool {
-        let Some(place) = self.find_block(block) else {
-            mask.fill(0);
-            return false;
-        };
-        let entry = self.blocks.get(place);
-        if entry.set == NIL {
-            mask.fill(0);
-            for slot in entry.pair.iter().filter(|&&slot| slot != NOBODY) {
-                mask[usize::from(*slot) / 64] |= 1 << (slot % 64);
-            }
-        } else {
-            let len = mask.len();
-            mask.copy_from_slice(&self.sets.get(entry.set)[..len]);
-        }
-        true
-    }
-
-    /// False if the bit sets have used up their share of the memory.
-    fn add_holder(&mut self, block: BlockHash, slot: u16) -> bool {
-        let Some(place) = self.find_block(block) else {
-            let entry = Block {
-                block,
-                pair: [slot, NOBODY],
-                set: NIL,
-            };
-            self.blocks
-                .insert(block.0, entry, self.holds_max, |entry| entry.block.0);
-            return true;
-        };
-        let entry = self.blocks.get_mut(place);
-        if entry.set == NIL {
-            if let Some(room) = entry.pair.iter_mut().find(|slot| **slot == NOBODY) {
-                *room = slot;
-                return true;
-            }
-            let Some(set) = self.sets.allocate(self.set_bytes_max) else {
-                return false;
-            };
-            for member in entry.pair {
-                self.sets.insert(set, member);
-            }
-            (entry.pair, entry.set) = ([NOBODY; 2], set);
-        }
-        self.sets.insert(entry.set, slot);
-        true
-    }
-
-    fn remove_holder(&mut self, block: BlockHash, slot: u16) {
-        let place = self
-            .find_block(block)
-            .expect("every block in a list is in the table");
-        let entry = self.blocks.get_mut(place);
-        if entry.set == NIL {
-            for member in entry.pair.iter_mut().filter(|member| **member == slot) {
-                *member = NOBODY;
-            }
-        } else if let Some(pair) = self.sets.remove(entry.set, slot) {
-            self.sets.free.push(entry.set);
-            (entry.pair, entry.set) = (pair, NIL);
-        }
-        if entry.is_vacant() {
-            self.blocks.remove(place, |entry| entry.block.0);
-        }
-    }
-
-    /// Makes every bit set at least `words` long.
-    fn widen_sets(&mut self, words: usize) {
-        if words <= self.sets.stride {
-            return;
-        }
-        let stride = words.next_power_of_two();
-        if !self.sets.words.is_empty() {
-            let sets = self.sets.words.len() / self.sets.stride;
-            if sets * stride * size_of::<u64>() > self.set_bytes_max {
-                self.clear();
-            } else {
-                let mut wide = vec![0; sets * stride];
-                for (set, old) in self.sets.words.chunks(self.sets.stride).enumerate() {
-                    wide[set * stride..][..old.len()].copy_from_slice(old);
-                }
-                self.sets.words = wide;
-            }
-        }
-        self.sets.stride = stride;
-    }
-}
-
-impl Sets {
-    fn get(&self, set: u32) -> &[u64] {
-        &self.words[set as usize * self.stride..][..self.stride]
-    }
-
-    fn get_mut(&mut self, set: u32) -> &mut [u64] {
-        &mut self.words[set as usize * self.stride..][..self.stride]
-    }
-
-    fn allocate(&mut self, bytes_max: usize) -> Option<u32> {
-        if let Some(set) = self.free.pop() {
-            self.get_mut(set).fill(0);
-            return Some(set);
-        }
-        let len = self.words.len() + self.stride;
-        // Four more bytes per set, for the list of free ones.
-        let bytes = |words: usize| words * size_of::<u64>() + words / self.stride * 4;
-        if bytes(len) > bytes_max {
-            return None;
-        }
-        if len > self.words.capacity() {
-            let more = (self.words.len() / 2 / self.stride).max(8) * self.stride;
-            let fits = bytes(self.words.len() + more) <= bytes_max;
-            let more = if fits { more } else { self.stride };
-            self.words.reserve_exact(more);
-            let sets = self.words.capacity() / self.stride;
-            self.free.reserve_exact(sets);
-        }
-        self.words.resize(len, 0);
-        Some((len / self.stride - 1) as u32)
-    }
-
-    fn insert(&mut self, set: u32, slot: u16) {
-        self.get_mut(set)[usize::from(slot) / 64] |= 1 << (slot % 64);
-    }
-
-    /// Gives back the last two members, when a pair will do again.
-    fn remove(&mut self, set: u32, slot: u16) -> Option<[u16; 2]> {
-        let words = self.get_mut(set);
-        words[usize::from(slot) / 64] &= !(1 << (slot % 64));
-        let members: u32 = words.iter().map(|word| word.count_ones()).sum();
-        if members > 2 {
-            return None;
-        }
-        let mut pair = [NOBODY; 2];
-        let mut room = pair.iter_mut();
-        for (at, word) in words.iter().enumerate() {
-            each_bit(*word, |bit| {
-                if let Some(place) = room.next() {
-                    *place = (at * 64 + bit) as u16;
-                }
-            });
-        }
-        Some(pair)
-    }
-}
-
 fn holder_hash(slot: u16, block: BlockHash) -> u64 {
     block.0 ^ (u64::from(slot) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
@@ -626,11 +440,4 @@ fn set_depth(depths: &mut [u16], word: usize, members: u64, depth: usize) {
             *place = depth as u16;
         }
     });
-}
-
-fn each_bit(mut word: u64, mut act: impl FnMut(usize)) {
-    while word != 0 {
-        act(word.trailing_zeros() as usize);
-        word &= word - 1;
-    }
 }

@@ -1,0 +1,200 @@
+//! The books of one exchange: begun, first byte, finished, and what each teaches.
+//!
+//! Whatever `begin` adds to an endpoint's counters the same flight takes off again, once, and only
+//! if the endpoint is still the one that it was booked on.
+
+use std::net::SocketAddr;
+
+use forebay_model::Moment;
+use forebay_model::picker::PickerConfig;
+
+use crate::ask::{Ask, Claim, End, EndKind, FailureKind, Flight};
+use crate::health::{Standing, may_eject_another};
+use crate::pool::{NOWHERE, PoolState};
+use crate::session::Place;
+use crate::slot::Slot;
+
+/// Claims that are wrong by less than this are rounding: servers cache whole blocks only, and the
+/// prompt's token count is an estimate.
+const CLAIM_ERROR_TOKENS: u32 = 64;
+
+impl PoolState {
+    /// Books a request to `address`: it is in flight from now on, its prompt counts as cached
+    /// there. The flight must be handed back to [`finish`](Self::finish). An address that is not
+    /// in the pool (any more) gives a flight that changes nothing.
+    pub fn begin(&mut self, ask: &Ask<'_>, address: SocketAddr, now: Moment) -> Flight {
+        let Some(&at) = self.by_address.get(&address) else {
+            return Flight::nowhere(ask, now);
+        };
+        let held = self.index.hold(at, ask.prefix);
+        let hit_tokens = hit_tokens(ask, held.hit_blocks, &self.config);
+        let expected = ask
+            .output_tokens_max
+            .map_or(self.output_tokens, |max| self.output_tokens.min(max as f32));
+        let adapter = self.adapter(ask.model).map(|(_, hash)| hash);
+        let slot = &mut self.slots[usize::from(at)];
+        let oldest_awaiting = slot.awaiting.iter().min();
+        let settled = oldest_awaiting.is_none_or(|&stamp| held.tail_stamp < stamp);
+        let flight = Flight {
+            slot: at,
+            generation: slot.generation,
+            begun: now,
+            stamp: held.stamp,
+            stream: ask.stream,
+            answered: false,
+            unqueued: !slot.any_waiting(),
+            prompt_tokens: ask.prompt_tokens,
+            uncached_tokens: ask.prompt_tokens - hit_tokens,
+            ahead_tokens: slot.backlog_tokens(now) as u64,
+            total_tokens: ask.prompt_tokens.saturating_add(expected as u32),
+            claim: Claim {
+                hit_tokens,
+                tail_stamp: (settled && held.hit_blocks > 0).then_some(held.tail_stamp),
+            },
+            fresh_blocks: ask.prefix[held.hit_blocks..held.held_blocks].into(),
+        };
+        slot.book(&flight, adapter, now);
+        self.last_begun = at;
+        if let Some(session) = ask.session {
+            let generation = slot.generation;
+            let place = Place {
+                slot: at,
+                generation,
+            };
+            self.sessions.set(session, place);
+        }
+        flight
+    }
+
+    /// The first byte of the answer came. For a streamed answer that is the end of prefill: the
+    /// prompt leaves the backlog, and the time it took shows the endpoint's speed.
+    pub fn first_byte(&mut self, flight: &mut Flight, now: Moment) {
+        if std::mem::replace(&mut flight.answered, true) {
+            return;
+        }
+        flight.fresh_blocks = Box::default();
+        let Some(slot) = self.slot_of(flight) else {
+            return;
+        };
+        slot.leave_backlog(flight, now);
+        slot.started(flight.begun);
+        if flight.stream && flight.unqueued {
+            let tokens = flight.ahead_tokens + u64::from(flight.uncached_tokens);
+            slot.speed.measured(tokens, now.since(flight.begun));
+        }
+    }
+
+    /// Settles a request, however it ended.
+    pub fn finish(&mut self, mut flight: Flight, end: End, now: Moment) {
+        if let Some(output) = end.output_tokens {
+            self.output_tokens += 0.02 * (output as f32 - self.output_tokens);
+        }
+        let served = end.kind == EndKind::Served;
+        let Some(slot) = self.slot_of(&flight) else {
+            return;
+        };
+        if !flight.answered {
+            slot.leave_backlog(&flight, now);
+        }
+        slot.ended(flight.begun, flight.answered, served);
+        slot.inflight_requests -= 1;
+        slot.inflight_tokens -= u64::from(flight.total_tokens);
+        if served {
+            self.correct(&flight, end);
+        } else if !flight.answered {
+            let added = std::mem::take(&mut flight.fresh_blocks);
+            self.index.retract(flight.slot, &added, flight.stamp);
+        }
+        self.judge(flight.slot, end.kind, now);
+    }
+
+    fn judge(&mut self, at: u16, kind: EndKind, now: Moment) {
+        let may_eject = self.slots[usize::from(at)].health.is_last_chance() && {
+            let out = |slot: &&Slot| slot.present && slot.health.standing(now) == Standing::Ejected;
+            may_eject_another(self.by_address.len(), self.slots.iter().filter(out).count())
+        };
+        let health = &mut self.slots[usize::from(at)].health;
+        match kind {
+            EndKind::Served => health.served(now),
+            EndKind::Failed(kind) => {
+                let ejected = health.failed(kind, may_eject, now);
+                if ejected && kind == FailureKind::Connect {
+                    // Nobody listens: the server restarts, with an empty cache.
+                    self.index.forget(at);
+                }
+            }
+            EndKind::Cancelled => {}
+        }
+    }
+
+    /// Holds the prefix index's claim against what the server reports.
+    ///
+    /// A server that has lost what we thought it had evicted it, and with it everything that it
+    /// used longer ago; what is left is about as much as it has room for. (The prompt itself is in
+    /// its cache now in any case.) A claim that holds while the list is full lets the capacity grow
+    /// towards what the server says it has, and a hit that was not claimed lets it grow past that,
+    /// up to four times: caches that spill to host memory hold more than the server counts.
+    fn correct(&mut self, flight: &Flight, end: End) {
+        let (Some(cached), Some(prompt)) = (end.cached_tokens, end.prompt_tokens) else {
+            return;
+        };
+        let ratio = prompt as f32 / (flight.prompt_tokens.max(1)) as f32;
+        let claimed = (flight.claim.hit_tokens as f32 * ratio) as u32;
+        let at = usize::from(flight.slot);
+        let held = self.index.held_by(flight.slot);
+        let capacity = self.slots[at].prefix_capacity;
+        if cached < claimed / 2 && claimed - cached > CLAIM_ERROR_TOKENS {
+            if let Some(stamp) = flight.claim.tail_stamp {
+                self.index.forget_older(flight.slot, stamp);
+                let left = self.index.held_by(flight.slot);
+                self.set_capacity(at, capacity.min(capacity / 2 + left / 2));
+            }
+        } else if held >= capacity - capacity / 8 {
+            let surplus = cached > claimed.saturating_add(2 * CLAIM_ERROR_TOKENS);
+            let limit = self.nominal_capacity(at) * if surplus { 4 } else { 1 };
+            let grown = (capacity + capacity / 64 + 1).min(limit);
+            self.set_capacity(at, grown.max(capacity));
+        }
+    }
+
+    fn slot_of(&mut self, flight: &Flight) -> Option<&mut Slot> {
+        self.slots
+            .get_mut(usize::from(flight.slot))
+            .filter(|slot| slot.present && slot.generation == flight.generation)
+    }
+}
+
+impl Flight {
+    fn nowhere(ask: &Ask<'_>, now: Moment) -> Self {
+        Self {
+            slot: NOWHERE,
+            generation: 0,
+            begun: now,
+            stamp: 0,
+            stream: ask.stream,
+            answered: false,
+            unqueued: false,
+            prompt_tokens: ask.prompt_tokens,
+            uncached_tokens: 0,
+            ahead_tokens: 0,
+            total_tokens: 0,
+            claim: Claim::default(),
+            fresh_blocks: Box::default(),
+        }
+    }
+}
+
+/// Prompt tokens in so many leading blocks. If the whole prompt was hashed its tokens are spread
+/// evenly over its blocks, the last partial one counting half; otherwise a token is four bytes.
+pub(crate) fn hit_tokens(ask: &Ask<'_>, hit_blocks: usize, config: &PickerConfig) -> u32 {
+    let blocks = ask.prefix.len();
+    if hit_blocks == 0 {
+        return 0;
+    }
+    let per_block = if blocks < config.prefix_blocks_max {
+        ask.prompt_tokens as f32 / (blocks as f32 + 0.5)
+    } else {
+        config.prefix_block_bytes as f32 / 4.0
+    };
+    ((hit_blocks as f32 * per_block) as u32).min(ask.prompt_tokens)
+}

@@ -1,0 +1,233 @@
+//! Who holds each block: the half of the index that a lookup reads.
+//!
+//! A block that one or two endpoints hold takes a table entry; what more of them hold, like the
+//! beginning of a system prompt, has a bit set, so that a thousand holders are sixteen words.
+
+use super::chain::BlockHash;
+use super::table::{Entry, Table};
+
+const NIL: u32 = u32::MAX;
+pub(super) const NOBODY: u16 = u16::MAX;
+
+/// A block and who holds it: up to two endpoints in place, more in a bit set.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Block {
+    block: BlockHash,
+    pair: [u16; 2],
+    set: u32,
+}
+
+impl Entry for Block {
+    const VACANT: Self = Self {
+        block: BlockHash(0),
+        pair: [NOBODY; 2],
+        set: NIL,
+    };
+    fn is_vacant(&self) -> bool {
+        self.pair == [NOBODY; 2] && self.set == NIL
+    }
+}
+
+/// Bit sets of equal length, for blocks that more than two endpoints hold.
+#[derive(Clone, Debug, Default)]
+struct Sets {
+    words: Vec<u64>,
+    /// Words per set.
+    stride: usize,
+    free: Vec<u32>,
+}
+
+/// The table of blocks with their holders.
+#[derive(Clone, Debug)]
+pub(super) struct Holders {
+    blocks: Table<Block>,
+    sets: Sets,
+    blocks_max: usize,
+    set_bytes_max: usize,
+}
+
+impl Holders {
+    pub(super) fn new() -> Self {
+        Self {
+            blocks: Table::new(),
+            sets: Sets::default(),
+            blocks_max: 0,
+            set_bytes_max: 0,
+        }
+    }
+
+    pub(super) fn set_bounds(&mut self, blocks_max: usize, set_bytes_max: usize) {
+        self.blocks_max = blocks_max;
+        self.set_bytes_max = set_bytes_max;
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.blocks = Table::new();
+        self.sets = Sets {
+            stride: self.sets.stride,
+            ..Sets::default()
+        };
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.blocks.bytes()
+            + self.sets.words.capacity() * size_of::<u64>()
+            + self.sets.free.capacity() * size_of::<u32>()
+    }
+
+    fn find(&self, block: BlockHash) -> Option<usize> {
+        self.blocks.find(block.0, |entry| entry.block == block)
+    }
+
+    /// Sets `mask` to the holders of `block`; false if there are none.
+    pub(super) fn mask(&self, block: BlockHash, mask: &mut [u64]) -> bool {
+        let Some(place) = self.find(block) else {
+            mask.fill(0);
+            return false;
+        };
+        let entry = self.blocks.get(place);
+        if entry.set == NIL {
+            mask.fill(0);
+            for slot in entry.pair.iter().filter(|&&slot| slot != NOBODY) {
+                mask[usize::from(*slot) / 64] |= 1 << (slot % 64);
+            }
+        } else {
+            let len = mask.len();
+            mask.copy_from_slice(&self.sets.get(entry.set)[..len]);
+        }
+        true
+    }
+
+    /// False if the bit sets have used up their share of the memory.
+    pub(super) fn add(&mut self, block: BlockHash, slot: u16) -> bool {
+        let Some(place) = self.find(block) else {
+            let entry = Block {
+                block,
+                pair: [slot, NOBODY],
+                set: NIL,
+            };
+            self.blocks
+                .insert(block.0, entry, self.blocks_max, |entry| entry.block.0);
+            return true;
+        };
+        let entry = self.blocks.get_mut(place);
+        if entry.set == NIL {
+            if let Some(room) = entry.pair.iter_mut().find(|slot| **slot == NOBODY) {
+                *room = slot;
+                return true;
+            }
+            let Some(set) = self.sets.allocate(self.set_bytes_max) else {
+                return false;
+            };
+            for member in entry.pair {
+                self.sets.insert(set, member);
+            }
+            (entry.pair, entry.set) = ([NOBODY; 2], set);
+        }
+        self.sets.insert(entry.set, slot);
+        true
+    }
+
+    pub(super) fn remove(&mut self, block: BlockHash, slot: u16) {
+        let place = self
+            .find(block)
+            .expect("every block in a list is in the table");
+        let entry = self.blocks.get_mut(place);
+        if entry.set == NIL {
+            for member in entry.pair.iter_mut().filter(|member| **member == slot) {
+                *member = NOBODY;
+            }
+        } else if let Some(pair) = self.sets.remove(entry.set, slot) {
+            self.sets.free.push(entry.set);
+            (entry.pair, entry.set) = (pair, NIL);
+        }
+        if entry.is_vacant() {
+            self.blocks.remove(place, |entry| entry.block.0);
+        }
+    }
+
+    /// Makes every bit set at least `words` long; false if they do not fit their bound then, and
+    /// everything has to be forgotten.
+    pub(super) fn widen(&mut self, words: usize) -> bool {
+        if words <= self.sets.stride {
+            return true;
+        }
+        let stride = words.next_power_of_two();
+        let sets = self.sets.words.len().checked_div(self.sets.stride);
+        let sets = sets.unwrap_or(0);
+        if sets * stride * size_of::<u64>() > self.set_bytes_max {
+            self.sets.stride = stride;
+            return false;
+        }
+        let mut wide = vec![0; sets * stride];
+        for (set, old) in self.sets.words.chunks(self.sets.stride.max(1)).enumerate() {
+            wide[set * stride..][..old.len()].copy_from_slice(old);
+        }
+        (self.sets.words, self.sets.stride) = (wide, stride);
+        true
+    }
+}
+
+impl Sets {
+    fn get(&self, set: u32) -> &[u64] {
+        &self.words[set as usize * self.stride..][..self.stride]
+    }
+
+    fn get_mut(&mut self, set: u32) -> &mut [u64] {
+        &mut self.words[set as usize * self.stride..][..self.stride]
+    }
+
+    fn allocate(&mut self, bytes_max: usize) -> Option<u32> {
+        if let Some(set) = self.free.pop() {
+            self.get_mut(set).fill(0);
+            return Some(set);
+        }
+        let len = self.words.len() + self.stride;
+        // Four more bytes per set, for the list of free ones.
+        let bytes = |words: usize| words * size_of::<u64>() + words / self.stride * 4;
+        if bytes(len) > bytes_max {
+            return None;
+        }
+        if len > self.words.capacity() {
+            let more = (self.words.len() / 2 / self.stride).max(8) * self.stride;
+            let fits = bytes(self.words.len() + more) <= bytes_max;
+            let more = if fits { more } else { self.stride };
+            self.words.reserve_exact(more);
+            let sets = self.words.capacity() / self.stride;
+            self.free.reserve_exact(sets);
+        }
+        self.words.resize(len, 0);
+        Some((len / self.stride - 1) as u32)
+    }
+
+    fn insert(&mut self, set: u32, slot: u16) {
+        self.get_mut(set)[usize::from(slot) / 64] |= 1 << (slot % 64);
+    }
+
+    /// Gives back the last two members, when a pair will do again.
+    fn remove(&mut self, set: u32, slot: u16) -> Option<[u16; 2]> {
+        let words = self.get_mut(set);
+        words[usize::from(slot) / 64] &= !(1 << (slot % 64));
+        let members: u32 = words.iter().map(|word| word.count_ones()).sum();
+        if members > 2 {
+            return None;
+        }
+        let mut pair = [NOBODY; 2];
+        let mut room = pair.iter_mut();
+        for (at, word) in words.iter().enumerate() {
+            each_bit(*word, |bit| {
+                if let Some(place) = room.next() {
+                    *place = (at * 64 + bit) as u16;
+                }
+            });
+        }
+        Some(pair)
+    }
+}
+
+pub(super) fn each_bit(mut word: u64, mut act: impl FnMut(usize)) {
+    while word != 0 {
+        act(word.trailing_zeros() as usize);
+        word &= word - 1;
+    }
+}
