@@ -65,6 +65,7 @@ fn format() -> Result<String> {
 fn clippy() -> Result<String> {
     shell::run(shell::cargo().args([
         "clippy",
+        "--all-features",
         "--workspace",
         "--all-targets",
         "--quiet",
@@ -94,14 +95,12 @@ fn deny() -> Result<String> {
         command.current_dir(shell::root());
         command
     };
-    shell::run(deny().args([
-        "--log-level",
-        "error",
-        "check",
-        "bans",
-        "licenses",
-        "sources",
-    ]))?;
+    let fences = ["bans", "licenses", "sources"];
+    shell::run(
+        deny()
+            .args(["check", "--hide-inclusion-graph"])
+            .args(fences),
+    )?;
     if !ends_well_within(
         deny().args(["--log-level", "error", "fetch", "db"]),
         ADVISORY_FETCH_LIMIT,

@@ -72,7 +72,11 @@ fn main() -> ExitCode {
         Chore::Bench {
             what: Bench::Proxy(args),
         } => bench::run(&args),
+        #[cfg(not(feature = "simulator"))]
+        Chore::Calibrate(_) | Chore::Fidelity(_) => simulator::run_with_simulator(),
+        #[cfg(feature = "simulator")]
         Chore::Calibrate(args) => simulator::calibrate(&args),
+        #[cfg(feature = "simulator")]
         Chore::Fidelity(args) => simulator::fidelity(&args),
         Chore::Fuzz(args) => fuzz::run(&args),
         Chore::MockServer(args) => bench::mock::run(&args),

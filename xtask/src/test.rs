@@ -16,7 +16,8 @@ use std::time::Instant;
 #[command(after_help = "Examples:\n  \
     cargo xtask test                       the whole workspace\n  \
     cargo xtask test -- -p forebay sdk     one crate's tests whose name has `sdk`\n\n\
-    Tests find the prepared Python in FOREBAY_SDK_PYTHON and report skips to FOREBAY_SKIPS.")]
+    Tests find the prepared Python in FOREBAY_SDK_PYTHON, or in FOREBAY_SDK_SKIP why there is\n\
+    none, and append what they skip to the file FOREBAY_SKIPS as `name: reason`.")]
 pub(crate) struct Args {
     /// Arguments for `cargo test` in place of `--workspace`
     #[arg(last = true)]
@@ -54,7 +55,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         .lines()
         .map(str::to_owned)
         .collect();
-    if let Some(reason) = sdk_skip.filter(|_| !skips.iter().any(|line| line.contains("sdk"))) {
+    if let Some(reason) = sdk_skip.filter(|reason| !skips.iter().any(|line| line.contains(reason)))
+    {
         skips.push(format!("sdk: {reason}"));
     }
     print_closing(&skips, &tally, success, started.elapsed().as_secs());
@@ -82,8 +84,11 @@ fn prepare_sdk(command: &mut Command) -> Option<String> {
             None
         }
         Err(error) => {
-            command.env_remove("FOREBAY_SDK_PYTHON");
-            Some(format!("{error:#}"))
+            let reason = format!("{error:#}");
+            command
+                .env_remove("FOREBAY_SDK_PYTHON")
+                .env("FOREBAY_SDK_SKIP", &reason);
+            Some(reason)
         }
     }
 }

@@ -79,7 +79,7 @@ pub(super) struct Sample {
     /// CPU time in the window.
     pub(super) proxy_cpu_us: f64,
     pub(super) mock_cpu_us: f64,
-    /// Share of the busy machine that was neither proxy, mock nor load: noise.
+    /// Cores that were busy with something that is neither proxy, mock nor load: noise.
     pub(super) foreign_cores: f64,
     pub(super) rss_kib: u64,
     pub(super) rss_peak_kib: u64,

@@ -1,8 +1,8 @@
 //! The promises that this benchmark can judge, and how each is judged.
 //!
 //! A ratio is taken inside each round, between neighbours in time; the verdict goes by the
-//! median over the rounds. A round with an error on either side does not count: a proxy that
-//! answers wrongly is not fast.
+//! median over the rounds. An error on either side in any round leaves the promise unmeasured: a
+//! proxy that answers wrongly is not fast.
 
 use super::Findings;
 use super::load::Sample;
@@ -14,7 +14,7 @@ use super::stats::Spread;
 #[derive(Debug)]
 pub(super) struct Verdict {
     pub(super) promise: &'static Promise,
-    /// Absent when some peer or scenario of the promise was not in the run.
+    /// Absent when some peer or scenario of the promise was not in the run, or had an error.
     pub(super) measured: Option<Spread>,
 }
 
@@ -102,7 +102,9 @@ pub(super) fn judge(findings: &Findings) -> Vec<Verdict> {
                     scenario,
                     round,
                 });
-                Spread::of(rounds.filter_map(|round| (promise.value)(&round)))
+                let values: Option<Vec<f64>> =
+                    rounds.map(|round| (promise.value)(&round)).collect();
+                Spread::of(values?)
             });
             Verdict { promise, measured }
         })
