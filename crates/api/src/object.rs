@@ -184,6 +184,16 @@ impl Object {
         }
     }
 
+    /// Kind and name of what `value` means to be, even if [`Object::parse`] refuses it: so a source
+    /// knows whose last good state to keep.
+    #[must_use]
+    pub fn key_of(value: &Value) -> Option<(Kind, ObjectName)> {
+        let text = |pointer: &str| value.pointer(pointer).and_then(Value::as_str);
+        let kind = Kind::of(text("/apiVersion")?, text("/kind")?)?;
+        let namespace = text("/metadata/namespace").unwrap_or("default");
+        Some((kind, ObjectName::new(namespace, text("/metadata/name")?)))
+    }
+
     /// The object's kind.
     #[must_use]
     pub fn kind(&self) -> Kind {

@@ -237,7 +237,10 @@ fn read_picker(text: &str) -> Result<PickerConfig, String> {
         "default" => PickerConfig::default(),
         "round-robin" => PickerConfig::round_robin(),
         "least-request" => PickerConfig::least_request(),
-        yaml => serde_saphyr::from_str(yaml).map_err(|error| error.to_string())?,
+        yaml => {
+            let options = serde_saphyr::options! { with_snippet: false };
+            serde_saphyr::from_str_with_options(yaml, options).map_err(|error| error.to_string())?
+        }
     };
     let share = |value: f32| (0.0..=1.0).contains(&value);
     let weights = picker.scorers.iter().map(|s| s.weight);
