@@ -10,5 +10,6 @@ pub mod engine;
 pub mod fidelity;
 mod grid;
 pub mod profile;
+pub mod server;
 
 pub use grid::{Curve, Grid2, Grid4};

@@ -43,8 +43,9 @@ pub struct Settings {
     pub max_model_len: u32,
     /// Adapters in one batch (`--max-loras`); 0 refuses requests for adapters.
     pub max_loras: u32,
-    /// Requests that may wait; one more is refused (`--max-num-queued-reqs`).
-    pub queue_max: u32,
+    /// Requests in the engine, waiting or running; one more is refused (vLLM counts
+    /// `--max-num-queued-reqs` so, despite its name).
+    pub requests_max: u32,
     /// Keep blocks of finished requests for equal prefixes.
     pub prefix_caching: bool,
     /// Plan a step while the one before it runs, as vLLM does by default: a request waits for one
@@ -67,7 +68,7 @@ impl Settings {
             kv_blocks: profile.kv_blocks,
             max_model_len: profile.max_model_len,
             max_loras: 0,
-            queue_max: u32::MAX,
+            requests_max: u32::MAX,
             prefix_caching: true,
             async_scheduling: true,
             reserve_full_prompt: true,
@@ -101,10 +102,10 @@ pub enum SubmitError {
         /// What the server takes.
         max_model_len: u32,
     },
-    /// The queue is full.
-    QueueFull {
-        /// Its bound.
-        queue_max: u32,
+    /// As many requests are here as may be.
+    Full {
+        /// The bound.
+        requests_max: u32,
     },
     /// No prompt or no output.
     Empty,
@@ -124,7 +125,7 @@ impl fmt::Display for SubmitError {
                 f,
                 "prompt and output are {tokens} tokens, the context takes {max_model_len}"
             ),
-            Self::QueueFull { queue_max } => write!(f, "{queue_max} requests wait already"),
+            Self::Full { requests_max } => write!(f, "{requests_max} requests are here already"),
             Self::Empty => f.write_str("a request needs a prompt and at least one output token"),
             Self::NoAdapters => f.write_str("the server has no adapter slots (max_loras is 0)"),
             Self::Duplicate(id) => write!(f, "request {id} is in the engine already"),
@@ -310,7 +311,7 @@ impl Engine {
         let tokens = u64::from(request.prompt.tokens) + u64::from(request.output_tokens);
         let Settings {
             max_model_len,
-            queue_max,
+            requests_max,
             max_loras,
             ..
         } = self.settings;
@@ -326,8 +327,8 @@ impl Engine {
         if request.adapter.is_some() && max_loras == 0 {
             return Err(SubmitError::NoAdapters);
         }
-        if self.waiting.len() >= queue_max as usize {
-            return Err(SubmitError::QueueFull { queue_max });
+        if self.by_id.len() >= requests_max as usize {
+            return Err(SubmitError::Full { requests_max });
         }
         if self.by_id.contains_key(&request.id) {
             return Err(SubmitError::Duplicate(request.id));

@@ -20,7 +20,7 @@ fn settings() -> Settings {
         kv_blocks: 40,
         max_model_len: 640,
         max_loras: 2,
-        queue_max: 1000,
+        requests_max: 1000,
         prefix_caching: true,
         async_scheduling: true,
         reserve_full_prompt: false,
@@ -330,7 +330,7 @@ fn with_async_scheduling_a_newcomer_waits_for_the_step_that_is_planned_already()
 #[test]
 fn requests_that_can_never_run_are_refused_with_the_reason() {
     let mut engine = engine(Settings {
-        queue_max: 1,
+        requests_max: 1,
         max_loras: 0,
         ..settings()
     });
@@ -350,7 +350,7 @@ fn requests_that_can_never_run_are_refused_with_the_reason() {
     assert_eq!(engine.submit(request(0, &[1], 1)), Ok(()));
     assert_eq!(
         engine.submit(request(1, &[1], 1)),
-        Err(SubmitError::QueueFull { queue_max: 1 })
+        Err(SubmitError::Full { requests_max: 1 })
     );
 }
 
