@@ -219,8 +219,8 @@ pub struct Candidate {
     pub total: f32,
     /// Leading prompt blocks believed to be in its cache.
     pub hit_blocks: u32,
-    /// Time until the prompt would be prefilled there.
-    pub prefill_ms: f32,
+    /// Time until the prompt would be prefilled there, if that can be told.
+    pub prefill_ms: Option<f32>,
 }
 
 impl Entry {
@@ -302,12 +302,8 @@ impl Candidate {
             scores: considered.scores.to_vec(),
             total: considered.total,
             hit_blocks: considered.hit_blocks,
-            // JSON knows no infinity, and an endpoint without a known speed has one.
-            prefill_ms: if considered.prefill_ms.is_finite() {
-                considered.prefill_ms
-            } else {
-                0.0
-            },
+            // JSON knows no infinity.
+            prefill_ms: Some(considered.prefill_ms).filter(|ms| ms.is_finite()),
         }
     }
 }
@@ -437,7 +433,10 @@ fn row(candidate: &Candidate, pick: &Picked, entry: &Entry) -> Vec<String> {
         )
     }));
     cells.push(number(!out, candidate.hit_blocks.to_string()));
-    cells.push(number(!out, format!("{:.1}", candidate.prefill_ms)));
+    cells.push(number(
+        !out && candidate.prefill_ms.is_some(),
+        format!("{:.1}", candidate.prefill_ms.unwrap_or_default()),
+    ));
     cells.push(match (tried, &candidate.excluded) {
         (Some(at), None) => format!("<- try {}", at + 1),
         (Some(at), Some(why)) => format!("<- try {}; {why}", at + 1),

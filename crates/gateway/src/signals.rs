@@ -104,12 +104,14 @@ struct Shared {
     buffers: RefCell<Vec<Vec<u8>>>,
 }
 
+/// Pools that share an address, each with the engine that its endpoint's label names.
+type Owners = Vec<(Arc<PoolRuntime>, Option<Engine>)>;
+
 /// One address that is scraped.
 #[derive(Debug)]
 struct Endpoint {
     address: SocketAddr,
-    /// The pools that it belongs to, with the engine that their labels name.
-    owners: RefCell<Vec<(Arc<PoolRuntime>, Option<Engine>)>>,
+    owners: RefCell<Owners>,
     /// Requests that this gateway has under way there.
     inflight: Cell<u32>,
     /// Work has been sent to an endpoint that was idle.
@@ -151,7 +153,7 @@ async fn follow(live: &ArcSwap<Live>, shared: &Rc<Shared>) {
 }
 
 fn adjust(tasks: &mut HashMap<SocketAddr, Task>, routed: &[Arc<PoolRuntime>], shared: &Rc<Shared>) {
-    let mut owners: HashMap<SocketAddr, Vec<(Arc<PoolRuntime>, Option<Engine>)>> = HashMap::new();
+    let mut owners: HashMap<SocketAddr, Owners> = HashMap::new();
     for runtime in routed {
         // Endpoints that are not ready get no requests; their load is nobody's concern.
         for endpoint in runtime.pool().ready() {
@@ -290,8 +292,6 @@ async fn scrape(endpoint: &Endpoint, client: &mut Client, shared: &Shared) -> Ou
             Outcome::NoMetrics
         }
         Err(failure) => {
-            // What is left on the connection would be taken for the next answer.
-            client.stream = None;
             shared.telemetry.metrics.scraped(Some(failure.reason()));
             endpoint.missed(&shared.telemetry);
             if failure == Failure::Timeout {

@@ -1,7 +1,7 @@
 //! When an endpoint is scraped next. Pure: the last outcome in, a pause out.
 //!
-//! A busy endpoint is read at the full rate, an idle one less often, a slow one at most a fifth of
-//! the time. After a miss the next scrape follows quickly, so that three misses in a row, which
+//! A busy endpoint is read at the full rate, an idle one less often, and one that answers slowly
+//! rests four times as long as it took, up to half a second. After a miss the next scrape follows quickly, so that three misses in a row, which
 //! eject an endpoint, take less than a second also where every one of them is a timeout:
 //! `idle_interval + 3 × timeout + 2 × RECHECK` is 970 ms with the defaults.
 
@@ -18,8 +18,10 @@ const GONE_MIN: Duration = Duration::from_millis(100);
 const GONE_MAX: Duration = Duration::from_millis(500);
 /// Pause after a server said that it has no metrics page.
 const NO_METRICS: Duration = Duration::from_secs(5);
-/// A scrape that took `t` is followed by a pause of at least this many `t`.
+/// A scrape that took `t` is followed by a pause of at least this many `t`...
 const SLOW_FACTOR: u32 = 4;
+/// ...up to this.
+const SLOW_MAX: Duration = Duration::from_millis(500);
 
 /// How often endpoints are scraped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -81,7 +83,9 @@ impl Pace {
                 };
                 let idle_pause = settings.interval * (1 << self.idle_in_row.min(8));
                 let longest = settings.idle_interval.max(settings.interval);
-                idle_pause.max(took * SLOW_FACTOR).min(longest)
+                idle_pause
+                    .min(longest)
+                    .max((took * SLOW_FACTOR).min(SLOW_MAX))
             }
             Outcome::NoMetrics => {
                 *self = Self::default();
@@ -147,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_server_is_read_a_fifth_of_the_time_at_most() {
+    fn a_slow_server_is_left_alone_four_times_as_long_as_it_took() {
         check(
             &[Outcome::Read {
                 took: ms(30),
@@ -160,7 +164,7 @@ mod tests {
                 took: ms(240),
                 idle: false,
             }],
-            &[200],
+            &[500],
         );
     }
 

@@ -81,10 +81,12 @@ pub(super) fn read(buffer: &mut [u8], closed: bool) -> Result<Progress, Unreadab
         },
         Length::Known(_) | Length::UntilClose => return more,
     };
+    // Bytes behind the answer would be taken for the next one.
+    let surplus = matches!(head.length, Length::Known(_)) && body.end < buffer.len();
     Ok(Progress::Done(Answer {
         status: head.status,
         body,
-        keep_alive: head.keep_alive && !closed,
+        keep_alive: head.keep_alive && !closed && !surplus,
         wants_slash: head.wants_slash,
     }))
 }
@@ -226,6 +228,15 @@ mod tests {
             "a",
             false,
         );
+    }
+
+    #[test]
+    fn a_server_that_sends_more_than_it_said_loses_its_connection() {
+        let mut wire = b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\nab".to_vec();
+        match read(&mut wire, false) {
+            Ok(Progress::Done(answer)) => assert!(!answer.keep_alive),
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! What can be read off the state when a scraper asks (endpoints, in-flight, saturation, process)
 //! is not kept here but collected in `current.rs`, so it costs requests nothing and never goes stale.
-//! Names, labels and units are documented in `docs/metrics.md`.
+//! Names follow the Prometheus conventions: base units, `_total` for counters.
 
 use std::fmt;
 use std::sync::Arc;
@@ -281,7 +281,7 @@ impl Metrics {
             route: self.names.routes.value(record.route.as_ref()),
             pool: Arc::clone(&pool),
             code: record.status,
-            reason: record.reason.unwrap_or(ending(record.end)),
+            reason: record.reason.unwrap_or_else(|| ending(record.end)),
         };
         self.requests.get_or_create(&requests).inc();
         self.observe_times(record, measured, &pool);

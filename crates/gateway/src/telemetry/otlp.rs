@@ -172,7 +172,8 @@ impl Tracing {
         }
     }
 
-    /// Waits until everything queued so far is exported, or `timeout` has passed.
+    /// Waits until everything queued so far is exported, or `timeout` has passed. A full queue is
+    /// not waited for: the collector does not keep up.
     pub(super) fn flush(&self, timeout: Duration) {
         let (done, exported) = sync_channel(1);
         if self.queue.try_send(Message::Flush(done)).is_ok()
