@@ -52,7 +52,8 @@ impl ErrorBody<'_> {
     }
 
     /// The event that ends a stream of `api` which cannot go on. It starts with an empty line, so
-    /// that it is an event of its own wherever the stream broke off.
+    /// that it is an event of its own wherever the stream broke off. If that was within an event's
+    /// data, clients choke on the broken event first; nothing that follows could prevent it.
     #[must_use]
     pub fn render_event(&self, api: Api) -> Vec<u8> {
         let event = match (api, api.dialect()) {

@@ -171,15 +171,28 @@ fn name_of(head: &[u8]) -> Option<&[u8]> {
         if !line[..colon].eq_ignore_ascii_case(b"content-disposition") {
             return None;
         }
-        line[colon + 1..]
-            .split(|byte| *byte == b';')
-            .find_map(|part| {
-                let value = part.trim_ascii().strip_prefix(b"name=")?;
-                let unquoted = value
-                    .strip_prefix(b"\"")
-                    .and_then(|v| v.strip_suffix(b"\""));
-                Some(unquoted.unwrap_or(value))
-            })
+        parameters(&line[colon + 1..]).find_map(|parameter| {
+            let equals = memchr::memchr(b'=', parameter)?;
+            let value = parameter[equals + 1..].trim_ascii();
+            let unquoted = value
+                .strip_prefix(b"\"")
+                .and_then(|value| value.strip_suffix(b"\""));
+            parameter[..equals]
+                .trim_ascii()
+                .eq_ignore_ascii_case(b"name")
+                .then(|| unquoted.unwrap_or(value))
+        })
+    })
+}
+
+/// Splits at semicolons outside quotes: a file's name may hold anything, ` name=model;` included.
+fn parameters(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let (mut quoted, mut escape) = (false, false);
+    value.split(move |&byte| {
+        let ends = byte == b';' && !quoted;
+        quoted ^= byte == b'"' && !escape;
+        escape = byte == b'\\' && !escape;
+        ends
     })
 }
 
@@ -209,6 +222,20 @@ mod tests {
             + &part("name=model", "whisper")
             + "--XX--\r\n";
         check(&body, Some("whisper"), Some(true));
+    }
+
+    #[test]
+    fn a_file_cannot_pose_as_a_field_by_its_name() {
+        let body = part(
+            r#"filename="; name=model;\"; name=model"; NAME="file""#,
+            "evil",
+        ) + &part("name=\"model\"", "good");
+        check(&(body + "--XX--"), Some("good"), None);
+        check(
+            &(part(r#"filename="; name=model;"; name="file""#, "evil") + "--XX--"),
+            None,
+            None,
+        );
     }
 
     #[test]
