@@ -1,0 +1,269 @@
+//! What can be typed: every command and flag with its default, its environment variable and its
+//! help. Only syntax is judged here; what the values mean for the world (paths, ports) is found out
+//! by the role that uses them.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Sends each request to the model server that will answer it soonest.
+#[derive(Parser, Debug)]
+#[command(
+    name = "forebay",
+    version,
+    propagate_version = true,
+    max_term_width = 100
+)]
+#[command(after_help = "\
+Examples:
+  forebay gateway --config conf/            serve what the manifests in conf/ say
+  forebay check conf/                       what is wrong with them
+  forebay status                            what the running gateway serves, and how it is
+  forebay explain --last 3                  why the last three requests went where they went")]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) role: Role,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum Role {
+    /// Serve: routes requests as the manifests say, and follows their changes
+    Gateway(GatewayArgs),
+    /// Read manifests and tell what is wrong with them
+    Check(CheckArgs),
+    /// Tell what a running gateway serves
+    Status(StatusArgs),
+    /// Tell why requests went where they went
+    Explain(ExplainArgs),
+    /// Print a completion script for a shell
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Address of the admin server that `status` and `explain` ask.
+const ADMIN: &str = "127.0.0.1:9901";
+
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  forebay gateway --config conf/
+  forebay gateway --config routes.yaml --config pools.yaml --access-log text
+  FOREBAY_CONFIG=conf FOREBAY_LOG=debug forebay gateway
+
+Signals: TERM and INT let streams end (a second one quits at once), HUP is ignored, since changed
+files are noticed by themselves.
+
+Exit status: 0 after a drain, 1 if the gateway cannot run, 2 if the command line is wrong.")]
+pub(crate) struct GatewayArgs {
+    /// Manifests: files, or folders with what is in them; changes are followed
+    #[arg(long, value_name = "PATH", num_args = 1.., required = true)]
+    #[arg(env = "FOREBAY_CONFIG", value_delimiter = ',')]
+    pub(crate) config: Vec<PathBuf>,
+    /// Refuse to start if the manifests have errors, rather than serve what is right
+    #[arg(long, env = "FOREBAY_STRICT")]
+    pub(crate) strict: bool,
+    /// Address of metrics, health and explanations; it has no authentication
+    #[arg(long, value_name = "ADDR", env = "FOREBAY_ADMIN", default_value = ADMIN)]
+    pub(crate) admin: SocketAddr,
+    /// Address on which the ports of Gateways are opened [default: every address]
+    #[arg(long, value_name = "IP", env = "FOREBAY_BIND")]
+    pub(crate) bind: Option<IpAddr>,
+    /// Threads that serve requests [default: one per core]
+    #[arg(long, value_name = "N", env = "FOREBAY_WORKERS")]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) workers: Option<u16>,
+    #[command(flatten)]
+    pub(crate) log: LogArgs,
+    /// Form of the access log, one line per request on stdout
+    #[arg(
+        long,
+        value_name = "FORM",
+        env = "FOREBAY_ACCESS_LOG",
+        default_value = "json"
+    )]
+    pub(crate) access_log: AccessLog,
+    /// Collector that spans are sent to (OTLP over gRPC), such as http://otel-collector:4317
+    #[arg(long, value_name = "URL", env = "FOREBAY_OTLP_ENDPOINT")]
+    pub(crate) otlp_endpoint: Option<String>,
+    /// Share of requests that are traced when the client says nothing, 0 to 1
+    #[arg(
+        long,
+        value_name = "RATIO",
+        env = "FOREBAY_OTLP_SAMPLE",
+        default_value = "0.01"
+    )]
+    #[arg(value_parser = share)]
+    pub(crate) otlp_sample: f64,
+    /// How long streams may go on after a shutdown began
+    #[arg(
+        long,
+        value_name = "TIME",
+        env = "FOREBAY_DRAIN_TIMEOUT",
+        default_value = "5m"
+    )]
+    #[arg(value_parser = duration)]
+    pub(crate) drain_timeout: Duration,
+    /// Largest body that is read before routing; a larger one is answered 413
+    #[arg(
+        long,
+        value_name = "BYTES",
+        env = "FOREBAY_MAX_BODY_BYTES",
+        default_value = "33554432"
+    )]
+    pub(crate) max_body_bytes: usize,
+    /// Time between two reads of a busy model server's metrics
+    #[arg(
+        long,
+        value_name = "TIME",
+        env = "FOREBAY_SCRAPE_INTERVAL",
+        default_value = "50ms"
+    )]
+    #[arg(value_parser = duration)]
+    pub(crate) scrape_interval: Duration,
+    /// Makes random choices repeatable [default: different each time]
+    #[arg(long, value_name = "N", env = "FOREBAY_SEED")]
+    pub(crate) seed: Option<u64>,
+}
+
+#[derive(Args, Debug, Clone)]
+pub(crate) struct LogArgs {
+    /// What to log on stderr: off, error, warn, info, debug, or by crate (info,forebay_gateway=debug)
+    #[arg(
+        long,
+        value_name = "LEVEL",
+        env = "FOREBAY_LOG",
+        default_value = "info"
+    )]
+    pub(crate) log: String,
+    /// Form of the log
+    #[arg(
+        long,
+        value_name = "FORM",
+        env = "FOREBAY_LOG_FORMAT",
+        default_value = "text"
+    )]
+    pub(crate) log_format: LogFormat,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug)]
+pub(crate) enum LogFormat {
+    /// For eyes, in colour on a terminal
+    Text,
+    /// One JSON object per line
+    Json,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug)]
+pub(crate) enum AccessLog {
+    /// None
+    Off,
+    /// For eyes
+    Text,
+    /// One JSON object per line
+    Json,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  forebay check conf/
+  forebay check --dump routes.yaml pools.yaml
+
+Exit status: 0 without errors (warnings are allowed), 1 with errors, 2 if a path does not exist.")]
+pub(crate) struct CheckArgs {
+    /// Manifests: files, or folders with what is in them
+    #[arg(required = true, value_name = "PATH")]
+    pub(crate) paths: Vec<PathBuf>,
+    /// Also print what would be served: ports, rules in order of precedence, pools
+    #[arg(long)]
+    pub(crate) dump: bool,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Exit status: 0 if the gateway answered, 1 if not.")]
+pub(crate) struct StatusArgs {
+    /// Admin address of the gateway
+    #[arg(long, value_name = "ADDR", env = "FOREBAY_ADMIN", default_value = ADMIN)]
+    pub(crate) admin: SocketAddr,
+    /// Print what the gateway answered, as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  forebay explain                           the last request
+  forebay explain --last 5 --pool chat      the last five of one pool
+  forebay explain --id 01J8...              the one with this x-request-id")]
+pub(crate) struct ExplainArgs {
+    /// Admin address of the gateway
+    #[arg(long, value_name = "ADDR", env = "FOREBAY_ADMIN", default_value = ADMIN)]
+    pub(crate) admin: SocketAddr,
+    /// How many requests, newest first
+    #[arg(long, value_name = "N", default_value = "1")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) last: u32,
+    /// Only the request with this id (the response header x-request-id)
+    #[arg(long)]
+    pub(crate) id: Option<String>,
+    /// Only requests of this InferencePool: NAME or NAMESPACE/NAME
+    #[arg(long)]
+    pub(crate) pool: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// A duration such as `250ms`, `1.5s`, `5m`, `1h`.
+fn duration(text: &str) -> Result<Duration, String> {
+    const UNITS: [(&str, f64); 4] = [("ms", 0.001), ("s", 1.0), ("m", 60.0), ("h", 3600.0)];
+    let help = || "write a number and a unit, such as 250ms, 1.5s, 5m or 1h".to_owned();
+    let (unit, seconds) = UNITS
+        .iter()
+        .find(|(u, _)| text.ends_with(u))
+        .ok_or_else(help)?;
+    let number: f64 = text[..text.len() - unit.len()]
+        .parse()
+        .map_err(|_| help())?;
+    Duration::try_from_secs_f64(number * seconds).map_err(|_| help())
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
+        _ => Err("a share is a number from 0 to 1".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_have_a_unit() {
+        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
+        assert_eq!(duration("1.5s"), Ok(Duration::from_millis(1500)));
+        assert_eq!(duration("5m"), Ok(Duration::from_secs(300)));
+        for bad in ["5", "s", "-1s", "1 year", "", "1e300h"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn shares_have_limits() {
+        assert!(share("0.5").is_ok() && share("1.1").is_err() && share("x").is_err());
+    }
+}

@@ -1,0 +1,321 @@
+//! `forebay gateway`: flags to settings, then the parts wired together: files → snapshot →
+//! data plane, with the scraper and the admin server beside it, until a signal ends it.
+//!
+//! A configuration with errors is served as far as it is right, unless `--strict` says otherwise:
+//! one object's mistake must not keep the others from being served after a restart either.
+
+use std::collections::BTreeSet;
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use forebay_cluster::{FileSource, Published};
+use forebay_gateway::Gateway;
+use forebay_gateway::admin::{Admin, AdminState, Readiness};
+use forebay_gateway::settings::Settings;
+use forebay_gateway::signals::{self, Scraper};
+use forebay_gateway::telemetry::{self, Format, OtlpSettings, Telemetry};
+use serde_json::Value;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::cli::{AccessLog, GatewayArgs};
+use crate::config_view::{self, counts};
+use crate::{Failure, descriptors, logging};
+
+/// How often it is looked whether the configured ports are open.
+const PORTS_EVERY: Duration = Duration::from_millis(50);
+/// How long queued log lines and spans may take at the end, each.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Everything that a gateway is started with.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) paths: Vec<PathBuf>,
+    pub(crate) strict: bool,
+    pub(crate) settings: Settings,
+    pub(crate) telemetry: telemetry::Settings,
+    pub(crate) scrape: signals::Settings,
+    pub(crate) seed: u64,
+}
+
+/// Runs a gateway until it is told to stop.
+pub(crate) fn run(args: &GatewayArgs) -> Result<(), Failure> {
+    logging::start(&args.log)?;
+    config_view::check_paths(&args.config)?;
+    descriptors::raise_limit();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::world(format!("no runtime: {error}")))?;
+    let ended = runtime.block_on(async {
+        let mut signals = Signals::listen()?;
+        let mut running = Running::start(plan(args))?;
+        tokio::select! {
+            () = running.follow() => {}
+            name = signals.stop() => tracing::info!("{name}: no new connections, streams end"),
+        }
+        running.drain(signals.stop()).await
+    });
+    // After a second signal the workers may still be busy; they end with the process.
+    runtime.shutdown_background();
+    ended
+}
+
+fn plan(args: &GatewayArgs) -> Plan {
+    let defaults = Settings::default();
+    let otlp = args.otlp_endpoint.clone().map(|endpoint| OtlpSettings {
+        endpoint,
+        ratio: args.otlp_sample,
+        service_name: "forebay".to_owned(),
+    });
+    Plan {
+        paths: args.config.clone(),
+        strict: args.strict,
+        settings: Settings {
+            workers: args.workers.map_or(defaults.workers, usize::from),
+            bind: args.bind.unwrap_or_else(every_address),
+            admin: Some(args.admin),
+            body_bytes_max: args.max_body_bytes,
+            drain_timeout: args.drain_timeout,
+            ..defaults
+        },
+        telemetry: telemetry::Settings {
+            access_log: format(args.access_log),
+            otlp,
+        },
+        scrape: scrape(args.scrape_interval),
+        seed: args.seed.unwrap_or_else(random_seed),
+    }
+}
+
+fn format(form: AccessLog) -> Format {
+    match form {
+        AccessLog::Off => Format::Off,
+        AccessLog::Text => Format::Text,
+        AccessLog::Json => Format::Json,
+    }
+}
+
+/// Idle endpoints are read less often, but never more often than busy ones.
+fn scrape(interval: Duration) -> signals::Settings {
+    let defaults = signals::Settings::default();
+    signals::Settings {
+        interval,
+        idle_interval: defaults.idle_interval.max(interval),
+        ..defaults
+    }
+}
+
+/// `::` takes IPv4 too; a kernel without IPv6 has only `0.0.0.0`.
+fn every_address() -> IpAddr {
+    match TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)) {
+        Ok(_) => Ipv6Addr::UNSPECIFIED.into(),
+        Err(_) => Ipv4Addr::UNSPECIFIED.into(),
+    }
+}
+
+/// From the keys that the standard library draws for its hash maps.
+pub(crate) fn random_seed() -> u64 {
+    RandomState::new().build_hasher().finish()
+}
+
+/// A gateway that serves.
+#[derive(Debug)]
+pub(crate) struct Running {
+    paths: Vec<PathBuf>,
+    gateway: Gateway,
+    telemetry: Arc<Telemetry>,
+    readiness: Arc<Readiness>,
+    statuses: Arc<ArcSwap<Value>>,
+    published: watch::Receiver<Published>,
+    open: BTreeSet<u16>,
+    // Both stop when dropped.
+    _scraper: Scraper,
+    _admin: Option<Admin>,
+}
+
+impl Running {
+    /// Starts every part; must be called within a runtime, which runs the file source.
+    pub(crate) fn start(plan: Plan) -> Result<Self, Failure> {
+        let (source, published) = FileSource::open(plan.paths.clone());
+        let problems = &published.borrow().snapshot.problems.clone();
+        report(problems, plan.strict)?;
+        let telemetry = Telemetry::new(&plan.telemetry).map_err(|error| {
+            Failure::world(format!(
+                "telemetry cannot start (--otlp-endpoint?): {error}"
+            ))
+        })?;
+        let telemetry = Arc::new(telemetry);
+        let address = plan.settings.admin;
+        let gateway = Gateway::start(plan.settings, Arc::clone(&telemetry), plan.seed)
+            .map_err(|error| Failure::world(format!("the workers cannot start: {error}")))?;
+        let live = Arc::clone(&gateway.shared().live);
+        let readiness = Arc::<Readiness>::default();
+        let statuses = Arc::new(ArcSwap::from_pointee(Value::Null));
+        let state = AdminState {
+            telemetry: Arc::clone(&telemetry),
+            live: Arc::clone(&live),
+            readiness: Arc::clone(&readiness),
+            statuses: Arc::clone(&statuses),
+        };
+        let admin = address.map(|address| {
+            Admin::start(address, state).map_err(|error| {
+                let help = "choose another address with --admin";
+                Failure::world(format!(
+                    "the admin server cannot listen on {address}: {error}; {help}"
+                ))
+            })
+        });
+        let admin = admin.transpose()?;
+        let scraper = signals::spawn(live, Arc::clone(&telemetry), plan.scrape)
+            .map_err(|error| Failure::world(format!("the scraper cannot start: {error}")))?;
+        tokio::spawn(source.run());
+        if let Some(admin) = &admin {
+            tracing::info!("admin server on http://{}", admin.address());
+        }
+        let running = Self {
+            paths: plan.paths,
+            gateway,
+            telemetry,
+            readiness,
+            statuses,
+            published,
+            open: BTreeSet::new(),
+            _scraper: scraper,
+            _admin: admin,
+        };
+        running.publish();
+        Ok(running)
+    }
+
+    /// Puts what the source holds into force.
+    fn publish(&self) {
+        let published = self.published.borrow().clone();
+        self.statuses
+            .store(Arc::new(config_view::to_json(&self.paths, &published)));
+        self.gateway.publish(published.snapshot);
+        self.readiness.set_config_loaded();
+    }
+
+    /// Follows the source and the ports, for ever.
+    pub(crate) async fn follow(&mut self) {
+        let mut ticks = tokio::time::interval(PORTS_EVERY);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                changed = self.published.changed() => match changed {
+                    Ok(()) => self.publish(),
+                    Err(_) => return self.follow_ports(ticks).await,
+                },
+                _ = ticks.tick() => self.note_ports(),
+            }
+        }
+    }
+
+    /// The source is gone, which it has logged; what it gave last is served on.
+    async fn follow_ports(&mut self, mut ticks: tokio::time::Interval) {
+        loop {
+            ticks.tick().await;
+            self.note_ports();
+        }
+    }
+
+    /// Logs ports as they open, and tells readiness whether all are.
+    fn note_ports(&mut self) {
+        let shared = self.gateway.shared();
+        let (workers, states) = (shared.settings.workers, shared.ports());
+        let wanted: BTreeSet<u16> = shared.live.load().snapshot.ports.keys().copied().collect();
+        let is_open = |port: &&u16| {
+            states
+                .get(port)
+                .is_some_and(|s| s.error.is_none() && s.bound >= workers)
+        };
+        let open: BTreeSet<u16> = wanted.iter().filter(is_open).copied().collect();
+        self.readiness.set_listeners_bound(open == wanted);
+        for port in open.difference(&self.open) {
+            let address = std::net::SocketAddr::new(shared.settings.bind, *port);
+            tracing::info!(workers, "listening on {address}");
+        }
+        for port in self.open.difference(&wanted) {
+            tracing::info!("no longer listening on port {port}");
+        }
+        self.open = open;
+    }
+
+    /// Stops listening and waits for exchanges to end, up to the drain timeout or until `cut` ends.
+    pub(crate) async fn drain(
+        self,
+        cut: impl Future<Output = &'static str>,
+    ) -> Result<(), Failure> {
+        self.readiness.set_draining();
+        self.gateway.drain();
+        let Self {
+            gateway, telemetry, ..
+        } = self;
+        let workers = tokio::task::spawn_blocking(move || gateway.join());
+        let ended = tokio::select! {
+            _joined = workers => Ok(()),
+            name = cut => Err(Failure::world(format!("{name} again: open streams were cut off"))),
+        };
+        telemetry.flush(FLUSH_TIMEOUT);
+        ended
+    }
+}
+
+/// Says what is wrong with the first configuration.
+fn report(problems: &[forebay_model::snapshot::Problem], strict: bool) -> Result<(), Failure> {
+    let counts = counts(problems);
+    if strict && counts.errors > 0 {
+        let text = config_view::render_problems(problems);
+        return Err(Failure::world(format!(
+            "not started, since --strict was given and the manifests have {} errors:\n{}",
+            counts.errors,
+            text.trim_end()
+        )));
+    }
+    for problem in problems {
+        match config_view::weight(problem) {
+            "error" => tracing::error!("{problem}"),
+            "warning" => tracing::warn!("{problem}"),
+            _ => tracing::info!("{problem}"),
+        }
+    }
+    Ok(())
+}
+
+/// The signals that end the process, and one that must not.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn listen() -> Result<Self, Failure> {
+        let listen = |kind| {
+            signal(kind).map_err(|error| Failure::world(format!("no signal handler: {error}")))
+        };
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            hangup: listen(SignalKind::hangup())?,
+        })
+    }
+
+    /// The name of the next signal that asks to stop.
+    async fn stop(&mut self) -> &'static str {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return "SIGTERM",
+                _ = self.interrupt.recv() => return "SIGINT",
+                _ = self.hangup.recv() => {
+                    tracing::info!("SIGHUP: nothing to do, changed files are noticed by themselves");
+                }
+            }
+        }
+    }
+}
