@@ -9,6 +9,7 @@ pub mod calibrate;
 pub mod engine;
 pub mod fidelity;
 mod grid;
+pub mod load;
 pub mod profile;
 pub mod server;
 
