@@ -118,9 +118,10 @@ fn broken(file: &str, error: &serde_saphyr::Error) -> Problem {
         Some((line, column)) if line > 0 => format!("{file}:{line}:{column}"),
         _ => file.to_owned(),
     };
-    // The first line says it; a place, if any, is in ours already.
+    // The first line says it, and its place is in ours already.
     let message = error.to_string();
     let message = message.lines().next().unwrap_or_default();
+    let message = message.split(" at line ").next().unwrap_or_default();
     problem(
         &place,
         "Unreadable",
@@ -195,7 +196,7 @@ mod tests {
     fn a_broken_document_is_named_by_line_and_column() {
         check(
             &format!("{POD}---\nkind: [Pod\nname: x\n"),
-            "f.yaml:6:5: Unreadable: ; the objects of this file stay as they were",
+            "f.yaml:6:5: Unreadable: illegal placement of ':' indicator; the objects of this file stay as they were",
         );
     }
 

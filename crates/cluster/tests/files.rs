@@ -31,8 +31,8 @@ fn text(published: &Published, root: &Path) -> String {
 /// Writes the way that a careful editor does: whole, then renamed into place.
 fn write(path: &Path, text: &str) {
     let draft = path.with_extension("draft");
-    fs::write(&draft, text).unwrap();
-    fs::rename(&draft, path).unwrap();
+    fs::write(&draft, text).expect("the folder is ours");
+    fs::rename(&draft, path).expect("the folder is ours");
 }
 
 async fn until(receiver: &mut watch::Receiver<Published>, root: &Path, want: &str) {

@@ -169,13 +169,12 @@ fn check_filter(filter: &HttpFilter, matches: &[HttpMatch], at: &str, report: &m
         );
     }
     let at = format!("{at}.{field}");
-    for modifier in [
+    let modifiers = [
         &filter.request_header_modifier,
         &filter.response_header_modifier,
-    ] {
-        if let Some(modifier) = modifier {
-            check_modifier(modifier, &at, report);
-        }
+    ];
+    for modifier in modifiers.into_iter().flatten() {
+        check_modifier(modifier, &at, report);
     }
     if let Some(mirror) = &filter.request_mirror {
         check_mirror(mirror, &at, report);
