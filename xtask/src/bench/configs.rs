@@ -137,7 +137,6 @@ metadata: {{name: mock, namespace: default}}
 spec:
   selector: {{matchLabels: {{app: mock}}}}
   targetPorts: [{{number: {target}}}]
-  endpointPickerRef: {{name: forebay, port: {{number: 9002}}}}
 "
     );
     for (i, mock) in mocks.iter().enumerate() {

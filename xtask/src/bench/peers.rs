@@ -197,6 +197,8 @@ impl Peer {
                 fs::write(config.join("gateway.yaml"), configs::forebay(listen, mocks))?;
                 command.arg("gateway").arg("--config").arg(config);
                 command.arg("--admin").arg(free_address()?.to_string());
+                // As for every other peer.
+                command.args(["--access-log", "off"]);
             }
         }
         Ok(command)
