@@ -32,6 +32,10 @@ fn bench(c: &mut Criterion) {
         group.bench_function(format!("chat {} bytes", body.len()), |b| {
             b.iter(|| scan(Api::ChatCompletions, black_box(body.as_bytes())));
         });
+        // For the ratio: what parsing it whole would cost.
+        group.bench_function(format!("serde_json value, {} bytes", body.len()), |b| {
+            b.iter(|| serde_json::from_str::<serde_json::Value>(black_box(&body)));
+        });
     }
     let ids: Vec<String> = (0..8000)
         .map(|n| (n * 7919 % 128_000).to_string())

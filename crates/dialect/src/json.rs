@@ -223,6 +223,7 @@ impl<'a> Cursor<'a> {
                     open.push(false, self)?;
                     self.at += 1;
                     if self.peek() != Some(b']') {
+                        self.skip_ids();
                         continue;
                     }
                 }
@@ -234,6 +235,21 @@ impl<'a> Cursor<'a> {
             if self.close(&mut open)? {
                 return Ok(());
             }
+        }
+    }
+
+    /// Takes as many `digits,` as follow: token ids come by the thousand. Whatever is not as plain
+    /// as that, the last one of an array included, is left to be read as any value.
+    fn skip_ids(&mut self) {
+        loop {
+            let rest = self.bytes.get(self.at..).unwrap_or_default();
+            let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
+            let plain = digits > 0 && digits < FINITE_DIGITS && (rest[0] != b'0' || digits == 1);
+            if !plain || rest.get(digits) != Some(&b',') {
+                return;
+            }
+            self.at += digits + 1;
+            self.at += usize::from(self.bytes.get(self.at) == Some(&b' '));
         }
     }
 
@@ -428,42 +444,53 @@ const LOW_BITS: u64 = 0x0101_0101_0101_0101;
 /// character or the end. `high_bits` collects the high bits of what was seen, and possibly of some
 /// bytes after it, so that only strings that may be non-ASCII are checked as UTF-8.
 fn plain_end(bytes: &[u8], mut at: usize, high_bits: &mut u64) -> usize {
-    loop {
-        // Words find the exact place, and are all that a short string needs...
-        for _ in 0..4 {
-            let Some(word) = bytes.get(at..).and_then(<[u8]>::first_chunk::<8>) else {
-                return plain_end_of_tail(bytes, at, high_bits);
-            };
-            let word = u64::from_le_bytes(*word);
-            *high_bits |= word;
-            let stops = stops_in(word);
-            if stops != 0 {
-                return at + (stops.trailing_zeros() / 8) as usize;
-            }
-            at += 8;
-        }
-        // ...blocks, which the compiler turns into vector code, are what a long one needs.
-        while let Some(block) = bytes.get(at..).and_then(<[u8]>::first_chunk::<64>) {
-            let (mut stop, mut seen) = (false, 0);
-            for &byte in block {
-                stop |= is_stop(byte);
-                seen |= byte;
-            }
-            *high_bits |= u64::from(seen);
-            if stop {
-                break;
-            }
-            at += 64;
-        }
+    // Two words are all that most keys need...
+    if let Some(end) = plain_end_in_words(bytes, &mut at, 2, high_bits) {
+        return end;
     }
-}
-
-fn plain_end_of_tail(bytes: &[u8], at: usize, high_bits: &mut u64) -> usize {
+    // ...blocks, which the compiler turns into vector code, are what a long text needs...
+    while let Some(block) = bytes.get(at..).and_then(<[u8]>::first_chunk::<BLOCK>) {
+        let (mut stop, mut seen) = (false, 0);
+        for &byte in block {
+            stop |= is_stop(byte);
+            seen |= byte;
+        }
+        if stop {
+            break;
+        }
+        *high_bits |= u64::from(seen);
+        at += BLOCK;
+    }
+    // ...and words again find the place within the block that stopped it, or within the tail.
+    if let Some(end) = plain_end_in_words(bytes, &mut at, BLOCK / 8, high_bits) {
+        return end;
+    }
     let tail = bytes.get(at..).unwrap_or_default();
     let plain = tail.iter().take_while(|byte| !is_stop(**byte));
     at + plain
         .inspect(|byte| *high_bits |= u64::from(**byte))
         .count()
+}
+
+const BLOCK: usize = 32;
+
+fn plain_end_in_words(
+    bytes: &[u8],
+    at: &mut usize,
+    words: usize,
+    high_bits: &mut u64,
+) -> Option<usize> {
+    for _ in 0..words {
+        let word = bytes.get(*at..).and_then(<[u8]>::first_chunk::<8>)?;
+        let word = u64::from_le_bytes(*word);
+        *high_bits |= word;
+        let stops = stops_in(word);
+        if stops != 0 {
+            return Some(*at + (stops.trailing_zeros() / 8) as usize);
+        }
+        *at += 8;
+    }
+    None
 }
 
 const fn is_stop(byte: u8) -> bool {

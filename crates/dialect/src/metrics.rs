@@ -266,7 +266,12 @@ fn family(line: &[u8]) -> Option<(Engine, Signal, &[u8])> {
 type Families = &'static [(&'static [u8], Signal)];
 
 fn family_in(families: Families, name_and_rest: &[u8]) -> Option<(Signal, &[u8])> {
+    let first = name_and_rest.first()?;
     families.iter().find_map(|(name, signal)| {
+        // Most lines of a page are left here.
+        if name[0] != *first {
+            return None;
+        }
         let rest = name_and_rest.strip_prefix(*name)?;
         // Otherwise it is a longer name, such as `num_requests_waiting_by_reason`.
         matches!(rest.first(), Some(b'{' | b' ' | b'\t')).then_some((*signal, rest))

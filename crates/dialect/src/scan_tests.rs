@@ -172,6 +172,8 @@ fn faults_are_named_with_their_place() {
     check_fault(r#"{"a":tru}"#, 5, "expected a value");
     check_fault(r#"{"a":[1 2]}"#, 8, "expected `,` or `]`");
     check_fault(r#"{"a":[1,]}"#, 8, "expected a value");
+    check_fault(r#"{"a":[1,2,]}"#, 10, "expected a value");
+    check_fault(r#"{"a":[1,02,3]}"#, 9, "expected `,` or `]`");
     check_fault(r#"{"a":{"b":1]}"#, 11, "expected `,` or `}`");
     check_fault(r#"{"a":01}"#, 6, "expected `,` or `}`");
     check_fault(r#"{"a":1.}"#, 7, "expected a digit");

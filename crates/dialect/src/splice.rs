@@ -69,12 +69,13 @@ impl ModelRestorer {
         while let Some(start) = self.next_model(&chunk, &mut at) {
             let (spelling, len) = spells(&chunk[start..], &self.served);
             match spelling {
-                Spelling::No => {}
+                Spelling::No => self.tracker.pass_event(&chunk, &mut at),
                 Spelling::Yes => {
                     emit(chunk.slice(passed..start), out);
                     emit(self.requested.clone(), out);
                     passed = start + len;
                     at = passed;
+                    self.tracker.pass_event(&chunk, &mut at);
                 }
                 Spelling::Perhaps => {
                     emit(chunk.slice(passed..start), out);
@@ -150,6 +151,13 @@ enum Spelling {
 
 /// Whether `raw` spells `name` in any of the ways that JSON allows, and in how many bytes.
 fn spells(raw: &[u8], name: &str) -> (Spelling, usize) {
+    // The usual spelling, in one comparison. It has no escapes, or the quote would not follow it.
+    if raw.starts_with(name.as_bytes())
+        && raw.get(name.len()) == Some(&b'"')
+        && !name.contains(|c| matches!(c, '"' | '\\' | '\0'..='\x1f'))
+    {
+        return (Spelling::Yes, name.len());
+    }
     let mut at = 0;
     for wanted in name.chars() {
         match spelled_len(&raw[at..], wanted) {
@@ -376,6 +384,19 @@ mod tests {
                 let expected = format!("data: {expected}\n\ndata: {expected}\r\n\r\n");
                 prop_assert_eq!(String::from_utf8(out).unwrap(), expected);
             }
+        }
+
+        #[test]
+        fn chunks_do_not_matter_for_events(
+            parts in prop::collection::vec(prop::sample::select(vec![
+                "data: ", "data:", ": ", "\n", "\n\n", "\r\n\r\n", "{\"model\":\"a\",\"x\":1}",
+                "{\"message\":{\"model\":\"a\"},", "\"model\":\"a\"}", "{\"model\":\"ab\"}", "\"", "}",
+            ]), 0..24),
+            size in 1usize..40,
+        ) {
+            let text = parts.concat();
+            let whole = restored(text.as_bytes(), "a", true, text.len());
+            prop_assert_eq!(restored(text.as_bytes(), "a", true, size), whole);
         }
 
         #[test]

@@ -5,6 +5,9 @@
 //! it should be is the client's to judge. Lines end with LF or CRLF; a lone CR, which no model
 //! server sends, is not taken as an end. Used by [`crate::splice`] and [`crate::usage`].
 
+use std::sync::LazyLock;
+
+use memchr::memmem::Finder;
 use memchr::{memchr, memchr2, memchr3};
 
 /// Something that the tracker was asked to find.
@@ -52,6 +55,8 @@ enum Line {
 }
 
 const DATA: &[u8] = b"data:";
+
+static MODEL: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\"model\""));
 
 /// Inside a string.
 #[derive(Clone, Copy, Debug, Default)]
@@ -128,6 +133,27 @@ impl Tracker {
             }
         }
         None
+    }
+
+    /// Passes the rest of an event after its `model`, if `chunk` holds all of it and nothing in it
+    /// could be a further one: what [`Self::next`] would find out byte by byte.
+    pub(crate) fn pass_event(&mut self, chunk: &[u8], at: &mut usize) {
+        if self.line != Some(Line::Data) {
+            return;
+        }
+        let rest = &chunk[*at..];
+        let Some(end) = memchr(b'\n', rest) else {
+            return;
+        };
+        let empty_line = match &rest[end + 1..] {
+            [b'\n', ..] => 1,
+            [b'\r', b'\n', ..] => 2,
+            _ => return,
+        };
+        if MODEL.find(&rest[..end]).is_none() {
+            *self = Self::new(true);
+            *at += end + 1 + empty_line;
+        }
     }
 
     /// Whether members of the innermost container matter.
