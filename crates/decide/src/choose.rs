@@ -103,44 +103,44 @@ impl PoolState {
                 return Err(Refusal::SubsetEmpty);
             }
         }
-        let (mut endpoints, mut unready) = (0, 0);
+        let tried = self.mark_tried(ask.avoid, verdicts);
+        // One pass: with many endpoints, reading their state is what a pick costs.
+        let (mut unready, mut ejected, mut newcomers) = (0, 0, 0);
+        let (mut settled, mut inflight) = (0, 0.0);
         for (slot, verdict) in self.slots.iter().zip(verdicts.iter_mut()) {
-            if verdict.is_none() && slot.present {
-                endpoints += 1;
-                if !slot.ready {
-                    unready += 1;
-                    *verdict = Some(Exclusion::Unready);
+            if !slot.present || verdict.is_some() {
+                continue;
+            }
+            if !slot.ready {
+                unready += 1;
+                *verdict = Some(Exclusion::Unready);
+                continue;
+            }
+            match slot.health.standing(now) {
+                Standing::Good => {
+                    settled += 1;
+                    inflight += slot.inflight_requests as f32;
+                }
+                Standing::Ramping(_) | Standing::Probing => newcomers += 1,
+                Standing::Ejected => {
+                    ejected += 1;
+                    *verdict = Some(Exclusion::Ejected);
                 }
             }
         }
-        let unready_or_outside: usize = verdicts.iter().flatten().count();
-        self.mark_usable(ask.avoid, verdicts);
-        let tried = verdicts.iter().flatten().count() - unready_or_outside;
-        let (mut healthy, mut fallen) = (0, 0);
-        for (slot, verdict) in self.slots.iter().zip(verdicts.iter_mut()) {
-            if slot.present && verdict.is_none() {
-                match slot.health.standing(now) {
-                    Standing::Ejected => {
-                        fallen += 1;
-                        *verdict = Some(Exclusion::Ejected);
-                    }
-                    Standing::Good | Standing::Ramping(_) | Standing::Probing => healthy += 1,
-                }
+        match (settled, newcomers, ejected) {
+            (0, 0, 0) => {
+                return Err(Refusal::NoReadyEndpoint {
+                    endpoints: unready + tried,
+                    unready,
+                    tried,
+                });
             }
+            (0, 0, _) => readmit(verdicts, Exclusion::Ejected),
+            (_, 0, _) | (0, _, _) => {}
+            (settled, ..) => self.limit_newcomers(inflight / settled as f32, now, verdicts),
         }
-        if healthy == 0 && fallen == 0 {
-            return Err(Refusal::NoReadyEndpoint {
-                endpoints,
-                unready,
-                tried: tried as u32,
-            });
-        }
-        if healthy == 0 {
-            readmit(verdicts, Exclusion::Ejected);
-        } else {
-            self.limit_newcomers(now, verdicts);
-        }
-        Ok(healthy == 0)
+        Ok(settled + newcomers == 0)
     }
 
     /// Sets the verdict on those of `addresses` that are in the pool; false if none is.
@@ -158,36 +158,23 @@ impl PoolState {
         any
     }
 
-    fn mark_usable(&self, avoid: &[SocketAddr], verdicts: &mut [Option<Exclusion>]) {
+    fn mark_tried(&self, avoid: &[SocketAddr], verdicts: &mut [Option<Exclusion>]) -> u32 {
+        let mut tried = 0;
         for slot in avoid.iter().filter_map(|a| self.by_address.get(a)) {
-            verdicts[usize::from(*slot)].get_or_insert(Exclusion::Tried);
+            let verdict = &mut verdicts[usize::from(*slot)];
+            tried += u32::from(verdict.is_none());
+            verdict.get_or_insert(Exclusion::Tried);
         }
+        tried
     }
 
-    /// Leaves out endpoints that came back and have as many requests as they may have for now,
-    /// unless there is nobody else.
-    fn limit_newcomers(&self, now: Moment, verdicts: &mut [Option<Exclusion>]) {
-        let candidate =
-            |(slot, verdict): &(&Slot, &mut Option<Exclusion>)| slot.present && verdict.is_none();
-        let (mut settled, mut inflight, mut newcomers) = (0.0, 0.0, 0);
-        for (slot, _) in self.slots.iter().zip(verdicts.iter_mut()).filter(candidate) {
-            if slot.health.standing(now) == Standing::Good {
-                settled += 1.0;
-                inflight += slot.inflight_requests as f32;
-            } else {
-                newcomers += 1;
+    /// Leaves out endpoints that came back and have as many requests as they may have for now.
+    /// Only if others are in good standing, with a mean of `mean` requests in flight.
+    fn limit_newcomers(&self, mean: f32, now: Moment, verdicts: &mut [Option<Exclusion>]) {
+        for (slot, verdict) in self.slots.iter().zip(verdicts) {
+            if !slot.present || verdict.is_some() {
+                continue;
             }
-        }
-        if newcomers == 0 {
-            return;
-        }
-        let mean = if settled > 0.0 {
-            inflight / settled
-        } else {
-            f32::MAX
-        };
-        let mut left = 0;
-        for (slot, verdict) in self.slots.iter().zip(verdicts.iter_mut()).filter(candidate) {
             let allowed = match slot.health.standing(now) {
                 Standing::Good => f32::MAX,
                 Standing::Ramping(share) => (mean * share).max(1.0),
@@ -195,12 +182,7 @@ impl PoolState {
             };
             if slot.inflight_requests as f32 >= allowed {
                 *verdict = Some(Exclusion::Ramping);
-            } else {
-                left += 1;
             }
-        }
-        if left == 0 {
-            readmit(verdicts, Exclusion::Ramping);
         }
     }
 
@@ -240,13 +222,13 @@ impl PoolState {
                     .is_some_and(|s| usize::from(s.slot) == at && s.generation == slot.generation),
             }
         };
-        self.slots
-            .iter()
-            .enumerate()
-            .zip(verdicts)
-            .filter(|((_, slot), verdict)| slot.present && verdict.is_none())
-            .map(|((at, slot), _)| fact(at, slot))
-            .collect()
+        let mut facts = SmallVec::with_capacity(self.by_address.len());
+        for (at, (slot, verdict)) in self.slots.iter().zip(verdicts).enumerate() {
+            if slot.present && verdict.is_none() {
+                facts.push(fact(at, slot));
+            }
+        }
+        facts
     }
 
     fn totals(&self, facts: &[Facts]) -> Totals {
@@ -315,9 +297,11 @@ impl PoolState {
             candidates: candidates.facts.len() as u32,
             ..Counts::default()
         };
-        for (slot, verdict) in self.slots.iter().zip(verdicts) {
-            if let (true, Some(exclusion)) = (slot.present, verdict) {
-                counts.add(*exclusion);
+        if candidates.facts.len() < self.by_address.len() {
+            for (slot, verdict) in self.slots.iter().zip(verdicts) {
+                if let (true, Some(exclusion)) = (slot.present, verdict) {
+                    counts.add(*exclusion);
+                }
             }
         }
         let considered = if self.by_address.len() <= REPORTED_ALL_UP_TO {

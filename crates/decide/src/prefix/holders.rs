@@ -182,22 +182,21 @@ impl Sets {
             self.get_mut(set).fill(0);
             return Some(set);
         }
-        let len = self.words.len() + self.stride;
         // Four more bytes per set, for the list of free ones.
-        let bytes = |words: usize| words * size_of::<u64>() + words / self.stride * 4;
-        if bytes(len) > bytes_max {
+        let set_bytes = self.stride * size_of::<u64>() + size_of::<u32>();
+        let sets = self.words.len() / self.stride;
+        let room = (bytes_max / set_bytes).saturating_sub(sets);
+        if room == 0 {
             return None;
         }
+        let len = self.words.len() + self.stride;
         if len > self.words.capacity() {
-            let more = (self.words.len() / 2 / self.stride).max(8) * self.stride;
-            let fits = bytes(self.words.len() + more) <= bytes_max;
-            let more = if fits { more } else { self.stride };
-            self.words.reserve_exact(more);
-            let sets = self.words.capacity() / self.stride;
-            self.free.reserve_exact(sets);
+            let more = (sets / 2).max(8).min(room);
+            self.words.reserve_exact(more * self.stride);
+            self.free.reserve_exact(sets + more);
         }
         self.words.resize(len, 0);
-        Some((len / self.stride - 1) as u32)
+        Some(sets as u32)
     }
 
     fn insert(&mut self, set: u32, slot: u16) {

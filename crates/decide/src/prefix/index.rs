@@ -6,8 +6,8 @@
 //! everything before it**. `matches` leans on that to jump along the chain instead of walking it.
 //! Model servers evict leaves first for the same reason.
 //!
-//! Bounds: `bytes_max` for everything (the block whose use is longest ago among the ends of all
-//! lists goes first), a capacity per endpoint, and 65,534 endpoints; those beyond hold nothing.
+//! Bounds: `bytes_max` for all blocks (those whose use is longest ago on any endpoint go first), a
+//! capacity per endpoint, and 65,535 endpoints of 16 bytes each; those beyond hold nothing.
 
 use smallvec::{SmallVec, smallvec};
 
@@ -78,8 +78,8 @@ pub struct PrefixIndex {
 }
 
 impl PrefixIndex {
-    /// An empty index that takes no memory yet, and never more than `bytes_max` (while a table
-    /// grows, its old copy comes on top).
+    /// An empty index that takes no memory yet, and never more than `bytes_max` besides 16 bytes
+    /// per endpoint. While a table grows by half, its old copy comes on top.
     #[must_use]
     pub fn new(bytes_max: usize) -> Self {
         let mut index = Self {
