@@ -308,6 +308,15 @@ mod tests {
     }
 
     #[test]
+    fn a_second_value_without_a_key_is_left_alone_in_any_chunks() {
+        check(
+            true,
+            "data: {\"model\":\"org/base\":\"org/base\"}\n\n",
+            "data: {\"model\":\"asked\":\"org/base\"}\n\n",
+        );
+    }
+
+    #[test]
     fn contents_and_other_members_are_left_alone() {
         for text in [
             r#"{"content":"\"model\":\"org/base\"","x":["model","org/base"]}"#,

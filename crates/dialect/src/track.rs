@@ -250,6 +250,10 @@ impl Tracker {
         if is_key {
             self.expects_key = false;
         }
+        if is_model {
+            // One value to a key, also in what is not quite JSON.
+            self.key = Key::Other;
+        }
         self.string = Some(Inside {
             escape: false,
             key: is_key.then(KeyStart::default),
