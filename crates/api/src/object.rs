@@ -332,8 +332,7 @@ impl Reader<'_> {
             message,
         };
         if self.warns {
-            let ours = |field: &String| field.starts_with("spec.");
-            let warnings = unknown.into_iter().filter(ours).map(|field| {
+            let warnings = unknown.into_iter().filter(|f| is_ours(f)).map(|field| {
                 let message = "no such field; it has no effect: check its spelling and place";
                 problem(field, reason::UNKNOWN_FIELD, message.to_owned())
             });
@@ -347,6 +346,29 @@ impl Reader<'_> {
             };
             vec![problem(field, reason::MALFORMED, message)]
         })
+    }
+}
+
+/// Fields of `metadata` that the API server keeps and nothing here reads.
+const FOREIGN_METADATA: [&str; 9] = [
+    "deletionGracePeriodSeconds",
+    "finalizers",
+    "generateName",
+    "managedFields",
+    "ownerReferences",
+    "resourceVersion",
+    "selfLink",
+    "uid",
+    "clusterName",
+];
+
+/// Whether an unknown field is one that the user may have misspelt: those of `status` are not
+/// theirs, and some of `metadata` are the server's.
+fn is_ours(field: &str) -> bool {
+    match field.split_once('.') {
+        Some(("spec", _)) => true,
+        Some(("metadata", rest)) => !FOREIGN_METADATA.contains(&rest),
+        _ => !matches!(field, "apiVersion" | "kind" | "status"),
     }
 }
 

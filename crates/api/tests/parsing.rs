@@ -38,6 +38,13 @@ HTTPRoute default/r spec.rules[0].matchs: UnknownField: no such field; it has no
 HTTPRoute default/r spec.rules[0].sessionPersistence: UnsupportedField: not supported; it has no effect
 ",
     );
+    check_problems(
+        &route("{}").replace(
+            "{name: r}",
+            "{name: r, anotations: {}, uid: u, managedFields: [{a: b}]}, status: {parents: []}",
+        ),
+        "HTTPRoute default/r metadata.anotations: UnknownField: no such field; it has no effect: check its spelling and place\n",
+    );
     // Core kinds have fields that routing does not read, and nulls are fields left out.
     check_problems(
         "{apiVersion: v1, kind: Pod, metadata: {name: p, labels: null, creationTimestamp: null}, spec: {restartPolicy: Always, containers: [{name: c, image: i}]}}",

@@ -9,7 +9,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use forebay_api::{Index, ObjectStatus, Origin, Publication};
+pub use forebay_api::Publication as Published;
+use forebay_api::{Index, Origin};
 use forebay_model::Snapshot;
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::{mpsc, watch};
@@ -24,24 +25,6 @@ const DEBOUNCE: Duration = Duration::from_millis(50);
 const DEBOUNCE_MAX: Duration = Duration::from_millis(250);
 /// Time between looks without a notification.
 const POLL: Duration = Duration::from_secs(2);
-
-/// What a source publishes.
-#[derive(Clone, Debug)]
-pub struct Published {
-    /// What to serve, and the problems that there are.
-    pub snapshot: Arc<Snapshot>,
-    /// Conditions per object.
-    pub statuses: Arc<[ObjectStatus]>,
-}
-
-impl From<Publication> for Published {
-    fn from(publication: Publication) -> Self {
-        Self {
-            snapshot: publication.snapshot,
-            statuses: publication.statuses,
-        }
-    }
-}
 
 /// Reads `paths` once, for checking a configuration.
 #[must_use]
@@ -73,14 +56,14 @@ impl Reader {
 
     fn read(&mut self) -> Published {
         self.folder.sync(&mut self.index);
-        self.index.publish().into()
+        self.index.publish()
     }
 }
 
 impl FileSource {
     /// Reads `paths` (files, and folders with what is in them) and gives the source to run and the
     /// channel that it publishes on, which holds the first state already. A path that does not
-    /// exist is a problem in the snapshot and is watched for.
+    /// exist is a problem in the snapshot and is watched for. Blocks while it reads.
     #[must_use]
     pub fn open(paths: Vec<PathBuf>) -> (Self, watch::Receiver<Published>) {
         let mut reader = Reader::new(paths);

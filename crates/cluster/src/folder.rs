@@ -20,6 +20,8 @@ use crate::manifest::{self, FILE_BYTES_MAX, place, problem};
 
 /// Files that are read; of more, those later by name are left out with a problem.
 pub(crate) const FILES_MAX: usize = 10_000;
+/// Bytes of all files together; files beyond, by name, are left out with a problem.
+const TOTAL_BYTES_MAX: u64 = 256 << 20;
 /// Folders within folders that are looked into.
 const DEPTH_MAX: usize = 8;
 /// A file that was written this shortly before it was read is read again: a further write may not
@@ -177,7 +179,9 @@ impl File {
             }
         };
         let hash = hash(&text);
-        if hash == self.text_hash {
+        // Whoever writes in place empties the file first. An empty file counts when it stays so.
+        let half_written = text.trim().is_empty() && self.stamp.is_none() && self.version > 0;
+        if hash == self.text_hash || half_written {
             return;
         }
         self.text_hash = hash;
@@ -225,6 +229,7 @@ fn read_text(path: &Path) -> io::Result<String> {
 #[derive(Default)]
 struct Walk {
     found: BTreeMap<PathBuf, Stamp>,
+    bytes: u64,
     problems: Vec<Problem>,
 }
 
@@ -240,12 +245,14 @@ impl Walk {
         if metadata.is_dir() {
             self.visit_folder(path, depth);
         } else if metadata.is_file() && (named || is_manifest(path)) {
-            if self.found.len() < FILES_MAX {
-                self.found.insert(path.to_owned(), Stamp::of(&metadata));
-            } else {
-                let message = format!("not read: only {FILES_MAX} files are");
-                self.fault(path, "TooLarge", message);
+            self.bytes += metadata.len().min(FILE_BYTES_MAX);
+            if self.found.len() == FILES_MAX || self.bytes > TOTAL_BYTES_MAX {
+                let message = format!(
+                    "not read: at most {FILES_MAX} files of {TOTAL_BYTES_MAX} bytes together are"
+                );
+                return self.fault(path, "TooLarge", message);
             }
+            self.found.insert(path.to_owned(), Stamp::of(&metadata));
         }
     }
 
@@ -285,4 +292,34 @@ fn is_hidden(path: &Path) -> bool {
 fn is_manifest(path: &Path) -> bool {
     let extension = path.extension().unwrap_or_default();
     ["yaml", "yml", "json"].iter().any(|own| extension == *own)
+}
+
+#[cfg(test)]
+mod tests {
+    use forebay_api::Origin;
+
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    #[test]
+    fn an_emptied_file_counts_only_when_it_stays_empty() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("pool.yaml");
+        let pool = "apiVersion: inference.networking.k8s.io/v1\nkind: InferencePool\nmetadata: {name: p}\n\
+                    spec: {selector: {matchLabels: {a: b}}, targetPorts: [{number: 1}]}\n";
+        let mut folder = Folder::new(vec![root.path().to_owned()]);
+        let mut index = Index::new(Origin::Files);
+        let mut pools_after = |text: &str, written: SystemTime| {
+            fs::write(&path, text).unwrap();
+            let file = fs::File::options().append(true).open(&path).unwrap();
+            file.set_modified(written).unwrap();
+            folder.sync(&mut index);
+            index.publish().snapshot.pools.len()
+        };
+        let (just_now, long_ago) = (SystemTime::now() + HOUR, SystemTime::now() - HOUR);
+        assert_eq!(pools_after(pool, just_now), 1);
+        assert_eq!(pools_after("", just_now), 1);
+        assert_eq!(pools_after("", long_ago), 0);
+    }
 }

@@ -14,6 +14,7 @@
 
 use std::borrow::Cow;
 use std::cmp::{Ordering, Reverse};
+use std::collections::BTreeMap;
 
 use crate::route::{
     Entry, HostPattern, MODEL_HEADER, Matcher, PathMatch, RequestHead, RouteTable, TextMatch,
@@ -25,37 +26,24 @@ impl RouteTable {
     #[must_use]
     pub fn build(entries: Vec<(Option<HostPattern>, Entry)>) -> Self {
         let mut table = Self::default();
+        let mut suffix: BTreeMap<String, Vec<Entry>> = BTreeMap::new();
         for (host, entry) in entries {
             table.reads_model |= entry.matcher.reads_model();
-            table.list_of(host).push(entry);
+            let list = match host {
+                None => &mut table.any,
+                Some(HostPattern::Exact(host)) => table.exact.entry(host).or_default(),
+                Some(HostPattern::Suffix(host)) => suffix.entry(host).or_default(),
+            };
+            list.push(entry);
         }
-        let Self {
-            exact, suffix, any, ..
-        } = &mut table;
-        suffix.sort_by(|(a, _), (b, _)| longest_first(a, b));
-        let lists = exact.values_mut();
-        for list in lists.chain(suffix.iter_mut().map(|(_, list)| list)) {
+        table.suffix = suffix.into_iter().collect();
+        table.suffix.sort_by(|(a, _), (b, _)| longest_first(a, b));
+        let suffix = table.suffix.iter_mut().map(|(_, list)| list);
+        let lists = table.exact.values_mut().chain(suffix);
+        for list in lists.chain([&mut table.any]) {
             list.sort_by(|a, b| precedence(&a.matcher, &b.matcher));
         }
-        any.sort_by(|a, b| precedence(&a.matcher, &b.matcher));
         table
-    }
-
-    fn list_of(&mut self, host: Option<HostPattern>) -> &mut Vec<Entry> {
-        match host {
-            None => &mut self.any,
-            Some(HostPattern::Exact(host)) => self.exact.entry(host).or_default(),
-            Some(HostPattern::Suffix(suffix)) => {
-                let at = match self.suffix.iter().position(|(own, _)| *own == suffix) {
-                    Some(at) => at,
-                    None => {
-                        self.suffix.push((suffix, Vec::new()));
-                        self.suffix.len() - 1
-                    }
-                };
-                &mut self.suffix[at].1
-            }
-        }
     }
 
     /// The entry with the highest precedence that matches `head`.

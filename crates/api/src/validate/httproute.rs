@@ -13,6 +13,9 @@ use crate::kinds::httproute::{
 
 /// Most matches in all rules of a route together, by the CRD.
 const MATCHES_MAX: usize = 128;
+/// Most tries after the first. The specification has no limit; ours keeps one request from
+/// becoming a flood.
+const RETRY_ATTEMPTS_MAX: u32 = 100;
 /// Largest weight of a backend, by the CRD.
 const WEIGHT_MAX: u32 = 1_000_000;
 
@@ -370,6 +373,12 @@ fn check_times(rule: &HttpRule, at: &str, report: &mut Report<'_>) {
             "cannot be longer than timeouts.request",
         );
     }
+    let attempts = rule.retry.as_ref().and_then(|r| r.attempts);
+    report.check(
+        attempts.is_none_or(|attempts| attempts <= RETRY_ATTEMPTS_MAX),
+        format!("{at}.retry.attempts"),
+        format!("at most {RETRY_ATTEMPTS_MAX}: more would bury a backend that is down already"),
+    );
     for (i, code) in rule.retry.iter().flat_map(|r| &r.codes).enumerate() {
         let field = format!("{at}.retry.codes[{i}]");
         report.check((400..=599).contains(code), field, "a code is 400 to 599");
