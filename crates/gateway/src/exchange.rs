@@ -8,7 +8,6 @@
 //! Routing, filters and targets are here; what only pools have (peek, rewrite, pick, fallback) is in
 //! [`crate::inference`], plain Services are in [`crate::service`].
 
-use std::borrow::Cow;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -23,7 +22,7 @@ use tokio::time::Instant;
 
 use crate::peek::{self, Peeked};
 use crate::pools::Live;
-use crate::record::Record;
+use crate::record::{Ending, Record};
 use crate::relay::Body;
 use crate::respond::Refusal;
 use crate::upstream::strip_hop_by_hop;
@@ -38,6 +37,9 @@ const ENDPOINT_HEADER: HeaderName = HeaderName::from_static("x-forebay-endpoint"
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Bytes of a client's request id that are kept; a longer one is replaced.
 const REQUEST_ID_BYTES_MAX: usize = 128;
+/// Bytes of a model's name that header matches may see; no model has a longer one, and the header
+/// goes on to Services.
+const MODEL_BYTES_MAX: usize = 1024;
 
 /// One request on its way.
 #[derive(Debug)]
@@ -46,8 +48,10 @@ pub(crate) struct Exchange {
     pub(crate) client: Client,
     pub(crate) live: Arc<Live>,
     pub(crate) record: Box<Record>,
-    /// When the route's request timeout passes.
+    /// When the route's request timeout passes; once an endpoint answers, that of its try too.
     pub(crate) deadline: Option<Instant>,
+    /// The record has been handed on.
+    settled: bool,
     explain: bool,
     /// Edits of the response, gathered on the way in.
     response_filters: Vec<Filter>,
@@ -117,6 +121,7 @@ impl Exchange {
             live,
             record: Box::new(record),
             deadline: None,
+            settled: false,
             explain: parts.headers.contains_key(EXPLAIN_HEADER),
             response_filters: Vec::new(),
             origin: parts.headers.get(header::ORIGIN).cloned(),
@@ -275,6 +280,7 @@ impl Exchange {
         upgrade: Option<(String, hyper::upgrade::OnUpgrade)>,
     ) -> Onward {
         let mut headers = parts.headers;
+        let host = authority_of(&parts.uri, &headers);
         strip_hop_by_hop(&mut headers);
         for name in [
             header::HOST,
@@ -299,7 +305,7 @@ impl Exchange {
                 .path_and_query()
                 .map_or("/", |pq| pq.as_str())
                 .to_owned(),
-            host: authority_of(&parts.uri, &headers, &self.record.host),
+            host,
             method: parts.method,
             headers,
             body,
@@ -337,6 +343,7 @@ impl Exchange {
         if let ClientBody::Read(peeked) = body
             && let Some(model) =
                 inference::model_of(self.record.api, &parts.headers, &peeked.bytes)?
+            && model.len() <= MODEL_BYTES_MAX
             && let Ok(value) = HeaderValue::from_str(&model)
         {
             parts.headers.insert(MODEL_HEADER, value);
@@ -395,13 +402,35 @@ impl Exchange {
 
     /// Takes the record out, for whoever settles the exchange.
     pub(crate) fn take_record(&mut self) -> Box<Record> {
+        self.settled = true;
         std::mem::take(&mut self.record)
+    }
+
+    /// When a try at a backend that begins now must have brought its whole answer.
+    pub(crate) fn try_deadline(&self, rule: &Rule) -> Option<Instant> {
+        let of_try = rule.timeouts.backend.map(|limit| Instant::now() + limit);
+        match (self.deadline, of_try) {
+            (Some(whole), Some(of_try)) => Some(whole.min(of_try)),
+            (whole, of_try) => whole.or(of_try),
+        }
     }
 
     /// Time left until the route's request timeout.
     pub(crate) fn time_left(&self) -> Option<Duration> {
         self.deadline
             .map(|at| at.saturating_duration_since(Instant::now()))
+    }
+}
+
+impl Drop for Exchange {
+    /// A client that leaves before there is a response leaves a record all the same.
+    fn drop(&mut self) {
+        if !self.settled {
+            self.record.end = Ending::ClientGone;
+            self.record.finished = clock::now();
+            let record = self.take_record();
+            self.worker.shared.telemetry.settle(*record);
+        }
     }
 }
 
@@ -434,11 +463,25 @@ impl RequestHead for HeadView<'_> {
 /// Refuses what could be read in two ways by two parties.
 fn check_framing(parts: &Parts) -> Result<(), Refusal> {
     let headers = &parts.headers;
-    if headers.contains_key(header::TRANSFER_ENCODING)
-        && headers.contains_key(header::CONTENT_LENGTH)
-    {
-        let message = "a request has either Content-Length or Transfer-Encoding, not both";
-        return Err(Refusal::bad_request("ambiguous_framing", message));
+    // hyper drops Content-Length beside Transfer-Encoding and closes after the response. A coding
+    // under the chunks it would pass on undecoded, and we take the field that tells of it away.
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    let chunked = |v: &HeaderValue| v.as_bytes().eq_ignore_ascii_case(b"chunked");
+    if codings.next().is_some_and(|v| !chunked(v)) || codings.next().is_some() {
+        let message = "a request's only transfer coding may be chunked";
+        return Err(Refusal::new(
+            StatusCode::NOT_IMPLEMENTED,
+            "transfer_coding",
+            message,
+        ));
+    }
+    if parts.method == Method::CONNECT {
+        // Its 200 would make a tunnel of the client's connection.
+        return Err(Refusal::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "connect_refused",
+            "this gateway is no forward proxy",
+        ));
     }
     let mut hosts = headers.get_all(header::HOST).iter();
     let first = hosts.next();
@@ -446,6 +489,12 @@ fn check_framing(parts: &Parts) -> Result<(), Refusal> {
         return Err(Refusal::bad_request(
             "ambiguous_host",
             "a request has one Host header",
+        ));
+    }
+    if first.is_some_and(|host| http::uri::Authority::try_from(host.as_bytes()).is_err()) {
+        return Err(Refusal::bad_request(
+            "invalid_host",
+            "the Host header is not a host with an optional port",
         ));
     }
     if first.is_none() && parts.uri.authority().is_none() && parts.version == http::Version::HTTP_11
@@ -474,16 +523,10 @@ fn host_of(parts: &Parts) -> String {
 }
 
 /// Host and port as the client named them.
-fn authority_of(uri: &http::Uri, headers: &HeaderMap, host: &str) -> String {
-    let from_uri = uri.authority().map(|a| Cow::Borrowed(a.as_str()));
-    let from_header = headers
-        .get(header::HOST)
-        .and_then(|v| v.to_str().ok())
-        .map(Cow::Borrowed);
-    from_uri
-        .or(from_header)
-        .unwrap_or(Cow::Borrowed(host))
-        .into_owned()
+fn authority_of(uri: &http::Uri, headers: &HeaderMap) -> String {
+    let from_uri = uri.authority().map(http::uri::Authority::as_str);
+    let from_header = headers.get(header::HOST).and_then(|v| v.to_str().ok());
+    from_uri.or(from_header).unwrap_or_default().to_owned()
 }
 
 fn upgrade_of(request: &mut Request<Incoming>) -> Option<(String, hyper::upgrade::OnUpgrade)> {
@@ -507,11 +550,16 @@ fn upgrade_of(request: &mut Request<Incoming>) -> Option<(String, hyper::upgrade
 
 fn forward_for(headers: &mut HeaderMap, client: Client) {
     let name = HeaderName::from_static("x-forwarded-for");
-    let own = client.address.ip().to_string();
-    let whole = match headers.get(&name).and_then(|v| v.to_str().ok()) {
-        Some(before) => format!("{before}, {own}"),
-        None => own,
-    };
+    let mut whole = String::new();
+    for before in headers
+        .get_all(&name)
+        .iter()
+        .filter_map(|v| v.to_str().ok())
+    {
+        whole.push_str(before);
+        whole.push_str(", ");
+    }
+    whole.push_str(&client.address.ip().to_string());
     if let Ok(value) = HeaderValue::from_str(&whole) {
         headers.insert(name, value);
     }

@@ -1,15 +1,23 @@
 //! `HTTPRoute` filters: pure changes to heads, and the two that answer in place.
 
+use std::borrow::Cow;
+use std::fmt::Write as _;
+
 use forebay_model::route::{Cors, Entry, HeaderEdits, PathEdit, PathMatch, Redirect, UrlRewrite};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Uri, header};
 
 use crate::relay::Body;
+use crate::upstream::is_hop_by_hop;
 
-/// Applies header edits: set, add, remove, in this order.
+/// Applies header edits: set, add, remove, in this order. Fields that frame a message are left
+/// alone: a route that could set them could make two messages out of one.
 pub(crate) fn edit(headers: &mut HeaderMap, edits: &HeaderEdits) {
+    let frames = |name: &HeaderName| {
+        is_hop_by_hop(name) || matches!(*name, header::CONTENT_LENGTH | header::TRAILER)
+    };
     let parse = |name: &str, value: &str| {
         let name = HeaderName::from_bytes(name.as_bytes()).ok()?;
-        Some((name, HeaderValue::from_str(value).ok()?))
+        (!frames(&name)).then_some((name, HeaderValue::from_str(value).ok()?))
     };
     for (name, value) in edits.set.iter().filter_map(|(n, v)| parse(n, v)) {
         headers.insert(name, value);
@@ -18,7 +26,9 @@ pub(crate) fn edit(headers: &mut HeaderMap, edits: &HeaderEdits) {
         headers.append(name, value);
     }
     for name in &edits.remove {
-        headers.remove(&**name);
+        if HeaderName::from_bytes(name.as_bytes()).is_ok_and(|name| !frames(&name)) {
+            headers.remove(&**name);
+        }
     }
 }
 
@@ -27,8 +37,28 @@ pub(crate) fn rewrite_target(target: &str, entry: &Entry, rewrite: &UrlRewrite) 
     let (path, query) = split_query(target);
     match &rewrite.path {
         None => target.to_owned(),
-        Some(edit) => with_query(&edit_path(path, entry, edit), query),
+        Some(edit) => escaped(with_query(&edit_path(path, entry, edit), query)),
     }
+}
+
+/// A path that a route spelled with characters that cannot stand in a request line, which must not
+/// end it early.
+fn escaped(target: String) -> String {
+    if target.starts_with('/') && target.bytes().all(|b| b.is_ascii_graphic()) {
+        return target;
+    }
+    let mut out = String::with_capacity(target.len() + 16);
+    if !target.starts_with('/') {
+        out.push('/');
+    }
+    for byte in target.bytes() {
+        if byte.is_ascii_graphic() {
+            out.push(char::from(byte));
+        } else {
+            let _infallible = write!(out, "%{byte:02X}");
+        }
+    }
+    out
 }
 
 /// The answer of a redirect filter.
@@ -54,12 +84,20 @@ pub(crate) fn redirect(
         .as_ref()
         .map_or_else(|| path.to_owned(), |e| edit_path(path, entry, e));
     let host = to.hostname.as_deref().unwrap_or(host);
+    let host = if host.contains(':') {
+        Cow::Owned(format!("[{host}]"))
+    } else {
+        Cow::Borrowed(host)
+    };
     let authority = if port == well_known {
-        host.to_owned()
+        host.into_owned()
     } else {
         format!("{host}:{port}")
     };
-    let location = format!("{scheme}://{authority}{}", with_query(&path, query));
+    let location = format!(
+        "{scheme}://{authority}{}",
+        escaped(with_query(&path, query))
+    );
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::from_u16(to.status).unwrap_or(StatusCode::FOUND);
     if let Ok(location) = HeaderValue::from_str(&location) {

@@ -8,11 +8,10 @@ use std::borrow::Cow;
 use std::hash::Hasher;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use forebay_decide::{
-    Ask, BlockHash, ChainSeed, Choice, End, EndKind, FailureKind, Flight, Refusal as PickRefusal,
+    Ask, BlockHash, ChainSeed, Choice, End, EndKind, FailureKind, Refusal as PickRefusal,
 };
 use forebay_dialect::observe::ResponseObserver;
 use forebay_dialect::splice::{ModelRestorer, replace_model};
@@ -22,10 +21,11 @@ use forebay_model::route::Rule;
 use http::{HeaderMap, Response, StatusCode, header};
 use http_body::Frame;
 use smallvec::{SmallVec, smallvec};
+use tokio::time::Instant;
 
 use crate::exchange::{ClientBody, Exchange, Onward};
 use crate::peek::Peeked;
-use crate::pools::PoolRuntime;
+use crate::pools::{InFlight, PoolRuntime};
 use crate::record::Try;
 use crate::relay::{Body, Passing, Relay, Settle};
 use crate::respond::Refusal;
@@ -85,14 +85,14 @@ struct Sending<'a> {
     pool: &'a Pool,
     runtime: &'a Arc<PoolRuntime>,
     head: Head<'a>,
-    limit: Option<Duration>,
+    deadline: Option<Instant>,
 }
 
 /// An endpoint's answer with its first frame, nothing of which has gone to the client yet.
 struct Served {
     answer: Answer,
     first: Option<Frame<Bytes>>,
-    flight: Flight,
+    flight: InFlight,
 }
 
 /// Serves one request from `pool`.
@@ -134,7 +134,10 @@ pub(crate) async fn serve(
     }
 
     let mut hashes = ex.worker.hashes.take();
-    hash_prompt(pool, &reading, &onward.body, target_model, &mut hashes);
+    hashes.clear();
+    if runtime.state().reads_prefix() {
+        hash_prompt(pool, &reading, &onward.body, target_model, &mut hashes);
+    }
     let ask = Ask {
         model: target_model,
         prefix: &hashes,
@@ -162,7 +165,7 @@ pub(crate) async fn serve(
     let found = deliver(ex, pool, runtime, rule, &head, body, &ask).await;
     hashes.clear();
     ex.worker.hashes.replace(hashes);
-    respond(ex, runtime, found?, &reading, served_name, upgrade)
+    respond(ex, found?, &reading, served_name, upgrade)
 }
 
 // === peek ===
@@ -392,17 +395,20 @@ async fn deliver(
             endpoint: address,
             failure: None,
         });
-        let limit = try_limit(ex, rule);
+        let deadline = ex.try_deadline(rule);
         let sending = Sending {
             ex,
             pool,
             runtime,
             head: Head { ..*head },
-            limit,
+            deadline,
         };
         let more = next_body.is_some() && tried.len() < TRIES_MAX;
         match sending.attempt(address, body, ask, more).await {
-            Ok(served) => return Ok(served),
+            Ok(served) => {
+                ex.deadline = deadline;
+                return Ok(served);
+            }
             Err(refusal) => {
                 if let Some(last_try) = ex.record.tries.last_mut() {
                     last_try.failure = Some(refusal.reason);
@@ -435,13 +441,6 @@ fn pick(
     Ok(picked.order)
 }
 
-fn try_limit(ex: &Exchange, rule: &Rule) -> Option<Duration> {
-    match (ex.time_left(), rule.timeouts.backend) {
-        (Some(left), Some(limit)) => Some(left.min(limit)),
-        (left, limit) => left.or(limit),
-    }
-}
-
 impl Sending<'_> {
     /// Sends to one endpoint and waits for its first byte. `more` tells that another endpoint
     /// could be tried, so that an answer worth a retry is one.
@@ -452,28 +451,25 @@ impl Sending<'_> {
         ask: &Ask<'_>,
         more: bool,
     ) -> Result<Served, Refusal> {
-        let flight = self.runtime.state().begin(ask, address, clock::now());
-        let mut flight = InFlight {
-            runtime: self.runtime,
-            flight: Some(flight),
-        };
+        let telemetry = &self.ex.worker.shared.telemetry;
+        let mut flight = InFlight::begin(self.runtime, ask, address, telemetry);
+        let mut failed = |kind| flight.finish(End::plain(EndKind::Failed(kind)), clock::now());
         let outcome = tokio::select! {
             biased;
             outcome = self.first_byte(address, body) => outcome,
-            () = ejected(self.runtime, address) => {
+            () = ejected(self.runtime, address), if more => {
                 Err(SendError::Timeout("the endpoint fell silent"))
             }
-            () = sleep_for(self.limit) => Err(SendError::Timeout("the route's time limit")),
+            () = sleep_until(self.deadline) => Err(SendError::Timeout("the route's time limit")),
         };
         match outcome {
             Ok((answer, first)) => {
                 let status = answer.status.as_u16();
                 if more && self.worth_another_try(status) {
-                    flight.failed(FailureKind::Status5xx(status));
+                    failed(FailureKind::Status5xx(status));
                     let message = format!("endpoint {address} answered {status}");
                     return Err(Refusal::new(answer.status, "upstream_status", message));
                 }
-                let flight = flight.take();
                 Ok(Served {
                     answer,
                     first,
@@ -481,7 +477,7 @@ impl Sending<'_> {
                 })
             }
             Err(error) => {
-                flight.failed(match &error {
+                failed(match &error {
                     SendError::Connect(_) => FailureKind::Connect,
                     SendError::Timeout(_) => FailureKind::Timeout,
                     SendError::Reset(_) | SendError::Protocol(_) => FailureKind::Reset,
@@ -527,50 +523,24 @@ impl Sending<'_> {
     }
 }
 
-/// A flight that counts as cancelled if the client goes away while we wait.
-struct InFlight<'a> {
-    runtime: &'a Arc<PoolRuntime>,
-    flight: Option<Flight>,
-}
-
-impl InFlight<'_> {
-    fn failed(&mut self, kind: FailureKind) {
-        self.end(EndKind::Failed(kind));
-    }
-
-    fn take(mut self) -> Flight {
-        self.flight.take().expect("taken once, by value")
-    }
-
-    fn end(&mut self, kind: EndKind) {
-        if let Some(flight) = self.flight.take() {
-            self.runtime
-                .state()
-                .finish(flight, End::plain(kind), clock::now());
-        }
-    }
-}
-
-impl Drop for InFlight<'_> {
-    fn drop(&mut self) {
-        self.end(EndKind::Cancelled);
-    }
-}
-
-/// Returns once `address` is newly out of rotation.
+/// Returns once `address` is newly out of rotation, or gone from a pool that has others.
 async fn ejected(runtime: &PoolRuntime, address: SocketAddr) {
     let mut ejections = runtime.ejections();
     while ejections.changed().await.is_ok() {
-        if runtime.state().ejected(address, clock::now()).is_some() {
+        let gone = || {
+            let pool = runtime.pool();
+            pool.ready().next().is_some() && pool.endpoints.iter().all(|e| e.address != address)
+        };
+        if runtime.state().ejected(address, clock::now()).is_some() || gone() {
             return;
         }
     }
     std::future::pending::<()>().await;
 }
 
-async fn sleep_for(limit: Option<Duration>) {
-    match limit {
-        Some(limit) => tokio::time::sleep(limit).await,
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
         None => std::future::pending().await,
     }
 }
@@ -579,7 +549,6 @@ async fn sleep_for(limit: Option<Duration>) {
 
 fn respond(
     ex: &mut Exchange,
-    runtime: &Arc<PoolRuntime>,
     served: Served,
     reading: &Reading,
     served_name: Option<Arc<str>>,
@@ -607,7 +576,7 @@ fn respond(
     let mut settle = Settle::new(
         std::rc::Rc::clone(&ex.worker),
         ex.take_record(),
-        Some((Arc::clone(runtime), flight)),
+        Some(flight),
     );
     let body = match (answer.body, upgrade) {
         (AnswerBody::Upgraded(upstream), Some((_, client))) => {

@@ -29,7 +29,8 @@ impl Peeked {
 /// Reads the body whole.
 ///
 /// A body that arrived in one piece is not copied; a longer one is collected once into a buffer of
-/// the announced length.
+/// the announced length. Only bytes that have come count against the budget: a client that
+/// announces much and sends nothing takes nothing from others.
 pub(crate) async fn read(
     worker: &Worker,
     mut body: Incoming,
@@ -42,10 +43,10 @@ pub(crate) async fn read(
     if announced.is_some_and(|n| n > bytes_max) {
         return Err(too_large(bytes_max));
     }
-    let mut budget = worker
-        .shared
-        .buffer(announced.unwrap_or(0))
-        .ok_or_else(out_of_memory)?;
+    if !worker.shared.may_buffer(announced.unwrap_or(0)) {
+        return Err(out_of_memory());
+    }
+    let mut budget = worker.shared.unbuffered();
     let Some(first) = next(worker, &mut body).await? else {
         return Ok(Peeked {
             bytes: Bytes::new(),
@@ -53,6 +54,9 @@ pub(crate) async fn read(
         });
     };
     if announced == Some(first.len()) {
+        if !budget.grow(first.len()) {
+            return Err(out_of_memory());
+        }
         return Ok(Peeked {
             bytes: first,
             _budget: budget,
@@ -64,7 +68,7 @@ pub(crate) async fn read(
         if whole.len() + data.len() > bytes_max {
             return Err(too_large(bytes_max));
         }
-        if announced.is_none() && !budget.grow(data.len()) {
+        if !budget.grow(data.len()) {
             return Err(out_of_memory());
         }
         whole.extend_from_slice(&data);

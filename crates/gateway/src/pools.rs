@@ -8,12 +8,14 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
-use forebay_decide::PoolState;
+use forebay_decide::{Ask, End, EndKind, Flight, PoolState};
 use forebay_model::route::Target;
 use forebay_model::{Moment, ObjectName, Pool, Snapshot};
 use tokio::sync::watch;
 
 use crate::catalogue::Catalogue;
+use crate::clock;
+use crate::telemetry::Telemetry;
 use crate::tls::{self, TlsPorts};
 
 /// A snapshot with the runtime state of its pools. A request takes one and keeps it.
@@ -70,6 +72,69 @@ impl PoolRuntime {
     /// Changes whenever an endpoint is ejected.
     pub fn ejections(&self) -> watch::Receiver<u64> {
         self.ejections.subscribe()
+    }
+}
+
+/// One request in flight at one endpoint. Dropped unfinished it counts as cancelled.
+#[derive(Debug)]
+pub(crate) struct InFlight {
+    pool: Arc<PoolRuntime>,
+    address: SocketAddr,
+    flight: Option<Flight>,
+    telemetry: Arc<Telemetry>,
+}
+
+impl InFlight {
+    /// Counts the request at `address` from now on.
+    pub(crate) fn begin(
+        pool: &Arc<PoolRuntime>,
+        ask: &Ask<'_>,
+        address: SocketAddr,
+        telemetry: &Arc<Telemetry>,
+    ) -> Self {
+        let flight = pool.state().begin(ask, address, clock::now());
+        Self {
+            pool: Arc::clone(pool),
+            address,
+            flight: Some(flight),
+            telemetry: Arc::clone(telemetry),
+        }
+    }
+
+    /// Notes that the prefill is over.
+    pub(crate) fn first_byte(&mut self, now: Moment) {
+        if let Some(flight) = &mut self.flight {
+            self.pool.state().first_byte(flight, now);
+        }
+    }
+
+    /// Counts the request no longer. A failure may put the endpoint out of rotation, which is
+    /// told to those who wait on it.
+    pub(crate) fn finish(&mut self, end: End, now: Moment) {
+        let Some(flight) = self.flight.take() else {
+            return;
+        };
+        let newly_out = {
+            let mut state = self.pool.state();
+            let was_out = state.ejected(self.address, now).is_some();
+            state.finish(flight, end, now);
+            !was_out && state.ejected(self.address, now).is_some()
+        };
+        if newly_out {
+            tracing::warn!(
+                pool = %self.pool.name,
+                endpoint = %self.address,
+                "endpoint failed several requests in a row and gets none for a while"
+            );
+            self.telemetry.metrics.ejected(&self.pool.name, "failures");
+            self.pool.note_ejection();
+        }
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.finish(End::plain(EndKind::Cancelled), clock::now());
     }
 }
 

@@ -7,22 +7,21 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use forebay_decide::{End, EndKind, FailureKind, Flight};
+use forebay_decide::{End, EndKind, FailureKind};
 use forebay_dialect::error::ErrorBody;
 use forebay_dialect::{Api, ModelRestorer, ResponseObserver};
 use http_body::{Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 
 use crate::clock;
-use crate::pools::PoolRuntime;
+use crate::pools::InFlight;
 use crate::record::{Ending, Record};
 use crate::upstream::{AnswerBody, SendError};
-use crate::worker::Worker;
+use crate::worker::{Held, Worker};
 
 /// The body of a response to a client.
 #[derive(Debug)]
@@ -108,7 +107,8 @@ impl Relay {
         let data = match frame.into_data() {
             Ok(data) => data,
             Err(trailers) => {
-                self.flush();
+                // Nothing follows trailers, and the client's side does not ask for more.
+                self.finish(Ending::Complete, EndKind::Served);
                 self.trailers = Some(trailers);
                 return;
             }
@@ -160,14 +160,17 @@ impl Relay {
     /// The response broke in the middle. A stream says so in its own language and ends; any other
     /// body is cut off, which its framing makes visible.
     fn broke(&mut self, error: SendError) -> Poll<Option<Result<Frame<Bytes>, SendError>>> {
-        let timed_out = matches!(error, SendError::Timeout(_));
-        let (ending, kind) = if timed_out {
-            (Ending::TimedOut, EndKind::Failed(FailureKind::Timeout))
-        } else {
-            (Ending::UpstreamDied, EndKind::Failed(FailureKind::Reset))
+        let (ending, kind) = match error {
+            SendError::Timeout(_) => (Ending::TimedOut, EndKind::Failed(FailureKind::Timeout)),
+            SendError::ClientBody => (Ending::ClientGone, EndKind::Cancelled),
+            SendError::Connect(_) | SendError::Reset(_) | SendError::Protocol(_) => {
+                (Ending::UpstreamDied, EndKind::Failed(FailureKind::Reset))
+            }
         };
+        // Within an announced length an event would pass for content.
+        let may_add = self.sse && self.body.length().is_none();
         self.finish(ending, kind);
-        if !self.sse {
+        if !may_add {
             return Poll::Ready(Some(Err(error)));
         }
         let message = format!("the model server's stream broke: {error}");
@@ -278,15 +281,11 @@ pub(crate) struct Settle {
     worker: Rc<Worker>,
     record: Option<Box<Record>>,
     api: Api,
-    flight: Option<(Arc<PoolRuntime>, Flight)>,
+    flight: Option<InFlight>,
 }
 
 impl Settle {
-    pub(crate) fn new(
-        worker: Rc<Worker>,
-        record: Box<Record>,
-        flight: Option<(Arc<PoolRuntime>, Flight)>,
-    ) -> Self {
+    pub(crate) fn new(worker: Rc<Worker>, record: Box<Record>, flight: Option<InFlight>) -> Self {
         let api = record.api;
         Self {
             worker,
@@ -299,6 +298,11 @@ impl Settle {
     /// The API that was asked.
     pub(crate) fn api(&self) -> Api {
         self.api
+    }
+
+    /// Counts the client's connection for a tunnel, which its HTTP server gives up.
+    pub(crate) fn hold_connection(&self) -> Held {
+        Held::new(Rc::clone(&self.worker))
     }
 
     /// Settles an exchange that became a tunnel.
@@ -321,9 +325,9 @@ impl Settle {
         record.first_byte = Some(now);
         // Only a stream's first byte tells when the prefill was over.
         if record.stream
-            && let Some((pool, flight)) = &mut self.flight
+            && let Some(flight) = &mut self.flight
         {
-            pool.state().first_byte(flight, now);
+            flight.first_byte(now);
         }
     }
 
@@ -341,7 +345,7 @@ impl Settle {
         if let Some(observer) = observer {
             record.usage = observer.finish(now);
         }
-        if let Some((pool, flight)) = self.flight.take() {
+        if let Some(mut flight) = self.flight.take() {
             let tokens = &record.usage.tokens;
             let count = |n: Option<u64>| n.map(|n| u32::try_from(n).unwrap_or(u32::MAX));
             let end = End {
@@ -350,11 +354,17 @@ impl Settle {
                 cached_tokens: count(tokens.cached_tokens),
                 output_tokens: count(tokens.completion_tokens),
             };
-            pool.state().finish(flight, end, now);
+            flight.finish(end, now);
         }
         record.finished = now;
         record.end = ending;
         self.worker.shared.telemetry.settle(*record);
+    }
+}
+
+impl Drop for Settle {
+    fn drop(&mut self) {
+        self.now(Ending::ClientGone, EndKind::Cancelled, None);
     }
 }
 

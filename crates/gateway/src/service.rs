@@ -8,6 +8,7 @@ use std::rc::Rc;
 
 use forebay_model::route::{Rule, ServiceTarget};
 use http::{Response, StatusCode};
+use tokio::time::Instant;
 
 use crate::exchange::{ClientBody, Exchange, Onward};
 use crate::record::Try;
@@ -21,6 +22,8 @@ use crate::{clock, tunnel};
 const RETRY_BODY_BYTES_MAX: u64 = 1 << 20;
 /// Tries at connecting, over different endpoints.
 const CONNECT_TRIES_MAX: usize = 3;
+/// Services whose turn is remembered; then all begin anew.
+const TURNS_MAX: usize = 10_000;
 
 /// Serves one request from `to`.
 pub(crate) async fn serve(
@@ -102,9 +105,10 @@ async fn deliver(
         tries += 1;
         let more = tries <= attempts && next.is_some();
         let failed = match attempt(ex, rule, to, head, body).await {
-            Ok(answer) => {
+            Ok((answer, deadline)) => {
                 let codes = rule.retry.as_ref().map_or(&[][..], |retry| &retry.codes);
                 if !more || !codes.contains(&answer.status.as_u16()) {
+                    ex.deadline = deadline;
                     return Ok(answer);
                 }
                 Refusal::new(
@@ -127,18 +131,16 @@ async fn deliver(
     }
 }
 
-/// One try: connects to one endpoint after the other until one takes the connection.
+/// One try: connects to one endpoint after the other until one takes the connection. With the
+/// answer comes the time by which it must be complete.
 async fn attempt(
     ex: &mut Exchange,
     rule: &Rule,
     to: &ServiceTarget,
     head: &Head<'_>,
     body: Outgoing,
-) -> Result<Answer, Refusal> {
-    let limit = match (ex.time_left(), rule.timeouts.backend) {
-        (Some(left), Some(limit)) => Some(left.min(limit)),
-        (left, limit) => left.or(limit),
-    };
+) -> Result<(Answer, Option<Instant>), Refusal> {
+    let deadline = ex.try_deadline(rule);
     let worker = Rc::clone(&ex.worker);
     let connect_timeout = worker.shared.settings.connect_timeout;
     let sent = async {
@@ -150,6 +152,13 @@ async fn attempt(
                 failure: None,
             });
             match upstream::open(&worker.idle, address, to.protocol, connect_timeout).await {
+                // A request that must not be made twice is not repeated because of a stale
+                // connection, unless the route asks for retries.
+                Ok(ready) if head.method.is_idempotent() || rule.retry.is_some() => {
+                    return ready
+                        .send_again(&worker.idle, head, body, connect_timeout)
+                        .await;
+                }
                 Ok(ready) => return ready.send(&worker.idle, head, body).await,
                 Err(error) => {
                     if let Some(last) = ex.record.tries.last_mut() {
@@ -161,18 +170,22 @@ async fn attempt(
         }
         Err(failed.unwrap_or(SendError::Timeout("connect")))
     };
-    let sent = match limit {
+    let sent = match deadline {
         None => sent.await,
-        Some(limit) => tokio::time::timeout(limit, sent)
+        Some(deadline) => tokio::time::timeout_at(deadline, sent)
             .await
             .unwrap_or(Err(SendError::Timeout("the route's time limit"))),
     };
-    sent.map_err(|error| Refusal::not_sent(&error, &format!("Service {}", to.name)))
+    let answer = sent.map_err(|error| Refusal::not_sent(&error, &format!("Service {}", to.name)));
+    answer.map(|answer| (answer, deadline))
 }
 
 /// The endpoint whose turn it is, per worker.
 fn turn(ex: &Exchange, to: &ServiceTarget) -> SocketAddr {
     let mut turns = ex.worker.turns.borrow_mut();
+    if turns.len() >= TURNS_MAX {
+        turns.clear();
+    }
     let key = (to.name.clone(), to.port);
     let at = turns.entry(key).or_insert(0);
     *at = at.wrapping_add(1);

@@ -74,6 +74,20 @@ impl Shared {
         }
     }
 
+    /// Notes that a worker stopped listening on a port.
+    pub(crate) fn unbound(&self, port: u16) {
+        let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(state) = ports.get_mut(&port) {
+            state.bound = state.bound.saturating_sub(1);
+        }
+    }
+
+    /// Drops what is known of ports that are neither configured nor open.
+    pub(crate) fn forget_ports(&self, configured: impl Fn(u16) -> bool) {
+        let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        ports.retain(|port, state| state.bound > 0 || configured(*port));
+    }
+
     /// The ports as they are now.
     #[must_use]
     pub fn ports(&self) -> BTreeMap<u16, PortState> {
@@ -91,14 +105,10 @@ impl Shared {
         }
     }
 
-    /// Takes `bytes` of the budget for buffered bodies; `None` if it is used up.
-    pub(crate) fn buffer(self: &Arc<Self>, bytes: usize) -> Option<Buffered> {
-        let before = self.buffered_bytes.fetch_add(bytes, Ordering::Relaxed);
-        let taken = Buffered {
-            shared: Arc::clone(self),
-            bytes,
-        };
-        (before.saturating_add(bytes) <= self.settings.buffered_bytes_max).then_some(taken)
+    /// Whether a body of so many bytes could be buffered now. Takes nothing.
+    pub(crate) fn may_buffer(&self, bytes: usize) -> bool {
+        let taken = self.buffered_bytes.load(Ordering::Relaxed);
+        taken.saturating_add(bytes) <= self.settings.buffered_bytes_max
     }
 }
 

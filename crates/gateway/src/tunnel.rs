@@ -9,7 +9,9 @@ use crate::upstream::Upgraded;
 
 /// Joins the client's side with the endpoint's in a task of this worker.
 pub(crate) fn join(client: OnUpgrade, upstream: Upgraded, mut settle: Settle) {
+    let held = settle.hold_connection();
     tokio::task::spawn_local(async move {
+        let _held = held;
         let (mut upstream, early) = upstream.into_parts();
         let Ok(client) = client.await else { return };
         let mut client = TokioIo::new(client);

@@ -38,6 +38,10 @@ const SWEEP_EVERY: Duration = Duration::from_secs(1);
 const BIND_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// How long a TLS handshake or the protocol's first bytes may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest wait between two looks at the first bytes of a connection.
+const PREFACE_POLL_MAX: Duration = Duration::from_millis(256);
+/// What hyper insists on.
+const HEAD_BYTES_LEAST: usize = 8192;
 
 /// What the requests of one thread share.
 #[derive(Debug)]
@@ -122,9 +126,13 @@ fn open_ports(worker: &Rc<Worker>, ports: &mut HashMap<u16, JoinHandle<()>>) -> 
         let keep = live.snapshot.ports.contains_key(port) && !task.is_finished();
         if !keep {
             task.abort();
+            worker.shared.unbound(*port);
         }
         keep
     });
+    worker
+        .shared
+        .forget_ports(|port| live.snapshot.ports.contains_key(&port));
     let mut unbound = false;
     for port in live.snapshot.ports.keys() {
         if ports.contains_key(port) {
@@ -183,10 +191,11 @@ async fn accept(worker: Rc<Worker>, listener: TcpListener, port: u16) {
 }
 
 /// Counts a connection for as long as it lives.
-struct Held(Rc<Worker>);
+#[derive(Debug)]
+pub(crate) struct Held(Rc<Worker>);
 
 impl Held {
-    fn new(worker: Rc<Worker>) -> Self {
+    pub(crate) fn new(worker: Rc<Worker>) -> Self {
         worker.connections.set(worker.connections.get() + 1);
         worker.shared.connections.fetch_add(1, Ordering::Relaxed);
         Self(worker)
@@ -248,7 +257,8 @@ async fn connection(held: Held, stream: TcpStream, address: SocketAddr, port: u1
         let conn = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(settings.head_timeout)
-            .max_buf_size(settings.head_bytes_max)
+            .max_buf_size(settings.head_bytes_max.max(HEAD_BYTES_LEAST))
+            .max_header_size(settings.head_bytes_max)
             .max_headers(settings.headers_max)
             .half_close(false)
             .serve_connection(io, service)
@@ -287,6 +297,7 @@ async fn handshake(
 /// Whether the first bytes are HTTP/2's preface. No HTTP/1.1 method is called `PRI`.
 async fn has_h2_preface(stream: &TcpStream) -> io::Result<bool> {
     let mut first = [0_u8; 4];
+    let mut wait = Duration::from_millis(1);
     loop {
         let n = stream.peek(&mut first).await?;
         if n == 0 {
@@ -299,7 +310,9 @@ async fn has_h2_preface(stream: &TcpStream) -> io::Result<bool> {
             return Ok(true);
         }
         // The rest of a split preface: peek would answer at once with what is there.
-        tokio::time::sleep(Duration::from_millis(1)).await;
+        tokio::time::sleep(wait).await;
+        // Somebody who stops after `P` must not keep this thread busy.
+        wait = (wait * 2).min(PREFACE_POLL_MAX);
     }
 }
 

@@ -173,7 +173,13 @@ fn trailers(rest: &[u8]) -> Result<Option<(usize, Option<HeaderMap>)>, BadChunk>
                 ) else {
                     return Err(BadChunk("malformed trailer"));
                 };
-                map.append(name, value);
+                // Framing and routing are settled by the head; a late word on them is dropped.
+                if !super::is_hop_by_hop(&name)
+                    && name != http::header::CONTENT_LENGTH
+                    && name != http::header::HOST
+                {
+                    map.append(name, value);
+                }
             }
             Ok(Some((length, Some(map))))
         }

@@ -39,15 +39,9 @@ pub(super) struct Conn {
     io: TcpStream,
     address: SocketAddr,
     buf: BytesMut,
-    reused: bool,
 }
 
 impl Conn {
-    /// Whether it has carried a request before.
-    pub(super) fn is_reused(&self) -> bool {
-        self.reused
-    }
-
     pub(super) fn address(&self) -> SocketAddr {
         self.address
     }
@@ -82,7 +76,6 @@ pub(super) async fn connect(address: SocketAddr, limit: Duration) -> Result<Conn
         io,
         address,
         buf: BytesMut::new(),
-        reused: false,
     })
 }
 
@@ -98,7 +91,6 @@ pub(super) async fn send(
         io,
         address,
         mut buf,
-        ..
     } = conn;
     buf.clear();
     let parsed = std::future::poll_fn(|cx| {
@@ -130,19 +122,17 @@ pub(super) async fn send(
         });
     }
     let framing = framing(head.method, status, &headers)?;
-    let keep = keeps_alive(version_minor, &headers) && !matches!(framing, Framing::UntilClose);
+    let keep = keeps_alive(version_minor, &headers)
+        && !matches!(framing, Framing::UntilClose)
+        && !upload.failed;
     strip_hop_by_hop(&mut headers);
+    // Said twice alike it counts once; the client gets it once.
+    if let Some(length) = headers.get(CONTENT_LENGTH).cloned() {
+        headers.insert(CONTENT_LENGTH, length);
+    }
     let finished = matches!(framing, Framing::Length(0));
     let mut body = H1Body {
-        conn: Some((
-            Conn {
-                io,
-                address,
-                buf,
-                reused: true,
-            },
-            idle.clone(),
-        )),
+        conn: Some((Conn { io, address, buf }, idle.clone())),
         upload: (!upload.is_done()).then_some(upload),
         framing,
         keep,

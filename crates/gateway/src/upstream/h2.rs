@@ -24,20 +24,6 @@ impl Multiplexed {
     }
 }
 
-/// The worker's connection to `address`, made if it is not there.
-pub(super) async fn open(
-    idle: &Idle,
-    address: SocketAddr,
-    connect_timeout: Duration,
-) -> Result<Multiplexed, SendError> {
-    if let Some(conn) = idle.multiplexed(address) {
-        return Ok(conn);
-    }
-    let conn = connect(address, connect_timeout).await?;
-    idle.put_multiplexed(address, conn.clone());
-    Ok(conn)
-}
-
 pub(super) async fn send(
     mut conn: Multiplexed,
     head: &Head<'_>,
@@ -59,7 +45,12 @@ pub(super) async fn send(
     })
 }
 
-async fn connect(address: SocketAddr, limit: Duration) -> Result<Multiplexed, SendError> {
+/// A new connection to `address`, which the worker's further requests share.
+pub(super) async fn connect(
+    idle: &Idle,
+    address: SocketAddr,
+    limit: Duration,
+) -> Result<Multiplexed, SendError> {
     let stream = h1::tcp(address, limit).await?;
     let (sender, connection) = http2::Builder::new(LocalExecutor)
         .handshake(TokioIo::new(stream))
@@ -69,13 +60,20 @@ async fn connect(address: SocketAddr, limit: Duration) -> Result<Multiplexed, Se
     tokio::task::spawn_local(async move {
         let _closed = connection.await;
     });
-    Ok(Multiplexed(sender))
+    let conn = Multiplexed(sender);
+    idle.put_multiplexed(address, conn.clone());
+    Ok(conn)
 }
 
 fn request(head: &Head<'_>, body: Outgoing) -> Result<Request<Upload>, SendError> {
     let uri = http::Uri::builder()
         .scheme("http")
-        .authority(head.host)
+        // A client of HTTP/1.0 need not name a host, a request of HTTP/2 must.
+        .authority(if head.host.is_empty() {
+            "localhost"
+        } else {
+            head.host
+        })
         .path_and_query(head.target)
         .build()
         .map_err(|_| SendError::Protocol("the request's target is not a valid URI"))?;
@@ -84,6 +82,10 @@ fn request(head: &Head<'_>, body: Outgoing) -> Result<Request<Upload>, SendError
     *request.uri_mut() = uri;
     *request.version_mut() = http::Version::HTTP_2;
     *request.headers_mut() = head.headers.clone();
+    // Trailers are passed on; gRPC servers look for this.
+    request
+        .headers_mut()
+        .insert(http::header::TE, http::HeaderValue::from_static("trailers"));
     Ok(request)
 }
 

@@ -140,7 +140,11 @@ impl std::fmt::Display for SendError {
 
 /// A connection that is ready for one request.
 #[derive(Debug)]
-pub struct Ready(Kind);
+pub struct Ready {
+    kind: Kind,
+    address: SocketAddr,
+    reused: bool,
+}
 
 #[derive(Debug)]
 enum Kind {
@@ -158,14 +162,27 @@ pub async fn open(
     protocol: AppProtocol,
     connect_timeout: Duration,
 ) -> Result<Ready, SendError> {
+    let ready = |kind, reused| Ready {
+        kind,
+        address,
+        reused,
+    };
     match protocol {
-        AppProtocol::H2c => h2::open(idle, address, connect_timeout).await.map(Kind::H2),
+        AppProtocol::H2c => match idle.multiplexed(address) {
+            Some(conn) => Ok(ready(Kind::H2(conn), true)),
+            None => {
+                let conn = h2::connect(idle, address, connect_timeout).await?;
+                Ok(ready(Kind::H2(conn), false))
+            }
+        },
         AppProtocol::Http => match idle.take(address) {
-            Some(conn) => Ok(Kind::H1(conn)),
-            None => h1::connect(address, connect_timeout).await.map(Kind::H1),
+            Some(conn) => Ok(ready(Kind::H1(conn), true)),
+            None => {
+                let conn = h1::connect(address, connect_timeout).await?;
+                Ok(ready(Kind::H1(conn), false))
+            }
         },
     }
-    .map(Ready)
 }
 
 impl Ready {
@@ -179,24 +196,43 @@ impl Ready {
         head: &Head<'_>,
         body: Outgoing,
     ) -> Result<Answer, SendError> {
-        match self.0 {
+        match self.kind {
             Kind::H1(conn) => h1::send(conn, idle, head, body).await,
             Kind::H2(conn) => h2::send(conn, head, body).await,
         }
     }
 
-    fn is_reused(&self) -> bool {
-        match &self.0 {
-            Kind::H1(conn) => conn.is_reused(),
-            Kind::H2(_) => false,
+    /// The same for requests that may reach the endpoint twice: a reused connection that turns out
+    /// dead before it brought a byte is replaced once by a fresh one, as long as the body can be
+    /// sent again.
+    ///
+    /// # Errors
+    /// See [`Self::send`].
+    pub async fn send_again(
+        self,
+        idle: &Idle,
+        head: &Head<'_>,
+        body: Outgoing,
+        connect_timeout: Duration,
+    ) -> Result<Answer, SendError> {
+        let again = if self.reused { body.again() } else { None };
+        let (address, is_h2) = (self.address, matches!(self.kind, Kind::H2(_)));
+        match (self.send(idle, head, body).await, again) {
+            (Err(SendError::Reset(_)), Some(again)) if is_h2 => {
+                let fresh = h2::connect(idle, address, connect_timeout).await?;
+                h2::send(fresh, head, again).await
+            }
+            (Err(SendError::Reset(_)), Some(again)) => {
+                let fresh = h1::connect(address, connect_timeout).await?;
+                h1::send(fresh, idle, head, again).await
+            }
+            (done, _) => done,
         }
     }
 }
 
-/// Sends one request to `address` and waits for the head of the response.
-///
-/// A reused connection that turns out dead before it brought a byte is replaced once by a fresh
-/// one, as long as the body can be sent again.
+/// Sends one request to `address` and waits for the head of the response: [`open`], then
+/// [`Ready::send_again`].
 ///
 /// # Errors
 /// When there is no response to pass on; nothing of it has reached the client then.
@@ -209,18 +245,7 @@ pub async fn send(
     connect_timeout: Duration,
 ) -> Result<Answer, SendError> {
     let ready = open(idle, address, protocol, connect_timeout).await?;
-    let again = if ready.is_reused() {
-        body.again()
-    } else {
-        None
-    };
-    match (ready.send(idle, head, body).await, again) {
-        (Err(SendError::Reset(_)), Some(again)) => {
-            let fresh = h1::connect(address, connect_timeout).await?;
-            h1::send(fresh, idle, head, again).await
-        }
-        (done, _) => done,
-    }
+    ready.send_again(idle, head, body, connect_timeout).await
 }
 
 impl AnswerBody {

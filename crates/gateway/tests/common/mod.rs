@@ -1,0 +1,625 @@
+//! A real gateway on loopback, scripted peers on both sides of it, and eyes for wire bytes.
+//!
+//! [`World`] runs a gateway and publishes what a test describes; [`Upstream`] is an endpoint whose
+//! every byte a test writes; [`Peer`] is one TCP connection, either side's. All waits end after
+//! [`PATIENCE`], so that a bug fails a test instead of hanging it.
+
+#![allow(
+    dead_code,
+    unreachable_pub,
+    missing_debug_implementations,
+    reason = "a part of each test crate, and each uses a part of it"
+)]
+
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use forebay_gateway::Gateway;
+use forebay_gateway::explain::{Entry as Record, Query};
+use forebay_gateway::settings::Settings;
+use forebay_gateway::telemetry::{Format, Settings as TelemetrySettings, Telemetry};
+use forebay_model::endpoint::{Endpoint, Role, Topology};
+use forebay_model::route::{
+    Entry, Filter, HostPattern, Matcher, PathMatch, RouteTable, Rule, ServiceTarget, Target,
+    Timeouts, WeightedTarget,
+};
+use forebay_model::snapshot::{Listener, Port};
+use forebay_model::{AppProtocol, ObjectName, PickerConfig, Pool, Snapshot};
+
+/// How long anything may take that happens at once.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+// === the gateway ===
+
+/// A running gateway with what it was last told.
+pub struct World {
+    pub gateway: Gateway,
+    pub port: u16,
+    generation: Mutex<u64>,
+}
+
+/// One worker, no admin server, on loopback.
+pub fn settings() -> Settings {
+    Settings {
+        workers: 1,
+        bind: Ipv4Addr::LOCALHOST.into(),
+        admin: None,
+        ..Settings::default()
+    }
+}
+
+impl World {
+    /// A gateway that sends everything to `target`.
+    pub fn to(target: Target) -> Self {
+        Self::with(settings(), vec![entry("/", rule(vec![target]))])
+    }
+
+    /// A gateway with these routes for every host.
+    pub fn with(settings: Settings, entries: Vec<Entry>) -> Self {
+        let world = Self::empty(settings);
+        world.publish(entries);
+        world
+    }
+
+    /// A gateway that has been told nothing.
+    pub fn empty(settings: Settings) -> Self {
+        let off = TelemetrySettings {
+            access_log: Format::Off,
+            otlp: None,
+        };
+        let telemetry = Arc::new(Telemetry::new(&off).unwrap());
+        Self {
+            gateway: Gateway::start(settings, telemetry, 7).unwrap(),
+            port: free_port(),
+            generation: Mutex::new(0),
+        }
+    }
+
+    /// Publishes these routes for every host, and waits until the port is open.
+    pub fn publish(&self, entries: Vec<Entry>) {
+        let entries = entries.into_iter().map(|entry| (None, entry)).collect();
+        let listener = listener(None, RouteTable::build(entries));
+        self.publish_ports([(
+            self.port,
+            Port {
+                tls: false,
+                listeners: vec![listener],
+            },
+        )]);
+        self.wait_bound(self.port);
+    }
+
+    /// Publishes these ports, with the pools that their routes name.
+    pub fn publish_ports(&self, ports: impl IntoIterator<Item = (u16, Port)>) {
+        let mut generation = self.generation.lock().unwrap();
+        *generation += 1;
+        let ports: std::collections::BTreeMap<_, _> = ports.into_iter().collect();
+        let snapshot = Snapshot {
+            generation: *generation,
+            pools: pools(&ports),
+            ports,
+            problems: Vec::new(),
+        };
+        self.gateway.publish(Arc::new(snapshot));
+    }
+
+    pub fn wait_bound(&self, port: u16) {
+        eventually("the port is open", || {
+            let ports = self.gateway.shared().ports();
+            ports.get(&port).is_some_and(|state| state.bound > 0)
+        });
+    }
+
+    /// A connection from a client.
+    pub fn client(&self) -> Peer {
+        Peer::connect(self.port)
+    }
+
+    /// Sends `request` on a connection of its own and reads one response.
+    pub fn ask(&self, request: &str) -> Message {
+        let mut client = self.client();
+        client.send(request);
+        client.response(&request[..request.find(' ').unwrap()])
+    }
+
+    /// Settled exchanges, newest first.
+    pub fn records(&self) -> Vec<Record> {
+        let decisions = &self.gateway.shared().telemetry.decisions;
+        decisions.find(&Query::default())
+    }
+
+    /// The record of the request with this id, once it is settled.
+    pub fn record(&self, id: &str) -> Record {
+        let mut found = None;
+        eventually(&format!("exchange {id} is settled"), || {
+            found = self.records().into_iter().find(|record| record.id == id);
+            found.is_some()
+        });
+        found.unwrap()
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.gateway.drain();
+    }
+}
+
+fn pools(ports: &std::collections::BTreeMap<u16, Port>) -> HashMap<ObjectName, Arc<Pool>> {
+    let tables = ports.values().flat_map(|p| &p.listeners).map(|l| &l.routes);
+    let entries = tables.flat_map(|table| {
+        let lists = table
+            .exact
+            .values()
+            .chain(table.suffix.iter().map(|(_, l)| l));
+        lists.chain([&table.any]).flatten()
+    });
+    let targets = entries.flat_map(|entry| &entry.rule.targets);
+    targets
+        .filter_map(|to| match &to.target {
+            Target::Pool(pool) => Some((pool.name.clone(), Arc::clone(pool))),
+            Target::Service(_) | Target::Broken(_) => None,
+        })
+        .collect()
+}
+
+pub fn listener(host: Option<&str>, routes: RouteTable) -> Listener {
+    Listener {
+        gateway: ObjectName::new("default", "edge"),
+        name: host.unwrap_or("http").into(),
+        hostname: host.map(HostPattern::parse),
+        certificates: Vec::new(),
+        routes: Arc::new(routes),
+    }
+}
+
+/// A port that nothing listens on. Below the range that the kernel gives out by itself, so that
+/// nobody takes it before the gateway does.
+pub fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let base = 10_000 + (std::process::id() % 200) as u16 * 100;
+    loop {
+        let port = base + NEXT.fetch_add(1, Ordering::Relaxed);
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+/// An address that refuses connections.
+pub fn dead_address() -> SocketAddr {
+    ([127, 0, 0, 1], free_port()).into()
+}
+
+// === routes ===
+
+pub fn entry(prefix: &str, rule: Rule) -> Entry {
+    Entry {
+        matcher: Matcher {
+            path: PathMatch::Prefix(prefix.trim_end_matches('/').into()),
+            method: None,
+            headers: Vec::new(),
+            query: Vec::new(),
+        },
+        rule: Arc::new(rule),
+    }
+}
+
+/// A rule with these targets in equal parts.
+pub fn rule(targets: Vec<Target>) -> Rule {
+    Rule {
+        route: ObjectName::new("default", "route"),
+        index: 0,
+        filters: Vec::new(),
+        targets: targets
+            .into_iter()
+            .map(|target| weighted(1, target))
+            .collect(),
+        timeouts: Timeouts::default(),
+        retry: None,
+    }
+}
+
+pub fn filtered(filters: Vec<Filter>, target: Target) -> Rule {
+    Rule {
+        filters,
+        ..rule(vec![target])
+    }
+}
+
+pub fn weighted(weight: u32, target: Target) -> WeightedTarget {
+    WeightedTarget {
+        weight,
+        target,
+        filters: Vec::new(),
+    }
+}
+
+pub fn service(endpoints: &[SocketAddr]) -> Target {
+    service_over(AppProtocol::Http, endpoints)
+}
+
+pub fn service_over(protocol: AppProtocol, endpoints: &[SocketAddr]) -> Target {
+    Target::Service(Arc::new(ServiceTarget {
+        name: ObjectName::new("default", "svc"),
+        port: 80,
+        protocol,
+        endpoints: endpoints.to_vec(),
+    }))
+}
+
+pub fn pool(endpoints: &[SocketAddr]) -> Target {
+    Target::Pool(Arc::new(pool_of("pool", endpoints)))
+}
+
+/// A pool that takes turns, so that tests know where a request goes.
+pub fn pool_of(name: &str, endpoints: &[SocketAddr]) -> Pool {
+    let mut endpoints = endpoints.to_vec();
+    endpoints.sort();
+    Pool {
+        name: ObjectName::new("default", name),
+        endpoints: endpoints.into_iter().map(endpoint).collect(),
+        protocol: AppProtocol::Http,
+        picker: PickerConfig::round_robin(),
+        objectives: std::collections::BTreeMap::new(),
+        rewrites: Vec::new(),
+    }
+}
+
+fn endpoint(address: SocketAddr) -> Endpoint {
+    Endpoint {
+        address,
+        pod: address.to_string().into(),
+        labels: Arc::default(),
+        engine: None,
+        role: Role::Both,
+        topology: Topology::default(),
+        ready: true,
+    }
+}
+
+// === waiting ===
+
+/// Waits until `holds`.
+pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let until = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < until, "not within {PATIENCE:?}: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+// === endpoints ===
+
+/// An endpoint that plays a script.
+pub struct Upstream {
+    pub address: SocketAddr,
+    connections: Arc<AtomicUsize>,
+    seen: Arc<Mutex<Vec<Message>>>,
+}
+
+/// What a script has at hand.
+pub struct Script {
+    pub peer: Peer,
+    /// Which connection of the endpoint this is, from zero.
+    pub connection: usize,
+    seen: Arc<Mutex<Vec<Message>>>,
+}
+
+impl Script {
+    /// The next request; `None` when the gateway has closed.
+    pub fn request(&mut self) -> Option<Message> {
+        let message = self.peer.message(None)?;
+        self.seen.lock().unwrap().push(message.clone());
+        Some(message)
+    }
+
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.peer.send(bytes);
+    }
+}
+
+impl Upstream {
+    /// Plays `script` on each connection, in a thread of its own.
+    pub fn start(script: impl Fn(&mut Script) + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        let (connections, seen) = (Arc::new(AtomicUsize::new(0)), Arc::default());
+        let (count, log, script) = (
+            Arc::clone(&connections),
+            Arc::clone(&seen),
+            Arc::new(script),
+        );
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut side = Script {
+                    peer: Peer::of(stream.unwrap()),
+                    connection: count.fetch_add(1, Ordering::SeqCst),
+                    seen: Arc::clone(&log),
+                };
+                let script = Arc::clone(&script);
+                std::thread::spawn(move || script(&mut side));
+            }
+        });
+        Self {
+            address,
+            connections,
+            seen,
+        }
+    }
+
+    /// Answers every request with the same bytes and keeps connections open.
+    pub fn answering(bytes: impl Into<Vec<u8>>) -> Self {
+        let bytes = bytes.into();
+        Self::start(move |side| {
+            while side.request().is_some() {
+                side.send(&bytes);
+            }
+        })
+    }
+
+    /// Answers `200` with this body.
+    pub fn saying(body: &str) -> Self {
+        Self::answering(ok(body))
+    }
+
+    /// Connections taken so far.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
+    }
+
+    /// Requests read so far.
+    pub fn seen(&self) -> Vec<Message> {
+        self.seen.lock().unwrap().clone()
+    }
+
+    /// The last request.
+    pub fn last(&self) -> Message {
+        eventually("the endpoint has seen a request", || {
+            !self.seen().is_empty()
+        });
+        self.seen().pop().unwrap()
+    }
+}
+
+/// A response with a body of known length.
+pub fn ok(body: &str) -> String {
+    let length = body.len();
+    format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n{body}")
+}
+
+/// The start of an event stream.
+pub const SSE_HEAD: &str =
+    "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
+
+/// One chunk of the chunked coding.
+pub fn chunk(data: &str) -> String {
+    format!("{:x}\r\n{data}\r\n", data.len())
+}
+
+/// A `POST` of JSON.
+pub fn post(path: &str, body: &str) -> String {
+    post_with(path, "", body)
+}
+
+/// The same with more fields, each ended by CRLF.
+pub fn post_with(path: &str, fields: &str, body: &str) -> String {
+    let length = body.len();
+    format!(
+        "POST {path} HTTP/1.1\r\nhost: h.test\r\n{fields}content-type: application/json\r\n\
+         content-length: {length}\r\n\r\n{body}"
+    )
+}
+
+/// A `GET`.
+pub fn get(path: &str) -> String {
+    get_with(path, "")
+}
+
+/// The same with more fields, each ended by CRLF.
+pub fn get_with(path: &str, fields: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nhost: h.test\r\n{fields}\r\n")
+}
+
+// === connections ===
+
+/// One TCP connection with what has been read and not been looked at.
+pub struct Peer {
+    pub stream: TcpStream,
+    buf: Vec<u8>,
+}
+
+/// A request or response, taken apart.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Message {
+    /// Request line or status line.
+    pub start: String,
+    /// Fields in order, names as sent.
+    pub fields: Vec<(String, String)>,
+    pub body: Vec<u8>,
+    pub trailers: Vec<(String, String)>,
+    /// Chunks of the body, where it was chunked.
+    pub chunks: Vec<usize>,
+    /// False if the connection ended before the message did.
+    pub complete: bool,
+}
+
+impl Message {
+    pub fn status(&self) -> u16 {
+        let status = self.start.split(' ').nth(1).and_then(|s| s.parse().ok());
+        status.unwrap_or_else(|| panic!("no status in {:?}", self.start))
+    }
+
+    /// The value of a field; several are joined by `|`.
+    pub fn field(&self, name: &str) -> Option<String> {
+        let values: Vec<&str> = self
+            .fields
+            .iter()
+            .filter(|(own, _)| own.eq_ignore_ascii_case(name))
+            .map(|(_, value)| &**value)
+            .collect();
+        (!values.is_empty()).then(|| values.join("|"))
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|e| panic!("{e} in {:?} {:?}", self.start, self.text()))
+    }
+}
+
+impl Peer {
+    pub fn of(stream: TcpStream) -> Self {
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        Self {
+            stream,
+            buf: Vec::new(),
+        }
+    }
+
+    pub fn connect(port: u16) -> Self {
+        Self::of(TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap())
+    }
+
+    /// Writes; a peer that has closed is found out by reading.
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        let _closed = self.stream.write_all(bytes.as_ref());
+    }
+
+    /// Reads more; false at the end of the stream, however it ended.
+    fn fill(&mut self) -> bool {
+        let mut piece = [0; 65_536];
+        match self.stream.read(&mut piece) {
+            Ok(0) => false,
+            Ok(n) => {
+                self.buf.extend_from_slice(&piece[..n]);
+                true
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::ConnectionReset => false,
+            Err(e) => panic!("waiting for the peer: {e}; read so far {:?}", self.so_far()),
+        }
+    }
+
+    fn so_far(&self) -> String {
+        String::from_utf8_lossy(&self.buf[..self.buf.len().min(2000)]).into_owned()
+    }
+
+    /// Bytes up to and including `end`; `None` if the stream ends before.
+    pub fn until(&mut self, end: &str) -> Option<Vec<u8>> {
+        let end = end.as_bytes();
+        loop {
+            if let Some(at) = self.buf.windows(end.len()).position(|w| w == end) {
+                return Some(self.buf.drain(..at + end.len()).collect());
+            }
+            if !self.fill() {
+                return None;
+            }
+        }
+    }
+
+    fn exactly(&mut self, length: usize) -> Option<Vec<u8>> {
+        while self.buf.len() < length {
+            if !self.fill() {
+                return None;
+            }
+        }
+        Some(self.buf.drain(..length).collect())
+    }
+
+    /// Everything up to the end of the stream.
+    pub fn rest(&mut self) -> Vec<u8> {
+        while self.fill() {}
+        std::mem::take(&mut self.buf)
+    }
+
+    /// Whether the peer closes without sending anything more.
+    pub fn closes(&mut self) -> bool {
+        self.rest().is_empty()
+    }
+
+    /// The final response to a request of this method.
+    pub fn response(&mut self, method: &str) -> Message {
+        let message = self.message(Some(method));
+        message.expect("the gateway answers")
+    }
+
+    /// Reads a head: start line and fields.
+    pub fn head(&mut self) -> Option<Message> {
+        let head = self.until("\r\n\r\n")?;
+        let head = String::from_utf8(head).unwrap();
+        let mut lines = head.trim_end_matches("\r\n").split("\r\n");
+        Some(Message {
+            start: lines.next().unwrap().to_owned(),
+            fields: lines.map(field).collect(),
+            ..Message::default()
+        })
+    }
+
+    /// Reads a message; `answer_to` is the request's method if it is a response.
+    pub fn message(&mut self, answer_to: Option<&str>) -> Option<Message> {
+        let mut message = self.head()?;
+        let status = answer_to.map(|_| message.status());
+        let bodiless = answer_to == Some("HEAD") || matches!(status, Some(101 | 204 | 304));
+        if bodiless {
+            message.complete = true;
+        } else if message.field("transfer-encoding").is_some() {
+            message.complete = self.chunks(&mut message).is_some();
+        } else if let Some(length) = message.field("content-length") {
+            let length = length.parse().unwrap();
+            match self.exactly(length) {
+                Some(body) => (message.body, message.complete) = (body, true),
+                None => message.body = std::mem::take(&mut self.buf),
+            }
+        } else if answer_to.is_some() {
+            message.body = self.rest();
+            message.complete = true;
+        } else {
+            message.complete = true;
+        }
+        Some(message)
+    }
+
+    /// Reads one chunk; an empty one ends the body.
+    pub fn chunk(&mut self) -> Option<Vec<u8>> {
+        let line = String::from_utf8(self.until("\r\n")?).unwrap();
+        let size = usize::from_str_radix(line.trim_end(), 16).unwrap();
+        if size == 0 {
+            return Some(Vec::new());
+        }
+        let mut data = self.exactly(size + 2)?;
+        assert_eq!(data.split_off(size), b"\r\n");
+        Some(data)
+    }
+
+    fn chunks(&mut self, message: &mut Message) -> Option<()> {
+        loop {
+            let data = self.chunk()?;
+            if data.is_empty() {
+                break;
+            }
+            message.chunks.push(data.len());
+            message.body.extend(data);
+        }
+        loop {
+            let line = String::from_utf8(self.until("\r\n")?).unwrap();
+            if line == "\r\n" {
+                return Some(());
+            }
+            message.trailers.push(field(line.trim_end()));
+        }
+    }
+}
+
+fn field(line: &str) -> (String, String) {
+    let (name, value) = line.split_once(':').unwrap();
+    (name.to_owned(), value.trim().to_owned())
+}
