@@ -513,6 +513,31 @@ async fn until(address: SocketAddr, name: &str, value: f64) {
 }
 
 #[test]
+fn requests_that_had_to_queue_get_their_tokens_too() {
+    with_server(
+        SimConfig {
+            max_num_seqs: 1,
+            ..fast()
+        },
+        |address| async move {
+            let asks = (0..6).map(|number| {
+                let path = "/v1/chat/completions";
+                tokio::spawn(async move { post(address, path, chat(number % 2 == 0)).await })
+            });
+            for answer in asks.collect::<Vec<_>>() {
+                let answer = answer.await.expect("no panic");
+                assert_eq!(answer.status, 200);
+                assert!(
+                    answer.body.contains("\"completion_tokens\":7"),
+                    "{}",
+                    answer.body
+                );
+            }
+        },
+    );
+}
+
+#[test]
 fn one_request_too_many_gets_503_and_is_counted() {
     let config = SimConfig {
         time_scale: 1.0,

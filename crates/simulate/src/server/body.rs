@@ -41,7 +41,14 @@ pub(super) struct Progress {
 pub(super) struct Mailbox(Mutex<(Progress, Option<Waker>)>);
 
 impl Mailbox {
-    /// Changes the progress; the waker that wants to know, if someone waits.
+    /// Notes what the cache held. Nobody waits for this alone, so whoever waits goes on waiting.
+    pub(super) fn note_cached(&self, cached_tokens: u32) {
+        let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.0.cached_tokens = cached_tokens;
+    }
+
+    /// Changes the progress; whoever waits for news must be woken.
+    #[must_use]
     pub(super) fn update(&self, change: impl FnOnce(&mut Progress)) -> Option<Waker> {
         let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut inner.0);

@@ -321,10 +321,7 @@ impl Core {
         for admitted in &report.admitted {
             if let Some(tracked) = self.tracked.get_mut(&admitted.id) {
                 tracked.admitted = self.now.max(tracked.arrived);
-                let cached_tokens = admitted.cached_tokens;
-                tracked
-                    .mailbox
-                    .update(|progress| progress.cached_tokens = cached_tokens);
+                tracked.mailbox.note_cached(admitted.cached_tokens);
             }
         }
         Some(report)
