@@ -18,6 +18,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 )]
 #[command(after_help = "\
 Examples:
+  forebay demo                              gateway and four simulated servers, compared live
   forebay gateway --config conf/            serve what the manifests in conf/ say
   forebay check conf/                       what is wrong with them
   forebay status                            what the running gateway serves, and how it is
@@ -31,6 +32,10 @@ pub(crate) struct Cli {
 pub(crate) enum Role {
     /// Serve: routes requests as the manifests say, and follows their changes
     Gateway(GatewayArgs),
+    /// Simulate a model server that speaks vLLM's API (its numbers are a simulation's)
+    Sim(SimArgs),
+    /// Show the gateway at work against four simulated model servers
+    Demo(DemoArgs),
     /// Read manifests and tell what is wrong with them
     Check(CheckArgs),
     /// Tell what a running gateway serves
@@ -46,6 +51,8 @@ pub(crate) enum Role {
 
 /// Address of the admin server that `status` and `explain` ask.
 const ADMIN: &str = "127.0.0.1:9901";
+/// The profile that was checked against a real vLLM on the same hardware (docs/simulator.md).
+pub(crate) const PROFILE: &str = "rtxpro6000-llama-3.1-8b-tp1";
 
 #[derive(Args, Debug)]
 #[command(after_help = "\
@@ -220,6 +227,106 @@ pub(crate) struct ExplainArgs {
     pub(crate) json: bool,
 }
 
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  forebay sim --list-profiles
+  forebay sim --listen 127.0.0.1:8001 --profile h100-llama-3.1-8b-tp1
+  forebay sim --lora sql,chat --max-loras 2 --time-scale 0.25
+
+What is simulated, and how well, is in docs/simulator.md.")]
+pub(crate) struct SimArgs {
+    /// Hardware and model whose speed is simulated; see --list-profiles
+    #[arg(long, value_name = "NAME", default_value = PROFILE)]
+    pub(crate) profile: String,
+    /// Name the profiles and where their numbers come from
+    #[arg(long)]
+    pub(crate) list_profiles: bool,
+    /// Address to serve on; port 0 takes a free one
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8000")]
+    pub(crate) listen: SocketAddr,
+    /// Names of the model in the API [default: the profile's]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    pub(crate) model: Vec<String>,
+    /// Real seconds per simulated second: 0.25 is four times as fast
+    #[arg(long, value_name = "FACTOR", default_value = "1", value_parser = positive)]
+    pub(crate) time_scale: f64,
+    /// Makes texts, jitter and failures repeatable
+    #[arg(long, value_name = "N", default_value = "0")]
+    pub(crate) seed: u64,
+    /// KV blocks of 16 tokens [default: what fits beside the profile's model]
+    #[arg(long, value_name = "N")]
+    pub(crate) kv_blocks: Option<u32>,
+    /// Longest context, in tokens [default: the model's]
+    #[arg(long, value_name = "N")]
+    pub(crate) max_model_len: Option<u32>,
+    /// Sequences in one batch
+    #[arg(long, value_name = "N", default_value = "128")]
+    pub(crate) max_num_seqs: u32,
+    /// New tokens in one step
+    #[arg(long, value_name = "N", default_value = "2048")]
+    pub(crate) max_num_batched_tokens: u32,
+    /// Requests in the server; one more is answered 503
+    #[arg(long, value_name = "N", default_value = "8192")]
+    pub(crate) max_num_queued_reqs: u32,
+    /// LoRA adapters that requests may name as their model
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    pub(crate) lora: Vec<String>,
+    /// Adapters in one batch [default: 1 with --lora, otherwise 0]
+    #[arg(long, value_name = "N")]
+    pub(crate) max_loras: Option<u32>,
+    /// Relative deviation of step times
+    #[arg(long, value_name = "SHARE", default_value = "0", value_parser = share)]
+    pub(crate) step_jitter: f64,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  forebay demo                              one to two minutes, then it serves on
+  forebay demo --once                       ends after the comparison
+  forebay demo --once --workload mixed      prompts that share nothing
+  forebay demo --once --full                both workloads
+
+The model servers are simulated; docs/demo.md says how, and where the workload comes from.")]
+pub(crate) struct DemoArgs {
+    /// End after the comparison instead of serving on
+    #[arg(long)]
+    pub(crate) once: bool,
+    /// What the clients ask for
+    #[arg(long, value_name = "KIND", default_value = "shared")]
+    pub(crate) workload: Workload,
+    /// Compare under both workloads
+    #[arg(long, conflicts_with = "workload")]
+    pub(crate) full: bool,
+    /// Seconds during which requests start, in each run [default: that of the workload]
+    #[arg(long, value_name = "N")]
+    pub(crate) seconds: Option<u32>,
+    /// Requests a second [default: that of the workload]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub(crate) rate: Option<f64>,
+    /// Real seconds per simulated second: 0.5 is twice as fast, and takes twice the CPU
+    #[arg(long, value_name = "FACTOR", default_value = "1", value_parser = positive)]
+    pub(crate) time_scale: f64,
+    /// Same seed, same prompts and arrivals
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub(crate) seed: u64,
+    /// Port of the gateway
+    #[arg(long, default_value = "8080", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) port: u16,
+    /// Address of the gateway's admin server
+    #[arg(long, value_name = "ADDR", default_value = ADMIN)]
+    pub(crate) admin: SocketAddr,
+}
+
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Workload {
+    /// Conversations that share long system prompts
+    Shared,
+    /// Requests that share nothing
+    Mixed,
+}
+
 /// A duration such as `250ms`, `1.5s`, `5m`, `1h`.
 fn duration(text: &str) -> Result<Duration, String> {
     const UNITS: [(&str, f64); 4] = [("ms", 0.001), ("s", 1.0), ("m", 60.0), ("h", 3600.0)];
@@ -238,6 +345,13 @@ fn share(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
         _ => Err("a share is a number from 0 to 1".to_owned()),
+    }
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(number) if number.is_finite() && number > 0.0 => Ok(number),
+        _ => Err("a number above zero is needed".to_owned()),
     }
 }
 
@@ -263,7 +377,8 @@ mod tests {
     }
 
     #[test]
-    fn shares_have_limits() {
+    fn shares_and_factors_have_limits() {
         assert!(share("0.5").is_ok() && share("1.1").is_err() && share("x").is_err());
+        assert!(positive("4").is_ok() && positive("0").is_err() && positive("inf").is_err());
     }
 }

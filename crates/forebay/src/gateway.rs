@@ -9,7 +9,7 @@ use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use forebay_cluster::{FileSource, Published};
@@ -197,7 +197,11 @@ impl Running {
         let published = self.published.borrow().clone();
         self.statuses
             .store(Arc::new(config_view::to_json(&self.paths, &published)));
+        let sound = counts(&published.snapshot.problems).errors == 0;
         self.gateway.publish(published.snapshot);
+        self.telemetry
+            .metrics
+            .config_loaded(sound, SystemTime::now());
         self.readiness.set_config_loaded();
     }
 

@@ -1,17 +1,19 @@
 //! The `forebay` program: flags, roles and wiring.
 //!
-//! Each role has a file of its own: [`gateway`] serves; [`check`], [`status`] and [`explain`] tell
-//! what is going on. Nothing is
+//! Each role has a file of its own: [`gateway`] serves, [`sim`] stands in for a model server,
+//! [`demo`] shows both; [`check`], [`status`] and [`explain`] tell what is going on. Nothing is
 //! decided here; this crate only connects the others and talks to the terminal.
 
 mod admin_client;
 mod check;
 mod cli;
 mod config_view;
+mod demo;
 mod descriptors;
 mod explain;
 mod gateway;
 mod logging;
+mod sim;
 mod status;
 mod table;
 
@@ -64,6 +66,8 @@ fn main() -> ExitCode {
 fn run(role: Role) -> Result<(), Failure> {
     match role {
         Role::Gateway(args) => gateway::run(&args),
+        Role::Sim(args) => sim::run(args),
+        Role::Demo(args) => demo::run(&args),
         Role::Check(args) => check::run(args),
         Role::Status(args) => status::run(&args),
         Role::Explain(args) => explain::run(&args),
