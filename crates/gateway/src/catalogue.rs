@@ -15,6 +15,7 @@ use bytes::{Bytes, BytesMut};
 use forebay_dialect::models::ModelList;
 use forebay_model::{Moment, Pool};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
+use tokio::sync::Notify;
 
 use crate::clock;
 use crate::exchange::Exchange;
@@ -43,6 +44,7 @@ const NAMES_TOLD_MAX: usize = 20;
 pub(crate) struct Catalogue {
     known: ArcSwapOption<Known>,
     fetching: AtomicBool,
+    fetched: Notify,
 }
 
 #[derive(Debug)]
@@ -130,17 +132,26 @@ fn unknown(runtime: &PoolRuntime, model: &str, names: &HashSet<String>) -> Refus
 }
 
 /// The list, fetched anew if it is older than `age`. While somebody else fetches, what is known
-/// has to do.
+/// has to do; where nothing is, the fetch is waited for.
 async fn refresh(worker: &Worker, runtime: &PoolRuntime, age: Duration) -> Option<Arc<Known>> {
     let catalogue = &runtime.catalogue;
     let known = catalogue.known.load_full();
     let fresh = known
         .as_ref()
         .is_some_and(|known| clock::now().since(known.at) < age);
-    if fresh || catalogue.fetching.swap(true, Ordering::AcqRel) {
+    if fresh {
         return known;
     }
-    let _fetching = Fetching(&catalogue.fetching);
+    let fetched = catalogue.fetched.notified();
+    if catalogue.fetching.swap(true, Ordering::AcqRel) {
+        if known.is_some() {
+            return known;
+        }
+        // We listen since before the look at `fetching`, so its end is not missed.
+        let _gave_up = tokio::time::timeout(FETCH_TIMEOUT, fetched).await;
+        return catalogue.known.load_full();
+    }
+    let _fetching = Fetching(catalogue);
     let pool = runtime.pool();
     let addresses = pool.ready().take(ENDPOINTS_ASKED_MAX).map(|e| e.address);
     let lists = futures_util::future::join_all(addresses.map(|at| fetch(worker, &pool, at))).await;
@@ -163,11 +174,12 @@ async fn refresh(worker: &Worker, runtime: &PoolRuntime, age: Duration) -> Optio
 }
 
 /// Lets the next one fetch, also if this fetch is dropped half-way.
-struct Fetching<'a>(&'a AtomicBool);
+struct Fetching<'a>(&'a Catalogue);
 
 impl Drop for Fetching<'_> {
     fn drop(&mut self) {
-        self.0.store(false, Ordering::Release);
+        self.0.fetching.store(false, Ordering::Release);
+        self.0.fetched.notify_waiters();
     }
 }
 

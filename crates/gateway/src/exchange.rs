@@ -543,8 +543,9 @@ fn upgrade_of(request: &mut Request<Incoming>) -> Option<(String, hyper::upgrade
         .filter_map(|v| v.to_str().ok())
         .flat_map(|v| v.split(','))
         .any(|word| word.trim().eq_ignore_ascii_case("upgrade"));
-    // Upgrading to cleartext HTTP/2 has been withdrawn; such a request is served as it is.
-    (asked && !protocol.eq_ignore_ascii_case("h2c"))
+    // HTTP/1.0 has no upgrades, and that to cleartext HTTP/2 has been withdrawn: such a request is
+    // served as it is.
+    (asked && request.version() == http::Version::HTTP_11 && !protocol.eq_ignore_ascii_case("h2c"))
         .then(|| (protocol, hyper::upgrade::on(request)))
 }
 

@@ -73,11 +73,12 @@ pub(crate) fn redirect(
     let own_scheme = if tls { "https" } else { "http" };
     let scheme = to.scheme.as_deref().unwrap_or(own_scheme);
     let well_known = if scheme == "https" { 443 } else { 80 };
-    let port = to.port.unwrap_or(if to.scheme.is_some() {
+    let implied = if to.scheme.is_some() {
         well_known
     } else {
         port
-    });
+    };
+    let port = to.port.unwrap_or(implied);
     let (path, query) = split_query(uri.path_and_query().map_or("/", |pq| pq.as_str()));
     let path = to
         .path

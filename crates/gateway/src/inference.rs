@@ -21,6 +21,7 @@ use forebay_model::route::Rule;
 use http::{HeaderMap, Response, StatusCode, header};
 use http_body::Frame;
 use smallvec::{SmallVec, smallvec};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::exchange::{ClientBody, Exchange, Onward};
@@ -451,13 +452,15 @@ impl Sending<'_> {
         ask: &Ask<'_>,
         more: bool,
     ) -> Result<Served, Refusal> {
+        // Heard from before the request goes out: an ejection right behind it counts too.
+        let ejections = self.runtime.ejections();
         let telemetry = &self.ex.worker.shared.telemetry;
         let mut flight = InFlight::begin(self.runtime, ask, address, telemetry);
         let mut failed = |kind| flight.finish(End::plain(EndKind::Failed(kind)), clock::now());
         let outcome = tokio::select! {
             biased;
             outcome = self.first_byte(address, body) => outcome,
-            () = ejected(self.runtime, address), if more => {
+            () = ejected(self.runtime, address, ejections), if more => {
                 Err(SendError::Timeout("the endpoint fell silent"))
             }
             () = sleep_until(self.deadline) => Err(SendError::Timeout("the route's time limit")),
@@ -524,8 +527,7 @@ impl Sending<'_> {
 }
 
 /// Returns once `address` is newly out of rotation, or gone from a pool that has others.
-async fn ejected(runtime: &PoolRuntime, address: SocketAddr) {
-    let mut ejections = runtime.ejections();
+async fn ejected(runtime: &PoolRuntime, address: SocketAddr, mut ejections: watch::Receiver<u64>) {
     while ejections.changed().await.is_ok() {
         let gone = || {
             let pool = runtime.pool();

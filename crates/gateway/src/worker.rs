@@ -221,8 +221,8 @@ async fn connection(held: Held, stream: TcpStream, address: SocketAddr, port: u1
         port,
         tls: tls.is_some(),
     };
-    let Ok(Some((stream, http2))) =
-        tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(stream, tls)).await
+    let limit = HANDSHAKE_TIMEOUT.min(worker.shared.settings.head_timeout);
+    let Ok(Some((stream, http2))) = tokio::time::timeout(limit, handshake(stream, tls)).await
     else {
         return;
     };

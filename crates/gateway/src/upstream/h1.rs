@@ -20,7 +20,7 @@ use smallvec::SmallVec;
 use tokio::net::TcpStream;
 
 use super::chunked::Chunked;
-use super::{Answer, AnswerBody, Head, Idle, Outgoing, SendError, strip_hop_by_hop};
+use super::{Answer, AnswerBody, Head, Idle, Outgoing, SendError, settle_fields};
 
 /// Bytes of a response head. A longer head is an error of the endpoint.
 const HEAD_BYTES_MAX: usize = 64 << 10;
@@ -125,11 +125,7 @@ pub(super) async fn send(
     let keep = keeps_alive(version_minor, &headers)
         && !matches!(framing, Framing::UntilClose)
         && !upload.failed;
-    strip_hop_by_hop(&mut headers);
-    // Said twice alike it counts once; the client gets it once.
-    if let Some(length) = headers.get(CONTENT_LENGTH).cloned() {
-        headers.insert(CONTENT_LENGTH, length);
-    }
+    settle_fields(status, &mut headers);
     let finished = matches!(framing, Framing::Length(0));
     let mut body = H1Body {
         conn: Some((Conn { io, address, buf }, idle.clone())),

@@ -11,7 +11,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::client::conn::http2;
 use hyper_util::rt::TokioIo;
 
-use super::{Answer, AnswerBody, Head, Idle, Outgoing, SendError, h1, strip_hop_by_hop};
+use super::{Answer, AnswerBody, Head, Idle, Outgoing, SendError, h1, settle_fields};
 use crate::worker::LocalExecutor;
 
 /// One HTTP/2 connection, shared by the requests of a worker.
@@ -37,7 +37,7 @@ pub(super) async fn send(
         .await
         .map_err(broken)?;
     let (mut parts, body) = response.into_parts();
-    strip_hop_by_hop(&mut parts.headers);
+    settle_fields(parts.status, &mut parts.headers);
     Ok(Answer {
         status: parts.status,
         headers: parts.headers,

@@ -287,6 +287,17 @@ pub fn is_hop_by_hop(name: &http::HeaderName) -> bool {
         || name.as_str() == "proxy-connection"
 }
 
+/// Makes the fields of a response fit to be passed on: without those of one hop, with one
+/// Content-Length at most, and with none where there is no content.
+fn settle_fields(status: StatusCode, headers: &mut HeaderMap) {
+    strip_hop_by_hop(headers);
+    if matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
+        headers.remove(http::header::CONTENT_LENGTH);
+    } else if let Some(length) = headers.get(http::header::CONTENT_LENGTH).cloned() {
+        headers.insert(http::header::CONTENT_LENGTH, length);
+    }
+}
+
 /// Removes hop-by-hop fields, those that `Connection` names included.
 pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     let named: SmallVec<[http::HeaderName; 4]> = headers
