@@ -1,6 +1,8 @@
 //! Messages that somebody made wrong, by mistake or on purpose: what is refused, what is made
 //! unambiguous, and what each limit answers.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::time::Duration;

@@ -1,0 +1,338 @@
+//! HTTP/2 on either side: clients with prior knowledge, endpoints that ask for it (h2c).
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::convert::Infallible;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use common::*;
+use forebay_model::route::Target;
+use forebay_model::{AppProtocol, Pool};
+use http::{HeaderMap, Request, Response};
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::{Frame, Incoming};
+
+async fn connect(world: &World) -> Client {
+    http2(
+        tokio::net::TcpStream::connect(("127.0.0.1", world.port))
+            .await
+            .unwrap(),
+    )
+    .await
+}
+
+fn request(method: &str, path: &str, body: impl Into<Bytes>) -> Request<Body> {
+    let uri = format!("http://h.test:81{path}");
+    Request::builder()
+        .method(method)
+        .uri(uri)
+        .body(full(body))
+        .unwrap()
+}
+
+async fn read(response: Response<Incoming>) -> (u16, String, Option<HeaderMap>) {
+    let status = response.status().as_u16();
+    let whole = response.into_body().collect().await.unwrap();
+    let trailers = whole.trailers().cloned();
+    (
+        status,
+        String::from_utf8(whole.to_bytes().to_vec()).unwrap(),
+        trailers,
+    )
+}
+
+async fn ask(client: &mut Client, request: Request<Body>) -> (u16, String, Option<HeaderMap>) {
+    client.ready().await.unwrap();
+    read(client.send_request(request).await.unwrap()).await
+}
+
+/// An h2c endpoint that echoes bodies, with trailers; it notes heads and counts connections.
+struct Echo {
+    address: std::net::SocketAddr,
+    heads: Arc<Mutex<Vec<http::request::Parts>>>,
+    connections: Arc<AtomicUsize>,
+    close: Arc<tokio::sync::Notify>,
+}
+
+fn echo() -> Echo {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let echo = Echo {
+        address: listener.local_addr().unwrap(),
+        heads: Arc::default(),
+        connections: Arc::default(),
+        close: Arc::default(),
+    };
+    let (heads, connections, close) = (
+        Arc::clone(&echo.heads),
+        Arc::clone(&echo.connections),
+        Arc::clone(&echo.close),
+    );
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async move {
+            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+            while let Ok((stream, _)) = listener.accept().await {
+                connections.fetch_add(1, Ordering::SeqCst);
+                let (heads, close) = (Arc::clone(&heads), Arc::clone(&close));
+                tokio::spawn(async move {
+                    let service = hyper::service::service_fn(|r| echoed(r, Arc::clone(&heads)));
+                    let io = hyper_util::rt::TokioIo::new(stream);
+                    let builder = hyper::server::conn::http2::Builder::new(Spawner);
+                    tokio::select! {
+                        _ = builder.serve_connection(io, service) => {}
+                        () = close.notified() => {}
+                    }
+                });
+            }
+        });
+    });
+    echo
+}
+
+async fn echoed(
+    request: Request<Incoming>,
+    heads: Arc<Mutex<Vec<http::request::Parts>>>,
+) -> Result<Response<Body>, Infallible> {
+    let (parts, body) = request.into_parts();
+    heads.lock().unwrap().push(parts);
+    let bytes = body.collect().await.unwrap().to_bytes();
+    let mut trailers = HeaderMap::new();
+    trailers.insert("grpc-status", 0.into());
+    let frames = [Frame::data(bytes), Frame::trailers(trailers)].map(Ok::<_, std::io::Error>);
+    let body = StreamBody::new(futures_util::stream::iter(frames));
+    Ok(Response::new(body.boxed_unsync()))
+}
+
+fn h2c_pool(address: std::net::SocketAddr) -> Target {
+    Target::Pool(Arc::new(Pool {
+        protocol: AppProtocol::H2c,
+        ..pool_of("pool", &[address])
+    }))
+}
+
+fn h2c_service(address: std::net::SocketAddr) -> Target {
+    service_over(AppProtocol::H2c, &[address])
+}
+
+#[test]
+fn a_client_with_prior_knowledge_is_served_over_http1() {
+    let upstream = Upstream::start(|side| {
+        while let Some(request) = side.request() {
+            side.send(ok(&request.text()));
+        }
+    });
+    let world = World::to(service(&[upstream.address]));
+    run(async {
+        let mut client = connect(&world).await;
+        for body in ["", "one", "two"] {
+            let (status, text, _) = ask(&mut client, request("POST", "/a?b", body)).await;
+            assert_eq!((status, &*text), (200, body));
+        }
+    });
+    let seen = upstream.last();
+    assert_eq!(seen.start, "POST /a?b HTTP/1.1");
+    assert_eq!(seen.field("host").as_deref(), Some("h.test:81"));
+    assert_eq!(upstream.connections(), 1);
+}
+
+#[test]
+fn streams_of_one_connection_do_not_wait_for_each_other() {
+    let (go, gone) = std::sync::mpsc::channel();
+    let gone = Mutex::new(gone);
+    let upstream = Upstream::start(move |side| {
+        while let Some(request) = side.request() {
+            if request.start.contains("/slow") {
+                gone.lock().unwrap().recv().unwrap();
+            }
+            side.send(ok("x"));
+        }
+    });
+    let world = World::to(service(&[upstream.address]));
+    run(async {
+        let mut client = connect(&world).await;
+        client.ready().await.unwrap();
+        let slow = client.send_request(request("GET", "/slow", ""));
+        for _ in 0..3 {
+            assert_eq!(
+                ask(&mut client.clone(), request("GET", "/fast", ""))
+                    .await
+                    .0,
+                200
+            );
+        }
+        go.send(()).unwrap();
+        assert_eq!(read(slow.await.unwrap()).await.0, 200);
+    });
+}
+
+#[test]
+fn trailers_of_http1_reach_a_client_of_http2() {
+    let upstream = Upstream::answering(
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\nx-sum: 7\r\n\r\n",
+    );
+    let world = World::to(service(&[upstream.address]));
+    run(async {
+        let mut client = connect(&world).await;
+        let (_, text, trailers) = ask(&mut client, request("GET", "/", "")).await;
+        assert_eq!(
+            (&*text, &trailers.unwrap()["x-sum"]),
+            ("hi", &http::HeaderValue::from(7))
+        );
+    });
+}
+
+#[test]
+fn a_body_cut_off_resets_the_stream_and_spares_the_others() {
+    let upstream = Upstream::start(|side| {
+        while let Some(request) = side.request() {
+            if request.start.contains("/cut") {
+                return side.send("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf");
+            }
+            side.send(ok("x"));
+        }
+    });
+    let world = World::to(service(&[upstream.address]));
+    run(async {
+        let mut client = connect(&world).await;
+        client.ready().await.unwrap();
+        let cut = client.send_request(request("GET", "/cut", "")).await;
+        let whole = match cut {
+            Ok(response) => response.into_body().collect().await.is_ok(),
+            Err(_) => false,
+        };
+        assert!(!whole);
+        assert_eq!(ask(&mut client, request("GET", "/", "")).await.0, 200);
+    });
+}
+
+#[test]
+fn resetting_a_stream_cancels_the_request_at_the_endpoint() {
+    let (tell, told) = std::sync::mpsc::channel();
+    let upstream = Upstream::start(move |side| {
+        side.request();
+        tell.send("waiting").unwrap();
+        assert!(side.peer.closes());
+        tell.send("closed").unwrap();
+    });
+    let world = World::to(pool(&[upstream.address]));
+    run(async {
+        let mut client = connect(&world).await;
+        client.ready().await.unwrap();
+        let pending = tokio::spawn(client.send_request(request("GET", "/", "")));
+        let told = tokio::task::spawn_blocking(move || {
+            assert_eq!(told.recv_timeout(PATIENCE), Ok("waiting"));
+            told
+        });
+        let told = told.await.unwrap();
+        pending.abort();
+        let closed = tokio::task::spawn_blocking(move || told.recv_timeout(PATIENCE));
+        assert_eq!(closed.await.unwrap(), Ok("closed"));
+    });
+}
+
+#[test]
+fn endpoints_may_speak_http2() {
+    for target in [h2c_service, h2c_pool] {
+        let echo = echo();
+        let world = World::to(target(echo.address));
+        for body in ["one", "two"] {
+            let got = world.ask(&post_with("/a?b", "connection: x\r\nx: 1\r\n", body));
+            assert_eq!((got.status(), &*got.text()), (200, body));
+        }
+        let heads = echo.heads.lock().unwrap();
+        let last = heads.last().unwrap();
+        assert_eq!(last.uri.to_string(), "http://h.test/a?b");
+        assert_eq!(last.headers.get("x"), None);
+        assert_eq!(last.headers["te"], "trailers");
+        assert_eq!(echo.connections.load(Ordering::SeqCst), 1);
+    }
+}
+
+#[test]
+fn a_request_without_a_host_reaches_an_http2_endpoint() {
+    let echo = echo();
+    let world = World::to(h2c_service(echo.address));
+    assert_eq!(world.ask("GET / HTTP/1.0\r\n\r\n").status(), 200);
+}
+
+#[test]
+fn http2_to_http2_keeps_bodies_and_trailers() {
+    let echo = echo();
+    let world = World::to(h2c_service(echo.address));
+    let long = "x".repeat(1 << 20);
+    run(async {
+        let mut client = connect(&world).await;
+        for body in [String::new(), "short".into(), long] {
+            let (status, text, trailers) =
+                ask(&mut client, request("POST", "/", body.clone())).await;
+            assert!((status, &text) == (200, &body));
+            assert_eq!(trailers.unwrap()["grpc-status"], "0");
+        }
+    });
+}
+
+#[test]
+fn a_closed_http2_connection_is_replaced_unseen() {
+    for target in [h2c_service, h2c_pool] {
+        let echo = echo();
+        let world = World::to(target(echo.address));
+        for _ in 0..5 {
+            assert_eq!(world.ask(&get("/")).status(), 200);
+            echo.close.notify_waiters();
+        }
+    }
+}
+
+#[test]
+fn a_preface_in_pieces_is_recognised() {
+    let upstream = Upstream::saying("x");
+    let world = World::to(service(&[upstream.address]));
+    let mut client = world.client();
+    for piece in ["P", "RI", " * HTTP/2.0\r\n\r\nSM\r\n\r\n"] {
+        client.send(piece);
+        // Lets the gateway see the piece by itself.
+        assert_eq!(world.ask(&get("/")).status(), 200);
+    }
+    client.send([0, 0, 0, 4, 0, 0, 0, 0, 0]);
+    // The gateway's SETTINGS: a frame of type 4.
+    let mut head = [0; 9];
+    std::io::Read::read_exact(&mut client.stream, &mut head).unwrap();
+    assert_eq!(head[3], 4);
+}
+
+#[test]
+fn limits_hold_for_http2_too() {
+    let upstream = Upstream::saying("x");
+    let settings = forebay_gateway::settings::Settings {
+        head_bytes_max: 16 << 10,
+        body_bytes_max: 1000,
+        ..settings()
+    };
+    let world = World::with(
+        settings,
+        vec![entry("/", rule(vec![pool(&[upstream.address])]))],
+    );
+    run(async {
+        let mut client = connect(&world).await;
+        let long = request("POST", "/v1/chat/completions", "x".repeat(2000));
+        assert_eq!(ask(&mut client, long).await.0, 413);
+        let mut fat = request("GET", "/", "");
+        fat.headers_mut()
+            .insert("x", "y".repeat(20_000).parse().unwrap());
+        let refused = match client.send_request(fat).await {
+            Ok(response) => response.status() == 431,
+            Err(_) => true,
+        };
+        assert!(refused);
+        let mut client = connect(&world).await;
+        assert_eq!(ask(&mut client, request("GET", "/", "")).await.0, 200);
+    });
+}

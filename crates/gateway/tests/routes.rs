@@ -1,0 +1,416 @@
+//! What `HTTPRoute` asks for: filters, weights, time limits, retries, mirrors, broken backends.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::*;
+use forebay_model::AppProtocol;
+use forebay_model::route::{
+    Broken, Cors, Filter, HeaderEdits, Mirror, PathEdit, Redirect, Retry, Rule, Target, Timeouts,
+    UrlRewrite,
+};
+
+/// A world in which `/app` has these filters.
+fn with_filters(filters: Vec<Filter>, upstream: &Upstream) -> World {
+    let rule = filtered(filters, service(&[upstream.address]));
+    World::with(settings(), vec![entry("/app", rule)])
+}
+
+fn pairs(list: &[(&str, &str)]) -> Vec<(std::sync::Arc<str>, std::sync::Arc<str>)> {
+    list.iter()
+        .map(|(n, v)| ((*n).into(), (*v).into()))
+        .collect()
+}
+
+#[test]
+fn header_modifiers_set_add_and_remove() {
+    let edits = HeaderEdits {
+        set: pairs(&[("x-set", "new"), ("host", "set.test")]),
+        add: pairs(&[("x-add", "two")]),
+        remove: vec!["x-remove".into()],
+    };
+    let upstream = Upstream::answering(
+        "HTTP/1.1 200 OK\r\nx-set: old\r\nx-add: one\r\nx-remove: 1\r\ncontent-length: 0\r\n\r\n",
+    );
+    let filters = vec![
+        Filter::RequestHeaders(edits.clone()),
+        Filter::ResponseHeaders(edits),
+    ];
+    let world = with_filters(filters, &upstream);
+    let got = world.ask(&get_with(
+        "/app",
+        "x-set: old\r\nx-add: one\r\nx-remove: 1\r\n",
+    ));
+    for side in [&got, &upstream.last()] {
+        assert_eq!(side.field("x-set").as_deref(), Some("new"));
+        assert_eq!(side.field("x-add").as_deref(), Some("one|two"));
+        assert_eq!(side.field("x-remove"), None);
+    }
+    assert_eq!(upstream.last().field("host").as_deref(), Some("set.test"));
+}
+
+#[test]
+fn rewrites_change_path_and_host() {
+    let check = |rewrite: UrlRewrite, path: &str, start: &str, host: &str| {
+        let upstream = Upstream::saying("x");
+        with_filters(vec![Filter::Rewrite(rewrite)], &upstream).ask(&get(path));
+        let seen = upstream.last();
+        assert_eq!(seen.start, format!("GET {start} HTTP/1.1"));
+        assert_eq!(seen.field("host").as_deref(), Some(host));
+    };
+    let to = |hostname: Option<&str>, path| UrlRewrite {
+        hostname: hostname.map(Into::into),
+        path,
+    };
+    let prefix = |p: &str| Some(PathEdit::Prefix(p.into()));
+    let full = |p: &str| Some(PathEdit::Full(p.into()));
+    check(
+        to(Some("in.test"), prefix("/v1")),
+        "/app/a?q=1",
+        "/v1/a?q=1",
+        "in.test",
+    );
+    check(to(None, prefix("/")), "/app/a", "/a", "h.test");
+    check(to(None, prefix("/")), "/app", "/", "h.test");
+    check(to(None, full("/one")), "/app/a/b?q=1", "/one?q=1", "h.test");
+    // What cannot stand in a request line must not end it.
+    let smuggled = "/x HTTP/1.1\r\nhost: y\r\n\r\nGET /z";
+    let escaped = "/x%20HTTP/1.1%0D%0Ahost:%20y%0D%0A%0D%0AGET%20/z";
+    check(to(None, full(smuggled)), "/app", escaped, "h.test");
+    check(to(None, full("")), "/app", "/", "h.test");
+}
+
+#[test]
+fn redirects_are_answered_here() {
+    let to = Redirect {
+        scheme: Some("https".into()),
+        hostname: None,
+        path: Some(PathEdit::Prefix("/new".into())),
+        port: None,
+        status: 308,
+    };
+    let upstream = Upstream::saying("x");
+    let world = with_filters(vec![Filter::Redirect(to)], &upstream);
+    let got = world.ask(&get("/app/a?q=1"));
+    assert_eq!(got.status(), 308);
+    assert_eq!(
+        got.field("location").as_deref(),
+        Some("https://h.test/new/a?q=1")
+    );
+    let got = world.ask("GET /app HTTP/1.1\r\nhost: [2001:db8::1]:8080\r\n\r\n");
+    assert_eq!(
+        got.field("location").as_deref(),
+        Some("https://[2001:db8::1]/new")
+    );
+    assert_eq!(upstream.seen(), []);
+}
+
+#[test]
+fn cors_answers_preflights_and_marks_answers() {
+    let cors = Cors {
+        allow_origins: vec!["https://a.test".into()],
+        allow_methods: vec!["GET".into(), "POST".into()],
+        allow_headers: vec!["x-token".into()],
+        expose_headers: vec!["x-open".into()],
+        max_age_s: 60,
+        allow_credentials: true,
+    };
+    let upstream = Upstream::answering(
+        "HTTP/1.1 200 OK\r\naccess-control-allow-origin: https://evil.test\r\ncontent-length: 0\r\n\r\n",
+    );
+    let world = with_filters(vec![Filter::Cors(cors)], &upstream);
+    let preflight = |origin: &str| {
+        world.ask(&format!(
+            "OPTIONS /app HTTP/1.1\r\nhost: h\r\norigin: {origin}\r\n\
+             access-control-request-method: POST\r\naccess-control-request-headers: x-token\r\n\r\n"
+        ))
+    };
+    let got = preflight("https://a.test");
+    assert_eq!(got.status(), 204);
+    for (name, value) in [
+        ("access-control-allow-origin", "https://a.test"),
+        ("access-control-allow-methods", "GET, POST"),
+        ("access-control-allow-headers", "x-token"),
+        ("access-control-allow-credentials", "true"),
+        ("access-control-max-age", "60"),
+    ] {
+        assert_eq!(got.field(name).as_deref(), Some(value), "{name}");
+    }
+    assert_eq!(
+        preflight("https://b.test").field("access-control-allow-origin"),
+        None
+    );
+    assert_eq!(upstream.seen(), [], "preflights are answered here");
+    let got = world.ask(&get_with("/app", "origin: https://a.test\r\n"));
+    assert_eq!(
+        got.field("access-control-allow-origin").as_deref(),
+        Some("https://a.test")
+    );
+    assert_eq!(
+        got.field("access-control-expose-headers").as_deref(),
+        Some("x-open")
+    );
+}
+
+#[test]
+fn a_mirror_gets_a_copy_and_nobody_waits_for_it() {
+    let upstream = Upstream::saying("real");
+    // Never answers.
+    let shadow = Upstream::start(|side| {
+        side.request();
+        side.peer.rest();
+    });
+    let mirror = Mirror {
+        target: service(&[shadow.address]),
+        numerator: 1,
+        denominator: 1,
+    };
+    let world = with_filters(vec![Filter::Mirror(mirror)], &upstream);
+    let got = world.ask(&post("/app/x", "the body"));
+    assert_eq!(got.text(), "real");
+    for seen in [upstream.last(), shadow.last()] {
+        assert_eq!(seen.start, "POST /app/x HTTP/1.1");
+        assert_eq!(seen.text(), "the body");
+    }
+}
+
+#[test]
+fn a_mirror_that_is_down_harms_nobody() {
+    let upstream = Upstream::saying("real");
+    let mirror = Mirror {
+        target: service(&[dead_address()]),
+        numerator: 1,
+        denominator: 1,
+    };
+    let world = with_filters(vec![Filter::Mirror(mirror)], &upstream);
+    assert_eq!(world.ask(&get("/app")).text(), "real");
+}
+
+#[test]
+fn targets_get_their_share() {
+    let (one, two, none) = (
+        Upstream::saying("1"),
+        Upstream::saying("2"),
+        Upstream::saying("0"),
+    );
+    let targets = vec![
+        weighted(3, service(&[one.address])),
+        weighted(0, service(&[none.address])),
+        weighted(1, service(&[two.address])),
+    ];
+    let world = World::with(
+        settings(),
+        vec![entry(
+            "/",
+            Rule {
+                targets,
+                ..rule(vec![])
+            },
+        )],
+    );
+    let mut client = world.client();
+    for _ in 0..400 {
+        client.send(get("/"));
+        client.response("GET");
+    }
+    let share = one.seen().len();
+    assert!(
+        (260..=340).contains(&share),
+        "{share} of 400 instead of about 300"
+    );
+    assert_eq!(one.seen().len() + two.seen().len(), 400);
+}
+
+#[test]
+fn a_target_that_does_not_hold_answers_its_share_and_no_more() {
+    let upstream = Upstream::saying("x");
+    let broken = Target::Broken(std::sync::Arc::new(Broken {
+        status: 500,
+        reason: "BackendNotFound",
+        message: "Service default/gone does not exist".into(),
+    }));
+    let world = World::with(
+        settings(),
+        vec![
+            entry("/broken", rule(vec![broken])),
+            entry("/none", rule(vec![])),
+            entry("/empty", rule(vec![service(&[])])),
+            entry("/fine", rule(vec![service(&[upstream.address])])),
+        ],
+    );
+    let check = |path: &str, status: u16, code: &str, says: &str| {
+        let got = world.ask(&get(path));
+        let error = &got.json()["error"];
+        assert_eq!(
+            (got.status(), error["code"].as_str()),
+            (status, Some(code)),
+            "{path}"
+        );
+        assert!(error["message"].as_str().unwrap().contains(says), "{error}");
+        assert_eq!(
+            got.field("content-type").as_deref(),
+            Some("application/json")
+        );
+    };
+    check("/broken", 500, "backend_invalid", "default/gone");
+    check("/none", 500, "no_backend", "weight");
+    check("/empty", 503, "no_ready_endpoint", "default/svc");
+    check("/elsewhere", 404, "route_not_found", "h.test/elsewhere");
+    assert_eq!(world.ask(&get("/fine")).status(), 200);
+}
+
+/// Says nothing, or the head and a piece of the body.
+fn stuck(after: &'static str) -> Upstream {
+    Upstream::start(move |side| {
+        side.request();
+        side.send(after);
+        side.peer.rest();
+    })
+}
+
+const HALF: &str = "HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf";
+
+#[test]
+fn time_limits_of_a_route_hold() {
+    let limit = Some(Duration::from_millis(100));
+    let check = |timeouts: Timeouts, target: fn(&[std::net::SocketAddr]) -> Target| {
+        let silent = stuck("");
+        let limited = |to: Target| Rule {
+            timeouts,
+            ..rule(vec![to])
+        };
+        let world = World::with(
+            settings(),
+            vec![entry("/", limited(target(&[silent.address])))],
+        );
+        let began = Instant::now();
+        let got = world.ask(&get("/"));
+        assert_eq!(got.status(), 504, "{timeouts:?}");
+        assert!(began.elapsed() < PATIENCE / 2);
+        // In the middle of an answer all that is left is to cut it off.
+        let half = stuck(HALF);
+        let world = World::with(
+            settings(),
+            vec![entry("/", limited(target(&[half.address])))],
+        );
+        let got = world.ask(&get_with("/", "x-request-id: half\r\n"));
+        assert_eq!(
+            (got.complete, &*got.text()),
+            (false, "half"),
+            "{timeouts:?}"
+        );
+        assert_eq!(world.record("half").end, "timed-out");
+    };
+    for target in [service, pool] {
+        let request = Timeouts {
+            request: limit,
+            backend: None,
+        };
+        let backend = Timeouts {
+            request: None,
+            backend: limit,
+        };
+        check(request, target);
+        check(backend, target);
+    }
+}
+
+fn retrying(codes: &[u16], attempts: u32, endpoints: &[std::net::SocketAddr]) -> World {
+    let retry = Retry {
+        codes: codes.to_vec(),
+        attempts,
+        backoff: Duration::from_millis(1),
+    };
+    let rule = Rule {
+        retry: Some(retry),
+        ..rule(vec![service(endpoints)])
+    };
+    World::with(settings(), vec![entry("/", rule)])
+}
+
+#[test]
+fn a_service_is_retried_as_often_as_the_route_says() {
+    let busy = || Upstream::answering("HTTP/1.1 503 Busy\r\ncontent-length: 4\r\n\r\nbusy");
+    let check = |codes: &[u16], attempts: u32, asked: usize| {
+        let upstream = busy();
+        let world = retrying(codes, attempts, &[upstream.address]);
+        let got = world.ask(&post("/", "body"));
+        assert_eq!((got.status(), &*got.text()), (503, "busy"));
+        assert_eq!(upstream.seen().len(), asked, "{codes:?} {attempts}");
+        assert!(upstream.seen().iter().all(|r| r.text() == "body"));
+    };
+    check(&[503], 2, 3);
+    check(&[500], 2, 1);
+    check(&[503], 0, 1);
+}
+
+#[test]
+fn a_retry_that_succeeds_is_all_that_the_client_sees() {
+    let upstream = Upstream::start(|side| {
+        while side.request().is_some() {
+            if side.connection == 0 {
+                return side
+                    .send("HTTP/1.1 502 Bad\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+            }
+            side.send(ok("fine"));
+        }
+    });
+    let world = retrying(&[502], 1, &[upstream.address]);
+    assert_eq!(world.ask(&post("/", "body")).text(), "fine");
+}
+
+#[test]
+fn each_try_has_its_own_time_limit() {
+    let upstream = Upstream::start(|side| {
+        side.request();
+        if side.connection > 0 {
+            side.send(ok("fine"));
+        }
+        side.peer.rest();
+    });
+    let rule = Rule {
+        retry: Some(Retry {
+            codes: vec![],
+            attempts: 3,
+            backoff: Duration::ZERO,
+        }),
+        timeouts: Timeouts {
+            request: None,
+            backend: Some(Duration::from_millis(300)),
+        },
+        ..rule(vec![service(&[upstream.address])])
+    };
+    let world = World::with(settings(), vec![entry("/", rule)]);
+    assert_eq!(world.ask(&post("/", "body")).text(), "fine");
+}
+
+#[test]
+fn endpoints_that_refuse_connections_are_passed_over() {
+    let upstream = Upstream::saying("x");
+    let world = World::to(service(&[dead_address(), upstream.address, dead_address()]));
+    for _ in 0..6 {
+        assert_eq!(world.ask(&post("/", "body")).status(), 200);
+    }
+    let world = World::to(service(&[dead_address()]));
+    let got = world.ask(&get("/"));
+    assert_eq!(got.status(), 503);
+    assert_eq!(got.json()["error"]["code"], "upstream_connect");
+}
+
+#[test]
+fn endpoints_of_a_service_take_turns() {
+    let three = [
+        Upstream::saying(""),
+        Upstream::saying(""),
+        Upstream::saying(""),
+    ];
+    let addresses: Vec<_> = three.iter().map(|u| u.address).collect();
+    let world = World::to(service_over(AppProtocol::Http, &addresses));
+    for _ in 0..9 {
+        world.ask(&get("/"));
+    }
+    assert!(three.iter().all(|u| u.seen().len() == 3));
+}

@@ -1,0 +1,232 @@
+//! TLS towards clients: which certificate, which protocol, what happens when they change.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::sync::Arc;
+
+use base64::Engine as _;
+use common::*;
+use forebay_model::ObjectName;
+use forebay_model::route::RouteTable;
+use forebay_model::snapshot::{Certificate, Listener, Port};
+use http_body_util::BodyExt;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+/// A self-signed certificate, as a Secret holds it and as a client trusts it.
+struct Issued {
+    secret: Arc<Certificate>,
+    der: CertificateDer<'static>,
+}
+
+fn issue(host: &str) -> Issued {
+    let made = rcgen::generate_simple_self_signed([host.to_owned()]).unwrap();
+    Issued {
+        secret: Arc::new(Certificate {
+            secret: ObjectName::new("default", host),
+            chain_pem: pem("CERTIFICATE", made.cert.der()),
+            key_pem: pem("PRIVATE KEY", &made.signing_key.serialize_der()),
+        }),
+        der: made.cert.der().clone(),
+    }
+}
+
+fn pem(label: &str, der: &[u8]) -> Arc<[u8]> {
+    let text = base64::engine::general_purpose::STANDARD.encode(der);
+    let text = format!("-----BEGIN {label}-----\n{text}\n-----END {label}-----\n");
+    text.into_bytes().into()
+}
+
+fn tls_port(listeners: Vec<(Option<&str>, Arc<Certificate>)>, upstream: &Upstream) -> Port {
+    let listeners = listeners
+        .into_iter()
+        .map(|(host, certificate)| {
+            let to = rule(vec![service(&[upstream.address])]);
+            Listener {
+                certificates: vec![certificate],
+                ..listener(host, RouteTable::build(vec![(None, entry("/", to))]))
+            }
+        })
+        .collect();
+    Port {
+        tls: true,
+        listeners,
+    }
+}
+
+/// A handshake for `host` by a client that trusts `trusted` and speaks `protocols`.
+async fn shake(
+    port: u16,
+    host: &str,
+    trusted: &[&Issued],
+    protocols: &[&[u8]],
+) -> std::io::Result<TlsStream<tokio::net::TcpStream>> {
+    let mut roots = RootCertStore::empty();
+    for issued in trusted {
+        roots.add(issued.der.clone()).unwrap();
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = protocols.iter().map(|p| p.to_vec()).collect();
+    let stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await?;
+    let name = ServerName::try_from(host.to_owned()).unwrap();
+    TlsConnector::from(Arc::new(config))
+        .connect(name, stream)
+        .await
+}
+
+fn served(stream: &TlsStream<tokio::net::TcpStream>) -> CertificateDer<'static> {
+    stream.get_ref().1.peer_certificates().unwrap()[0]
+        .clone()
+        .into_owned()
+}
+
+#[test]
+fn the_name_that_the_client_gives_picks_the_certificate() {
+    let upstream = Upstream::saying("x");
+    let (a, wild, fallback) = (issue("a.test"), issue("*.b.test"), issue("other.test"));
+    let world = World::empty(settings());
+    let some = vec![
+        (Some("a.test"), Arc::clone(&a.secret)),
+        (Some("*.b.test"), Arc::clone(&wild.secret)),
+    ];
+    let open = free_port();
+    let all = [some.clone(), vec![(None, Arc::clone(&fallback.secret))]].concat();
+    world.publish_ports([
+        (world.port, tls_port(some, &upstream)),
+        (open, tls_port(all, &upstream)),
+    ]);
+    world.wait_bound(world.port);
+    world.wait_bound(open);
+    run(async {
+        let trusted = [&a, &wild, &fallback];
+        for (host, issued) in [("a.test", &a), ("A.test", &a), ("x.b.test", &wild)] {
+            let stream = shake(world.port, host, &trusted, &[]).await.unwrap();
+            assert_eq!(served(&stream), issued.der, "{host}");
+        }
+        // Nobody's name, and a client without one, get no certificate at all...
+        for host in ["other.test", "b.test", "127.0.0.1"] {
+            let error = shake(world.port, host, &trusted, &[]).await.unwrap_err();
+            let alert = error.to_string();
+            assert!(alert.contains("alert"), "{host}: {alert}");
+        }
+        // ...unless a listener is for every host.
+        let stream = shake(open, "other.test", &trusted, &[]).await.unwrap();
+        assert_eq!(served(&stream), fallback.der);
+    });
+}
+
+#[test]
+fn the_protocol_is_agreed_on_in_the_handshake() {
+    let upstream = Upstream::saying("x");
+    let a = issue("a.test");
+    let world = World::empty(settings());
+    let listeners = vec![(None, Arc::clone(&a.secret))];
+    world.publish_ports([(world.port, tls_port(listeners, &upstream))]);
+    world.wait_bound(world.port);
+    run(async {
+        let h1: &[&[u8]] = &[b"http/1.1"];
+        for protocols in [h1, &[]] {
+            let mut stream = shake(world.port, "a.test", &[&a], protocols).await.unwrap();
+            let request = get_with("/", "host-is: a\r\nconnection: close\r\n");
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let mut got = String::new();
+            stream.read_to_string(&mut got).await.unwrap();
+            assert!(got.starts_with("HTTP/1.1 200 OK\r\n"), "{got}");
+        }
+        let stream = shake(world.port, "a.test", &[&a], &[b"h2", b"http/1.1"])
+            .await
+            .unwrap();
+        assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+        let mut client = http2(stream).await;
+        let request = http::Request::get("https://a.test/")
+            .body(full(""))
+            .unwrap();
+        let response = client.send_request(request).await.unwrap();
+        assert_eq!(response.status(), 200);
+        response.into_body().collect().await.unwrap();
+    });
+    assert_eq!(
+        upstream.last().field("x-forwarded-proto").as_deref(),
+        Some("https")
+    );
+}
+
+#[test]
+fn a_new_certificate_is_used_from_the_next_handshake_on() {
+    let upstream = Upstream::saying("x");
+    let (old, new) = (issue("a.test"), issue("a.test"));
+    let world = World::empty(settings());
+    let publish = |issued: &Issued| {
+        let listeners = vec![(Some("a.test"), Arc::clone(&issued.secret))];
+        world.publish_ports([(world.port, tls_port(listeners, &upstream))]);
+    };
+    publish(&old);
+    world.wait_bound(world.port);
+    run(async {
+        let trusted = [&old, &new];
+        let mut before = shake(world.port, "a.test", &trusted, &[]).await.unwrap();
+        assert_eq!(served(&before), old.der);
+        publish(&new);
+        let after = shake(world.port, "a.test", &trusted, &[]).await.unwrap();
+        assert_eq!(served(&after), new.der);
+        // The old connection goes on.
+        before
+            .write_all(b"GET / HTTP/1.1\r\nhost: a.test\r\nconnection: close\r\n\r\n")
+            .await
+            .unwrap();
+        let mut got = String::new();
+        before.read_to_string(&mut got).await.unwrap();
+        assert!(got.starts_with("HTTP/1.1 200 OK\r\n"), "{got}");
+    });
+}
+
+#[test]
+fn a_certificate_that_does_not_hold_breaks_its_own_host_only() {
+    let upstream = Upstream::saying("x");
+    let (good, other) = (issue("a.test"), issue("b.test"));
+    let mixed = |chain: &Issued, key: &[u8]| {
+        Arc::new(Certificate {
+            key_pem: key.into(),
+            ..(*chain.secret).clone()
+        })
+    };
+    for bad in [
+        mixed(&other, &good.secret.key_pem),
+        mixed(&other, b"no key"),
+    ] {
+        let world = World::empty(settings());
+        let listeners = vec![
+            (Some("a.test"), Arc::clone(&good.secret)),
+            (Some("b.test"), bad),
+        ];
+        world.publish_ports([(world.port, tls_port(listeners, &upstream))]);
+        world.wait_bound(world.port);
+        run(async {
+            assert!(shake(world.port, "a.test", &[&good], &[]).await.is_ok());
+            assert!(shake(world.port, "b.test", &[&other], &[]).await.is_err());
+        });
+    }
+}
+
+#[test]
+fn plain_bytes_on_a_tls_port_end_the_connection() {
+    let upstream = Upstream::saying("x");
+    let world = World::empty(settings());
+    let listeners = vec![(None, Arc::clone(&issue("a.test").secret))];
+    world.publish_ports([(world.port, tls_port(listeners, &upstream))]);
+    world.wait_bound(world.port);
+    let mut client = world.client();
+    client.send(get("/"));
+    client.rest();
+    assert_eq!(upstream.seen(), []);
+}
