@@ -22,6 +22,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustc_hash::FxHashMap;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, spawn_local};
@@ -308,6 +309,9 @@ async fn has_h2_preface(stream: &TcpStream) -> io::Result<bool> {
         }
         if n == first.len() {
             return Ok(true);
+        }
+        if stream.ready(Interest::READABLE).await?.is_read_closed() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
         }
         // The rest of a split preface: peek would answer at once with what is there.
         tokio::time::sleep(wait).await;

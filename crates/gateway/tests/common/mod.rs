@@ -71,6 +71,7 @@ impl World {
 
     /// A gateway that has been told nothing.
     pub fn empty(settings: Settings) -> Self {
+        watch_for_panics();
         let off = TelemetrySettings {
             access_log: Format::Off,
             otlp: None,
@@ -150,7 +151,27 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         self.gateway.drain();
+        if !std::thread::panicking() {
+            assert_eq!(PANICS.load(Ordering::SeqCst), 0, "a worker panicked");
+        }
     }
+}
+
+/// Panics of workers in this process. tokio survives them, a test must not.
+static PANICS: AtomicUsize = AtomicUsize::new(0);
+
+fn watch_for_panics() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            let name = std::thread::current().name().map(str::to_owned);
+            if name.is_some_and(|name| name.starts_with("worker-")) {
+                PANICS.fetch_add(1, Ordering::SeqCst);
+            }
+            before(info);
+        }));
+    });
 }
 
 fn pools(ports: &std::collections::BTreeMap<u16, Port>) -> HashMap<ObjectName, Arc<Pool>> {
