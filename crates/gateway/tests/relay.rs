@@ -364,3 +364,25 @@ fn a_client_that_leaves_takes_its_request_to_the_endpoint_with_it() {
         }
     }
 }
+
+#[test]
+fn connections_to_endpoints_are_probed_when_they_are_silent() {
+    let (go, gone) = std::sync::mpsc::channel::<()>();
+    let gone = std::sync::Mutex::new(gone);
+    let upstream = Upstream::start(move |side| {
+        side.request();
+        let _test_is_over = gone.lock().unwrap().recv();
+    });
+    let world = World::to(service(&[upstream.address]));
+    let mut client = world.client();
+    client.send(get("/"));
+    eventually("the request waits", || !upstream.seen().is_empty());
+    // Timer 2 of the gateway's socket: keepalive.
+    let port = format!(":{:04X} 01 ", upstream.address.port());
+    eventually("its keepalive timer runs", || {
+        let table = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
+        let line = table.lines().find(|line| line.contains(&port)).unwrap();
+        line.contains(" 02:")
+    });
+    drop(go);
+}

@@ -17,6 +17,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use http_body::{Body, Frame};
 use hyper::body::Incoming;
 use smallvec::SmallVec;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 
 use super::chunked::Chunked;
@@ -26,6 +27,12 @@ use super::{Answer, AnswerBody, Head, Idle, Outgoing, SendError, settle_fields};
 const HEAD_BYTES_MAX: usize = 64 << 10;
 /// Fields of a response head. More is an error of the endpoint.
 const HEADERS_MAX: usize = 128;
+/// How long a connection may be silent before its host is probed.
+const KEEPALIVE_AFTER: Duration = Duration::from_secs(30);
+/// Between probes.
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
+/// Probes without an answer after which the host is gone.
+const KEEPALIVE_PROBES: u32 = 3;
 /// Bytes asked from the socket at once.
 const READ_BYTES: usize = 16 << 10;
 /// Bytes asked at once after the first full reads of a long body.
@@ -60,13 +67,21 @@ impl Conn {
     }
 }
 
-/// Opens a TCP connection without Nagle's delay.
+/// Opens a TCP connection without Nagle's delay. A host that vanishes without a word is found out
+/// by keepalive probes: nobody else would, once its endpoint is out of the pool.
 pub(super) async fn tcp(address: SocketAddr, limit: Duration) -> Result<TcpStream, SendError> {
     let stream = tokio::time::timeout(limit, TcpStream::connect(address))
         .await
         .map_err(|_| SendError::Timeout("connect"))?
         .map_err(SendError::Connect)?;
     stream.set_nodelay(true).map_err(SendError::Connect)?;
+    let probes = TcpKeepalive::new()
+        .with_time(KEEPALIVE_AFTER)
+        .with_interval(KEEPALIVE_EVERY)
+        .with_retries(KEEPALIVE_PROBES);
+    SockRef::from(&stream)
+        .set_tcp_keepalive(&probes)
+        .map_err(SendError::Connect)?;
     Ok(stream)
 }
 
