@@ -7,8 +7,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 /// each streaming request takes two.
 const DESCRIPTORS_WANTED: u64 = 65_536;
 
-/// Raises the soft limit to the hard one, and warns if that is not much.
-pub(crate) fn raise_limit() {
+/// Raises the soft limit to the hard one. Gives the limit if it is not much even so.
+pub(crate) fn raise_limit() -> Option<u64> {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: limit.maximum,
@@ -19,7 +19,12 @@ pub(crate) fn raise_limit() {
         Err(_) => limit.current,
     };
     // No limit at all is `None`.
-    if let Some(descriptors) = current.filter(|n| *n < DESCRIPTORS_WANTED) {
+    current.filter(|descriptors| *descriptors < DESCRIPTORS_WANTED)
+}
+
+/// Raises the limit, and warns if that is not much.
+pub(crate) fn raise_limit_or_warn() {
+    if let Some(descriptors) = raise_limit() {
         tracing::warn!(
             descriptors,
             "few file descriptors: about {} requests at a time; raise the hard limit (ulimit -Hn, \

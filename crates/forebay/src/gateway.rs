@@ -46,7 +46,7 @@ pub(crate) struct Plan {
 pub(crate) fn run(args: &GatewayArgs) -> Result<(), Failure> {
     logging::start(&args.log)?;
     config_view::check_paths(&args.config)?;
-    descriptors::raise_limit();
+    descriptors::raise_limit_or_warn();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

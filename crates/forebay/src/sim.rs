@@ -72,7 +72,9 @@ async fn serve(args: SimArgs) -> Result<(), Failure> {
 }
 
 fn config(args: SimArgs) -> SimConfig {
-    let max_loras = args.max_loras.unwrap_or_else(|| u32::from(!args.lora.is_empty()));
+    let max_loras = args
+        .max_loras
+        .unwrap_or_else(|| u32::from(!args.lora.is_empty()));
     SimConfig {
         profile: args.profile,
         models: args.model,

@@ -43,7 +43,8 @@ pub(crate) fn run(args: &DemoArgs) -> Result<(), Failure> {
         log: "warn".to_owned(),
         log_format: LogFormat::Text,
     })?;
-    descriptors::raise_limit();
+    // A thousand are enough here.
+    let _few = descriptors::raise_limit();
     check_port(args.port)?;
     let folder = Folder::create(args.port)?;
     let mut demo = Demo {

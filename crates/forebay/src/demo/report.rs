@@ -60,13 +60,18 @@ impl Progress {
     }
 
     fn line(&self, summary: &Summary) -> String {
+        let ttft = match summary.ttft.count() {
+            0 => "-".to_owned(),
+            _ => format!("{:.0} ms", summary.ttft.quantile_ms(0.5)),
+        };
         format!(
-            "  {:<14} {:>5.1} s  {:>4} of {} answered  TTFT p50 {:>7.0} ms  prefix hits {:>3.0} %",
+            "  {:<14} {:>5.1} s  of {} requests {:>4} sent, {:>4} answered  TTFT p50 {:>9}  from cache {:>3.0} %",
             self.picker,
             summary.elapsed.as_secs_f64(),
-            summary.completed,
             self.planned,
-            summary.ttft.quantile_ms(0.5),
+            summary.started,
+            summary.completed,
+            ttft,
             summary.prefix_hit_rate() * 100.0,
         )
     }
