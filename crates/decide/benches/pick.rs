@@ -1,5 +1,5 @@
-//! One pick with the default policy: a prompt of 8,000 tokens (125 blocks of 256 bytes) in pools of
-//! 100 and 1,000 endpoints, all of which hold the system prompt and some of which hold more.
+//! One pick with the default policy: a prompt of 8,000 tokens (32,000 bytes, 71 blocks) in pools of
+//! 4, 100 and 1,000 endpoints, all of which hold the system prompt and some of which hold more.
 //! Also what it costs to book the request and to settle it.
 
 use std::hint::black_box;
@@ -90,9 +90,12 @@ fn at_work(endpoints: u16) -> PoolState {
 
 fn pick(c: &mut Criterion) {
     let mut group = c.benchmark_group("pick");
-    for endpoints in [100, 1_000] {
+    for endpoints in [4, 100, 1_000] {
         let mut state = at_work(endpoints);
         let mut rng = Rng::seeded(2);
+        group.bench_function(format!("no_prompt/{endpoints}"), |b| {
+            b.iter(|| black_box(state.choose(&ask(&[]), NOW, &mut rng)));
+        });
         // What everybody holds a part of: scored on all endpoints.
         let prompts: Vec<_> = (0..64).map(|id| prompt(1_000_000 + id, 16)).collect();
         let mut turn = 0;

@@ -4,7 +4,7 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use forebay_decide::prefix::PrefixIndex;
+use forebay_decide::prefix::{PrefixIndex, base_blocks};
 use forebay_decide::{BlockHash, ChainSeed, chain};
 
 const BLOCKS: u64 = 1_000_000;
@@ -66,10 +66,12 @@ fn index(c: &mut Criterion) {
     let before = resident_bytes();
     let mut index = PrefixIndex::new(100 << 20);
     for slot in 0..ENDPOINTS as u16 {
-        index.set_capacity(slot, (BLOCKS / ENDPOINTS) as usize);
+        let chains = (BLOCKS / ENDPOINTS).div_ceil(CHAIN) as usize;
+        index.set_capacity(slot, chains * base_blocks(CHAIN as usize));
     }
     let mut id = 0;
-    while (index.holds() as u64) < BLOCKS {
+    // Twice over, so that every endpoint is full.
+    while id < 2 * BLOCKS / CHAIN {
         index.hold((id % ENDPOINTS) as u16, &numbered(id));
         id += 1;
     }

@@ -36,7 +36,7 @@ pub struct Ask<'a> {
 /// [`crate::PoolState::finish`] exactly once: it is not `Clone`, so it cannot be settled twice.
 ///
 /// Holds the hashes of blocks new to the endpoint until the first byte (8 bytes per block of
-/// prompt, at most `prefix_blocks_max` of them), to take them back if the request never arrives.
+/// prompt, of which there are a few hundred at most), to take them back if the request never arrives.
 #[derive(Debug)]
 #[must_use = "a flight that is not finished counts as in flight for ever"]
 pub struct Flight {
@@ -62,6 +62,8 @@ pub struct Flight {
 pub(crate) struct Claim {
     /// Prompt tokens said to be in the endpoint's cache.
     pub(crate) hit_tokens: u32,
+    /// Prompt tokens in the block after them, of which some may be in the cache as well.
+    pub(crate) blurred_tokens: u32,
     /// When the deepest of them was last used, on the index's clock; `None` if a miss would
     /// prove nothing, because a request that computes the block is itself still unanswered.
     pub(crate) tail_stamp: Option<u64>,

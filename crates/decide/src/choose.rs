@@ -13,6 +13,7 @@ use crate::ask::Ask;
 use crate::exchange::hit_tokens;
 use crate::health::Standing;
 use crate::pool::PoolState;
+use crate::prefix::base_blocks;
 use crate::report::{
     Choice, Considered, Counts, Exclusion, Pick, REPORTED_ALL_UP_TO, REPORTED_BEST, Reason,
     Refusal, Report, Sticky,
@@ -64,7 +65,7 @@ impl PoolState {
             let facts = &candidates.facts[at];
             Choice {
                 address: self.slots[usize::from(facts.slot)].address,
-                hit_blocks: u32::from(facts.hit_blocks),
+                hit_blocks: base_blocks(usize::from(facts.hit_blocks)) as u32,
                 hit_tokens: hit_tokens(ask, usize::from(facts.hit_blocks), &self.config),
             }
         };
@@ -195,6 +196,7 @@ impl PoolState {
     ) -> SmallVec<[Facts; 32]> {
         let adapter = self.adapter(ask.model);
         let session = ask.session.and_then(|session| self.sessions.get(session));
+        let prompt_blocks = base_blocks(ask.prefix.len()).max(1) as f32;
         let fact = |at: usize, slot: &Slot| {
             let load = slot.fresh(now, self.stale_after());
             let hit_blocks = depths[at];
@@ -208,7 +210,7 @@ impl PoolState {
             Facts {
                 slot: at as u16,
                 hit_blocks,
-                hit_share: f32::from(hit_blocks) / (ask.prefix.len().max(1) as f32),
+                hit_share: base_blocks(usize::from(hit_blocks)) as f32 / prompt_blocks,
                 backlog_ms,
                 prefill_ms: backlog_ms + uncached as f32 * ms_per_token,
                 waiting: load.and_then(|load| slot.waiting(load)),
@@ -315,7 +317,7 @@ impl PoolState {
             sticky: candidates.sticky,
             panic: candidates.panic,
             counts,
-            prompt_blocks: ask.prefix.len() as u32,
+            prompt_blocks: base_blocks(ask.prefix.len()) as u32,
             considered,
         }
     }
@@ -374,7 +376,7 @@ impl PoolState {
                 .copied()
                 .collect(),
             total: totals.totals[at],
-            hit_blocks: u32::from(facts.hit_blocks),
+            hit_blocks: base_blocks(usize::from(facts.hit_blocks)) as u32,
             prefill_ms: facts.prefill_ms,
         }
     }

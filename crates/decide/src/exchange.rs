@@ -11,6 +11,7 @@ use forebay_model::picker::PickerConfig;
 use crate::ask::{Ask, Claim, End, EndKind, FailureKind, Flight};
 use crate::health::{Standing, may_eject_another};
 use crate::pool::{NOWHERE, PoolState};
+use crate::prefix::{base_blocks, block_weight};
 use crate::session::Place;
 use crate::slot::Slot;
 
@@ -28,6 +29,7 @@ impl PoolState {
         };
         let held = self.index.hold(at, ask.prefix);
         let hit_tokens = hit_tokens(ask, held.hit_blocks, &self.config);
+        let next_hit = crate::exchange::hit_tokens(ask, held.hit_blocks + 1, &self.config);
         let expected = ask
             .output_tokens_max
             .map_or(self.output_tokens, |max| self.output_tokens.min(max as f32));
@@ -49,6 +51,7 @@ impl PoolState {
             total_tokens: ask.prompt_tokens.saturating_add(expected as u32),
             claim: Claim {
                 hit_tokens,
+                blurred_tokens: next_hit - hit_tokens,
                 tail_stamp: (settled && held.hit_blocks > 0).then_some(held.tail_stamp),
             },
             fresh_blocks: ask.prefix[held.hit_blocks..held.held_blocks].into(),
@@ -133,7 +136,8 @@ impl PoolState {
     /// used longer ago; what is left is about as much as it has room for. (The prompt itself is in
     /// its cache now in any case.) A claim that holds while the list is full lets the capacity grow
     /// towards what the server says it has, and a hit that was not claimed lets it grow past that,
-    /// up to four times: caches that spill to host memory hold more than the server counts.
+    /// up to four times: caches that spill to host memory hold more than the server counts. A hit
+    /// that ends within the block after the claimed ones says nothing.
     fn correct(&mut self, flight: &Flight, end: End) {
         let (Some(cached), Some(prompt)) = (end.cached_tokens, end.prompt_tokens) else {
             return;
@@ -150,7 +154,9 @@ impl PoolState {
                 self.set_capacity(at, capacity.min(capacity / 2 + left / 2));
             }
         } else if held >= capacity - capacity / 8 {
-            let surplus = cached > claimed.saturating_add(2 * CLAIM_ERROR_TOKENS);
+            let blurred = (flight.claim.blurred_tokens as f32 * ratio) as u32;
+            let unclaimed = cached.saturating_sub(claimed);
+            let surplus = unclaimed > blurred.saturating_add(2 * CLAIM_ERROR_TOKENS);
             let limit = self.nominal_capacity(at) * if surplus { 4 } else { 1 };
             let grown = (capacity + capacity / 64 + 1).min(limit);
             self.set_capacity(at, grown.max(capacity));
@@ -185,16 +191,48 @@ impl Flight {
 }
 
 /// Prompt tokens in so many leading blocks. If the whole prompt was hashed its tokens are spread
-/// evenly over its blocks, the last partial one counting half; otherwise a token is four bytes.
+/// evenly over its bytes, the last partial block counting half; otherwise a token is four bytes.
 pub(crate) fn hit_tokens(ask: &Ask<'_>, hit_blocks: usize, config: &PickerConfig) -> u32 {
     let blocks = ask.prefix.len();
     if hit_blocks == 0 {
         return 0;
     }
-    let per_block = if blocks < config.prefix_blocks_max {
-        ask.prompt_tokens as f32 / (blocks as f32 + 0.5)
+    let per_base_block = if base_blocks(blocks + 1) <= config.prefix_blocks_max {
+        let partial = f32::from(block_weight(blocks)) / 2.0;
+        ask.prompt_tokens as f32 / (base_blocks(blocks) as f32 + partial)
     } else {
         config.prefix_block_bytes as f32 / 4.0
     };
-    ((hit_blocks as f32 * per_block) as u32).min(ask.prompt_tokens)
+    ((base_blocks(hit_blocks) as f32 * per_base_block) as u32).min(ask.prompt_tokens)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::prefix::BlockHash;
+
+    #[test]
+    fn a_hit_is_worth_its_bytes_whatever_the_size_of_its_blocks() {
+        let config = PickerConfig::default();
+        let check = |blocks: usize, prompt_tokens, hit_blocks, expected: u32| {
+            let prefix = vec![BlockHash(1); blocks];
+            let ask = Ask {
+                prefix: &prefix,
+                prompt_tokens,
+                ..Ask::default()
+            };
+            assert_eq!(hit_tokens(&ask, hit_blocks, &config), expected);
+        };
+        check(0, 50, 0, 0);
+        // 32 blocks of 64 tokens and half of one of 128.
+        check(32, 2_112, 32, 2_048);
+        check(32, 2_112, 16, 1_024);
+        // 32 of 64, 32 of 128, half of one of 256: a half of the blocks is a third of the prompt.
+        check(64, 6_272, 64, 6_144);
+        check(64, 6_272, 32, 2_048);
+        // Longer than is hashed: four bytes a token.
+        check(192, 500_000, 192, 2_016 * 64);
+        check(192, 500_000, 96, 224 * 64);
+        check(192, 1_000, 192, 1_000);
+    }
 }

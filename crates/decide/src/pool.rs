@@ -72,7 +72,7 @@ pub struct EndpointView {
     pub waiting: Option<f32>,
     /// Time until the prompts sent there are prefilled, in milliseconds.
     pub backlog_ms: f32,
-    /// Prompt blocks believed to be in its cache...
+    /// Prompt believed to be in its cache, in blocks of the configured size...
     pub prefix_blocks: usize,
     /// ...of so many that it is believed to have room for.
     pub prefix_blocks_max: usize,

@@ -37,7 +37,7 @@ impl Pick {
 pub struct Choice {
     /// Where to send the request.
     pub address: SocketAddr,
-    /// Leading prompt blocks believed to be in its cache...
+    /// How much of the prompt is believed to be in its cache, in blocks of the configured size...
     pub hit_blocks: u32,
     /// ...and the prompt tokens that they stand for.
     pub hit_tokens: u32,
@@ -56,7 +56,7 @@ pub struct Report {
     pub panic: bool,
     /// How many endpoints went which way.
     pub counts: Counts,
-    /// Blocks in the prompt, to read hits against.
+    /// The prompt's length in blocks of the configured size, to read hits against.
     pub prompt_blocks: u32,
     /// The endpoints: all of a pool of up to [`REPORTED_ALL_UP_TO`] in the pool's order, the best
     /// [`REPORTED_BEST`] candidates of a larger one in the order of their totals.
@@ -74,7 +74,7 @@ pub struct Considered {
     pub scores: SmallVec<[f32; 6]>,
     /// Weighted sum.
     pub total: f32,
-    /// Leading prompt blocks believed to be in its cache.
+    /// How much of the prompt is believed to be in its cache, in blocks of the configured size.
     pub hit_blocks: u32,
     /// Time until this prompt would be prefilled, in milliseconds, if decode did not interfere.
     pub prefill_ms: f32,

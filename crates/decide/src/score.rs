@@ -26,8 +26,9 @@ const UNKNOWN: f32 = 0.5;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Facts {
     pub(crate) slot: u16,
+    /// Leading blocks in cache, each counting one...
     pub(crate) hit_blocks: u16,
-    /// Share of the prompt's blocks in cache.
+    /// ...and the share of the prompt that they are by length.
     pub(crate) hit_share: f32,
     /// Time until prompts sent before are prefilled.
     pub(crate) backlog_ms: f32,

@@ -45,7 +45,7 @@ pub(crate) struct Slot {
     /// Index stamps of the requests whose first byte is still to come; as many as are in flight.
     pub(crate) awaiting: Vec<u64>,
     pub(crate) speed: PrefillSpeed,
-    /// Blocks that the endpoint is believed to have room for.
+    /// Base blocks that the endpoint is believed to have room for.
     pub(crate) prefix_capacity: usize,
 }
 
@@ -264,7 +264,7 @@ fn kv_capacity_tokens(load: &Load) -> Option<u64> {
     (tokens > 0).then_some(tokens)
 }
 
-/// Prompt blocks that a server with this load has room for, at about four bytes a token.
+/// Base blocks of prompt that a server with this load has room for, at about four bytes a token.
 pub(crate) fn prefix_blocks(load: &Load, block_bytes: usize) -> Option<usize> {
     let bytes = kv_capacity_tokens(load)?.saturating_mul(4);
     usize::try_from(bytes).ok()?.checked_div(block_bytes)

@@ -14,7 +14,8 @@ pub struct PickerConfig {
     pub picker: PickerKind,
     /// Endpoints in the ordered answer: the winner and the fallbacks.
     pub endpoints_max: usize,
-    /// Bytes of prompt per prefix block (about four bytes a token).
+    /// Bytes of prompt per prefix block (about four bytes a token). Blocks further on in a prompt
+    /// are longer; where blocks are counted, each counts as the number of these that it is long.
     pub prefix_block_bytes: usize,
     /// Prompt blocks that are looked at; longer prompts match on their beginning.
     pub prefix_blocks_max: usize,

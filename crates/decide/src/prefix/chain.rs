@@ -1,7 +1,8 @@
 //! From prompt bytes to a chain of block hashes: h(i) = H(block i, h(i-1)).
 
-use smallvec::SmallVec;
-use xxhash_rust::xxh3::xxh3_64;
+use xxhash_rust::xxh3::{Xxh3Default, xxh3_64};
+
+use super::size::{base_blocks, block_weight};
 
 /// Identifies one block of a prompt together with everything before it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -25,9 +26,10 @@ impl ChainSeed<'_> {
 
 /// Fills `out` with the hashes of the prompt's whole blocks, the last partial block left out.
 ///
-/// `spans` are the prompt's bytes in order; they are hashed as if joined, and only blocks that
-/// straddle two spans are copied. At most `blocks_max` blocks are hashed: a longer prompt is known
-/// by its beginning. A `block_bytes` of 0 gives no blocks.
+/// `spans` are the prompt's bytes in order; they are hashed as if joined, and none is copied.
+/// Blocks are `block_bytes` long at first and grow as `size.rs` says. What is hashed is at most
+/// `blocks_max` times `block_bytes` long: a longer prompt is known by its beginning. A
+/// `block_bytes` of 0 gives no blocks.
 pub fn chain<'a>(
     seed: ChainSeed<'_>,
     spans: impl Iterator<Item = &'a [u8]>,
@@ -39,33 +41,39 @@ pub fn chain<'a>(
     if block_bytes == 0 {
         return;
     }
-    let mut last = seed.hash();
-    let mut push = |block: &[u8], out: &mut Vec<BlockHash>| {
-        last = link(xxh3_64(block), last);
-        out.push(BlockHash(last));
+    let next_len = |position: usize| {
+        let fits = base_blocks(position + 1) <= blocks_max;
+        fits.then(|| block_bytes * usize::from(block_weight(position)))
     };
-    let mut carry: SmallVec<[u8; 512]> = SmallVec::new();
+    let Some(mut wanted) = next_len(0) else {
+        return;
+    };
+    let mut last = seed.hash();
+    let mut straddling = Xxh3Default::new();
+    let mut straddled = 0;
     for mut span in spans {
-        if !carry.is_empty() {
-            let taken = span.len().min(block_bytes - carry.len());
-            carry.extend_from_slice(&span[..taken]);
-            span = &span[taken..];
-            if carry.len() < block_bytes {
-                continue;
+        while straddled + span.len() >= wanted {
+            let (block, rest) = span.split_at(wanted - straddled);
+            span = rest;
+            let hash = if straddled == 0 {
+                xxh3_64(block)
+            } else {
+                straddling.update(block);
+                let hash = straddling.digest();
+                straddling.reset();
+                straddled = 0;
+                hash
+            };
+            last = link(hash, last);
+            out.push(BlockHash(last));
+            match next_len(out.len()) {
+                Some(len) => wanted = len,
+                None => return,
             }
-            if out.len() == blocks_max {
-                return;
-            }
-            push(&carry, out);
-            carry.clear();
         }
-        let blocks = span.chunks_exact(block_bytes);
-        carry.extend_from_slice(blocks.remainder());
-        for block in blocks {
-            if out.len() == blocks_max {
-                return;
-            }
-            push(block, out);
+        if !span.is_empty() {
+            straddling.update(span);
+            straddled += span.len();
         }
     }
 }
@@ -133,11 +141,26 @@ mod tests {
         assert_eq!(hashes(SEED, &[&[7; 100]], 0, 9), vec![]);
     }
 
+    #[test]
+    fn blocks_grow_with_their_position() {
+        let text: Vec<u8> = (0..220_000_u32).map(|i| (i / 7) as u8).collect();
+        let whole = hashes(SEED, &[&text], 256, 2_048);
+        assert_eq!(whole.len(), 128 + (220_000 / 256 - 480) / 16);
+        for depth in [1, 32, 33, 64, 100, whole.len()] {
+            let bytes = base_blocks(depth) * 256;
+            assert_eq!(hashes(SEED, &[&text[..bytes]], 256, 2_048), whole[..depth]);
+            let less = hashes(SEED, &[&text[..bytes - 1]], 256, 2_048);
+            assert_eq!(less, whole[..depth - 1]);
+            let bounded = hashes(SEED, &[&text], 256, base_blocks(depth));
+            assert_eq!(bounded, whole[..depth]);
+        }
+    }
+
     proptest! {
         #[test]
         fn how_the_prompt_is_cut_into_spans_does_not_matter(
-            spans in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40), 0..12),
-            block in 1_usize..32, max in 0_usize..12,
+            spans in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..400), 0..12),
+            block in 1_usize..32, max in 0_usize..300,
         ) {
             let joined = spans.concat();
             let spans: Vec<&[u8]> = spans.iter().map(Vec::as_slice).collect();

@@ -1,10 +1,14 @@
 //! The approximate prefix index of one pool: block hash to the endpoints that hold it.
 //!
-//! Each endpoint has a list of its blocks, most recently used first, with its own capacity. A
-//! prompt's blocks are always put in that order, root first, so a block is never more recent than
-//! its parent, eviction from the end takes leaves, and **an endpoint that holds a block holds
-//! everything before it**. `matches` leans on that to jump along the chain instead of walking it.
-//! Model servers evict leaves first for the same reason.
+//! What an endpoint holds is a forest: each block knows the one before it, and using a prompt stamps
+//! all of its blocks, so a block is never more recent than its parent. Of the blocks with one stamp
+//! only the deepest is in the endpoint's list, most recent first, and hands its place to its parent
+//! when it goes. So the end of the list is always a leaf, eviction takes leaves, and **an endpoint
+//! that holds a block holds everything before it**. `matches` and `hold` lean on that to jump along
+//! the chain instead of walking it. Model servers evict leaves first for the same reason.
+//!
+//! Blocks grow with their position (`size.rs`); capacities are in base blocks, and each held block
+//! takes as many of them as it is long.
 //!
 //! Bounds: `bytes_max` for all blocks (those whose use is longest ago on any endpoint go first), a
 //! capacity per endpoint, and 65,535 endpoints of 16 bytes each; those beyond hold nothing.
@@ -13,33 +17,48 @@ use smallvec::{SmallVec, smallvec};
 
 use super::chain::BlockHash;
 use super::holders::{Block, Holders, NOBODY, each_bit};
-use super::table::Table;
+use super::size::block_weight;
+use super::table::{Entry, Table};
 
 const NIL: u32 = u32::MAX;
 /// Blocks taken from one endpoint when the whole index is full: finding the endpoint looks at all
 /// of them, so it is not done for every block.
 const EVICTED_AT_ONCE: usize = 32;
 
-/// One endpoint's hold on one block: 24 bytes.
+/// One endpoint's hold on one block: 32 bytes.
 #[derive(Clone, Debug)]
 struct Hold {
     block: BlockHash,
-    /// Towards more recent use; in a free one, the next free one.
+    /// When it was last used: never before its children.
+    stamp: u64,
+    parent: u32,
+    /// Towards more recent use, if listed; in a free one, the next free one.
     newer: u32,
     older: u32,
-    stamp_low: u32,
-    stamp_high: u16,
     slot: u16,
+    /// Base blocks that it takes.
+    weight: u8,
+    /// Whether it is the deepest block with its stamp, and so in the endpoint's list.
+    listed: bool,
 }
 
-impl Hold {
-    fn stamp(&self) -> u64 {
-        u64::from(self.stamp_low) | u64::from(self.stamp_high) << 32
-    }
+/// Where a hold is, with enough of its hash to move it within the table without looking there.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    at: u32,
+    tag: u32,
+}
 
-    fn set_stamp(&mut self, stamp: u64) {
-        self.stamp_low = stamp as u32;
-        self.stamp_high = (stamp >> 32) as u16;
+impl Place {
+    fn hash(self) -> u64 {
+        u64::from(self.tag) << 32
+    }
+}
+
+impl Entry for Place {
+    const VACANT: Self = Self { at: NIL, tag: 0 };
+    fn is_vacant(&self) -> bool {
+        self.at == NIL
     }
 }
 
@@ -47,6 +66,7 @@ impl Hold {
 struct List {
     newest: u32,
     oldest: u32,
+    /// Base blocks held, and how many may be.
     len: u32,
     capacity: u32,
 }
@@ -70,7 +90,7 @@ pub struct PrefixIndex {
     holds: Vec<Hold>,
     free: u32,
     in_use: usize,
-    by_holder: Table<u32>,
+    by_holder: Table<Place>,
     holders: Holders,
     lists: Vec<List>,
     clock: u64,
@@ -99,10 +119,10 @@ impl PrefixIndex {
     /// Replaces the bound. A smaller one empties the index, since giving back memory means
     /// building it anew and a changed configuration is rare.
     pub fn set_bytes_max(&mut self, bytes_max: usize) {
-        // A hold and its two table entries take 24 + 5 + 20 bytes; bit sets get a quarter.
+        // A hold and its two table entries take 32 + 10 + 20 bytes; bit sets get a quarter.
         let set_bytes_max = bytes_max / 4;
         let holds_max = (bytes_max - set_bytes_max).saturating_sub(64)
-            / (size_of::<Hold>() + (size_of::<u32>() + size_of::<Block>()) * 5 / 4);
+            / (size_of::<Hold>() + (size_of::<Place>() + size_of::<Block>()) * 5 / 4);
         if holds_max < self.holds_max {
             self.clear();
         }
@@ -131,13 +151,13 @@ impl PrefixIndex {
             + self.lists.capacity() * size_of::<List>()
     }
 
-    /// Blocks held, counted once per endpoint that holds them.
+    /// Blocks held, of whatever size, counted once per endpoint that holds them.
     #[must_use]
     pub fn holds(&self) -> usize {
         self.in_use
     }
 
-    /// Blocks that the endpoint in `slot` holds.
+    /// Base blocks that the endpoint in `slot` holds.
     #[must_use]
     pub fn held_by(&self, slot: u16) -> usize {
         self.lists
@@ -145,7 +165,7 @@ impl PrefixIndex {
             .map_or(0, |l| l.len as usize)
     }
 
-    /// How many blocks the endpoint in `slot` may hold; it starts with none.
+    /// How many base blocks the endpoint in `slot` may hold; it starts with none.
     pub fn set_capacity(&mut self, slot: u16, capacity: usize) {
         if slot == NOBODY {
             return;
@@ -229,37 +249,53 @@ impl PrefixIndex {
         if usize::from(slot) >= self.lists.len() {
             return held;
         }
-        let mut parent = NIL;
-        for &block in chain {
-            // Past the first miss nothing can be held, see the head of this file.
-            let known = (held.hit_blocks == held.held_blocks)
-                .then(|| self.find_hold(slot, block))
-                .flatten();
-            let at = match known {
-                Some(at) => {
-                    held.hit_blocks += 1;
-                    held.tail_stamp = self.holds[at as usize].stamp();
-                    self.unlink(at);
-                    at
-                }
-                None => match self.add_hold(slot, block, parent) {
-                    Some(at) => at,
-                    None => break,
-                },
+        held.hit_blocks = chain.partition_point(|&block| self.find_hold(slot, block).is_some());
+        held.held_blocks = held.hit_blocks;
+        let hit = match held.hit_blocks {
+            0 => NIL,
+            hits => self.find_hold(slot, chain[hits - 1]).unwrap_or(NIL),
+        };
+        if hit != NIL {
+            held.tail_stamp = self.holds[hit as usize].stamp;
+            self.touch(hit);
+        }
+        let mut tail = hit;
+        for (position, &block) in chain.iter().enumerate().skip(held.hit_blocks) {
+            let Some(at) = self.add_hold(slot, block, block_weight(position)) else {
+                break;
             };
-            self.holds[at as usize].set_stamp(self.clock);
-            self.link_after(at, parent);
+            self.holds[at as usize].parent = tail;
             held.held_blocks += 1;
-            parent = at;
+            tail = at;
+        }
+        if tail != hit {
+            match hit {
+                NIL => self.link_newest(tail),
+                hit => self.replace_listed(hit, tail),
+            }
         }
         held
+    }
+
+    /// Stamps a block and all before it, and lists it as the most recent of its endpoint.
+    fn touch(&mut self, tail: u32) {
+        let mut at = tail;
+        while at != NIL {
+            if self.holds[at as usize].listed {
+                self.unlink(at);
+            }
+            let hold = &mut self.holds[at as usize];
+            hold.stamp = self.clock;
+            at = hold.parent;
+        }
+        self.link_newest(tail);
     }
 
     /// Takes back what `hold` added at `stamp` and nobody used since: the request never arrived.
     pub fn retract(&mut self, slot: u16, added: &[BlockHash], stamp: u64) {
         for &block in added.iter().rev() {
             match self.find_hold(slot, block) {
-                Some(at) if self.holds[at as usize].stamp() == stamp => self.drop_hold(at),
+                Some(at) if self.holds[at as usize].stamp == stamp => self.drop_hold(at),
                 // Used since, and then so was everything before it.
                 Some(_) => return,
                 None => {}
@@ -272,7 +308,7 @@ impl PrefixIndex {
     pub fn forget_older(&mut self, slot: u16, stamp: u64) {
         while let Some(list) = self.lists.get(usize::from(slot)) {
             let oldest = list.oldest;
-            if oldest == NIL || self.holds[oldest as usize].stamp() >= stamp {
+            if oldest == NIL || self.holds[oldest as usize].stamp >= stamp {
                 return;
             }
             self.drop_hold(oldest);
@@ -285,22 +321,25 @@ impl PrefixIndex {
     }
 
     fn find_hold(&self, slot: u16, block: BlockHash) -> Option<u32> {
-        let place = self.find_place(slot, block)?;
-        Some(*self.by_holder.get(place))
-    }
-
-    fn find_place(&self, slot: u16, block: BlockHash) -> Option<usize> {
-        self.by_holder.find(holder_hash(slot, block), |&at| {
-            let hold = &self.holds[at as usize];
-            hold.block == block && hold.slot == slot
-        })
+        let tag = tag_of(slot, block);
+        let place = self.by_holder.find(tag.hash(), |place| {
+            place.tag == tag.tag && {
+                let hold = &self.holds[place.at as usize];
+                hold.block == block && hold.slot == slot
+            }
+        })?;
+        Some(self.by_holder.get(place).at)
     }
 
     /// A new hold, not linked yet; `None` if there is no room besides the prompt's own blocks.
-    fn add_hold(&mut self, slot: u16, block: BlockHash, parent: u32) -> Option<u32> {
-        while self.lists[usize::from(slot)].len >= self.lists[usize::from(slot)].capacity {
-            let oldest = self.lists[usize::from(slot)].oldest;
-            if oldest == NIL || oldest == parent {
+    fn add_hold(&mut self, slot: u16, block: BlockHash, weight: u8) -> Option<u32> {
+        loop {
+            let list = &self.lists[usize::from(slot)];
+            if list.len.saturating_add(u32::from(weight)) <= list.capacity {
+                break;
+            }
+            let oldest = list.oldest;
+            if oldest == NIL || self.holds[oldest as usize].stamp == self.clock {
                 return None;
             }
             self.drop_hold(oldest);
@@ -313,27 +352,28 @@ impl PrefixIndex {
         if !added {
             return None;
         }
-        let at = self.allocate(slot, block);
-        let holds = &self.holds;
+        let at = self.allocate(Hold {
+            block,
+            stamp: self.clock,
+            parent: NIL,
+            newer: NIL,
+            older: NIL,
+            slot,
+            weight,
+            listed: false,
+        });
+        let place = Place {
+            at,
+            ..tag_of(slot, block)
+        };
         self.by_holder
-            .insert(holder_hash(slot, block), at, self.holds_max, |&at| {
-                let hold = &holds[at as usize];
-                holder_hash(hold.slot, hold.block)
-            });
+            .insert(place.hash(), place, self.holds_max, |place| place.hash());
         Some(at)
     }
 
-    fn allocate(&mut self, slot: u16, block: BlockHash) -> u32 {
-        let hold = Hold {
-            block,
-            newer: NIL,
-            older: NIL,
-            stamp_low: 0,
-            stamp_high: 0,
-            slot,
-        };
+    fn allocate(&mut self, hold: Hold) -> u32 {
         self.in_use += 1;
-        self.lists[usize::from(slot)].len += 1;
+        self.lists[usize::from(hold.slot)].len += u32::from(hold.weight);
         if self.free != NIL {
             let at = self.free;
             self.free = self.holds[at as usize].newer;
@@ -349,85 +389,114 @@ impl PrefixIndex {
         (self.holds.len() - 1) as u32
     }
 
+    /// Drops a listed leaf. Its parent inherits the place, unless the parent was used since.
     fn drop_hold(&mut self, at: u32) {
-        let (slot, block) = {
-            let hold = &self.holds[at as usize];
-            (hold.slot, hold.block)
-        };
-        self.unlink(at);
+        let Hold {
+            block,
+            stamp,
+            parent,
+            slot,
+            weight,
+            ..
+        } = self.holds[at as usize];
+        match self.holds.get(parent as usize) {
+            Some(before) if before.stamp == stamp => self.replace_listed(at, parent),
+            _ => self.unlink(at),
+        }
         let place = self
-            .find_place(slot, block)
-            .expect("every hold in a list is in the table");
-        let holds = &self.holds;
-        self.by_holder.remove(place, |&at| {
-            let hold = &holds[at as usize];
-            holder_hash(hold.slot, hold.block)
-        });
+            .by_holder
+            .find(tag_of(slot, block).hash(), |place| place.at == at)
+            .expect("every hold in use is in the table");
+        self.by_holder.remove(place, |place| place.hash());
         self.holders.remove(block, slot);
         self.holds[at as usize].newer = self.free;
         self.free = at;
         self.in_use -= 1;
-        self.lists[usize::from(slot)].len -= 1;
+        self.lists[usize::from(slot)].len -= u32::from(weight);
     }
 
     /// Drops a few blocks of the endpoint whose oldest block is the oldest of all, but none of
     /// the prompt that is being added.
     fn evict_oldest(&mut self) -> bool {
         let oldest_of = |list: &List| (list.oldest != NIL).then_some(list.oldest);
-        let Some(mut victim) = self
+        let Some(victim) = self
             .lists
             .iter()
             .filter_map(oldest_of)
-            .min_by_key(|&at| self.holds[at as usize].stamp())
+            .min_by_key(|&at| self.holds[at as usize].stamp)
         else {
             return false;
         };
+        let slot = usize::from(self.holds[victim as usize].slot);
         let mut evicted = 0;
-        while victim != NIL
-            && evicted < EVICTED_AT_ONCE
-            && self.holds[victim as usize].stamp() < self.clock
-        {
-            let newer = self.holds[victim as usize].newer;
-            self.drop_hold(victim);
-            victim = newer;
+        while evicted < EVICTED_AT_ONCE {
+            let oldest = self.lists[slot].oldest;
+            if oldest == NIL || self.holds[oldest as usize].stamp == self.clock {
+                break;
+            }
+            self.drop_hold(oldest);
             evicted += 1;
         }
         evicted > 0
     }
 
     fn unlink(&mut self, at: u32) {
-        let (newer, older, slot) = {
-            let hold = &self.holds[at as usize];
-            (hold.newer, hold.older, usize::from(hold.slot))
-        };
-        match newer {
+        let (newer, older, slot) = self.links(at);
+        self.holds[at as usize].listed = false;
+        self.set_older(newer, slot, older);
+        self.set_newer(older, slot, newer);
+    }
+
+    fn link_newest(&mut self, at: u32) {
+        let slot = usize::from(self.holds[at as usize].slot);
+        let older = self.lists[slot].newest;
+        self.list(at, NIL, older);
+        self.set_older(NIL, slot, at);
+        self.set_newer(older, slot, at);
+    }
+
+    /// Puts `heir`, which is not listed, into the place of `at`, which then is not.
+    fn replace_listed(&mut self, at: u32, heir: u32) {
+        let (newer, older, slot) = self.links(at);
+        self.holds[at as usize].listed = false;
+        self.list(heir, newer, older);
+        self.set_older(newer, slot, heir);
+        self.set_newer(older, slot, heir);
+    }
+
+    fn links(&self, at: u32) -> (u32, u32, usize) {
+        let hold = &self.holds[at as usize];
+        (hold.newer, hold.older, usize::from(hold.slot))
+    }
+
+    fn list(&mut self, at: u32, newer: u32, older: u32) {
+        let hold = &mut self.holds[at as usize];
+        (hold.newer, hold.older, hold.listed) = (newer, older, true);
+    }
+
+    /// Sets what comes after `at`, or first in the list.
+    fn set_older(&mut self, at: u32, slot: usize, older: u32) {
+        match at {
             NIL => self.lists[slot].newest = older,
-            newer => self.holds[newer as usize].older = older,
-        }
-        match older {
-            NIL => self.lists[slot].oldest = newer,
-            older => self.holds[older as usize].newer = newer,
+            at => self.holds[at as usize].older = older,
         }
     }
 
-    /// Links behind `parent`, or as the most recent of all if there is none.
-    fn link_after(&mut self, at: u32, parent: u32) {
-        let slot = usize::from(self.holds[at as usize].slot);
-        let older = match parent {
-            NIL => std::mem::replace(&mut self.lists[slot].newest, at),
-            parent => std::mem::replace(&mut self.holds[parent as usize].older, at),
-        };
-        self.holds[at as usize].newer = parent;
-        self.holds[at as usize].older = older;
-        match older {
-            NIL => self.lists[slot].oldest = at,
-            older => self.holds[older as usize].newer = at,
+    /// Sets what comes before `at`, or last in the list.
+    fn set_newer(&mut self, at: u32, slot: usize, newer: u32) {
+        match at {
+            NIL => self.lists[slot].oldest = newer,
+            at => self.holds[at as usize].newer = newer,
         }
     }
 }
 
-fn holder_hash(slot: u16, block: BlockHash) -> u64 {
-    block.0 ^ (u64::from(slot) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+fn tag_of(slot: u16, block: BlockHash) -> Place {
+    let hash = block.0 ^ (u64::from(slot) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    Place {
+        at: NIL,
+        tag: (hash >> 32) as u32,
+    }
 }
 
 fn covers(outer: &[u64], inner: &[u64]) -> bool {

@@ -14,6 +14,7 @@ pub(super) trait Entry: Copy {
     fn is_vacant(&self) -> bool;
 }
 
+#[cfg(test)]
 impl Entry for u32 {
     const VACANT: Self = Self::MAX;
     fn is_vacant(&self) -> bool {

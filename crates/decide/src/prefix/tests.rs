@@ -8,48 +8,61 @@ use super::*;
 const SLOTS: [u16; 6] = [0, 1, 2, 63, 64, 130];
 const PLENTY: usize = 1 << 20;
 
-/// The simplest thing that behaves alike: blocks with their stamps, most recently used first.
+/// The simplest thing that behaves alike: blocks with their stamps and weights, most recently used
+/// first.
 #[derive(Clone, Default)]
 struct Model {
-    blocks: Vec<(BlockHash, u64)>,
+    blocks: Vec<(BlockHash, u64, usize)>,
     capacity: usize,
 }
 
 impl Model {
+    fn base_blocks(&self) -> usize {
+        self.blocks.iter().map(|(_, _, weight)| weight).sum()
+    }
+
     fn depth(&self, chain: &[BlockHash]) -> usize {
-        let held = |block: &&BlockHash| self.blocks.iter().any(|(b, _)| b == *block);
+        let held = |block: &&BlockHash| self.blocks.iter().any(|(b, ..)| b == *block);
         chain.iter().take_while(held).count()
     }
 
     fn hold(&mut self, chain: &[BlockHash], stamp: u64) -> (usize, usize, u64) {
         let hits = self.depth(chain);
         let tail = chain[..hits].last();
-        let tail = tail.map_or(0, |t| self.blocks.iter().find(|(b, _)| b == t).unwrap().1);
-        self.blocks.retain(|(b, _)| !chain[..hits].contains(b));
+        let tail = tail.map_or(0, |t| self.blocks.iter().find(|(b, ..)| b == t).unwrap().1);
+        self.blocks.retain(|(b, ..)| !chain[..hits].contains(b));
         let mut held = hits;
-        while held < chain.len() && (held < self.capacity || !self.blocks.is_empty()) {
-            if held + self.blocks.len() >= self.capacity && self.blocks.pop().is_none() {
+        while held < chain.len() {
+            while base_blocks(held + 1) + self.base_blocks() > self.capacity {
+                if self.blocks.pop().is_none() {
+                    break;
+                }
+            }
+            if base_blocks(held + 1) > self.capacity {
                 break;
             }
             held += 1;
         }
-        let front = chain[..held].iter().map(|&b| (b, stamp));
+        let weight = |at| usize::from(block_weight(at));
+        let front = (0..held).map(|at| (chain[at], stamp, weight(at)));
         self.blocks = front.chain(self.blocks.iter().copied()).collect();
         (hits, held, tail)
     }
 
     fn set_capacity(&mut self, capacity: usize) {
         self.capacity = capacity;
-        self.blocks.truncate(capacity);
+        while self.base_blocks() > capacity {
+            self.blocks.pop();
+        }
     }
 
     fn forget_older(&mut self, stamp: u64) {
-        self.blocks.retain(|(_, s)| *s >= stamp);
+        self.blocks.retain(|(_, s, _)| *s >= stamp);
     }
 
     fn retract(&mut self, added: &[BlockHash], stamp: u64) {
         self.blocks
-            .retain(|(b, s)| *s != stamp || !added.contains(b));
+            .retain(|(b, s, _)| *s != stamp || !added.contains(b));
     }
 }
 
@@ -77,17 +90,19 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (slot.clone(), path.clone()).prop_map(|(s, p)| Op::HoldAndRetract(s, p)),
         1 => (slot.clone(), path).prop_map(|(s, p)| Op::RetractLater(s, p)),
         1 => Just(Op::RetractNow),
-        1 => (slot.clone(), 0_usize..80).prop_map(|(s, n)| Op::Capacity(s, n)),
+        1 => (slot.clone(), 0_usize..300).prop_map(|(s, n)| Op::Capacity(s, n)),
         1 => (slot.clone(), 0_u64..20).prop_map(|(s, n)| Op::ForgetOlder(s, n)),
         1 => slot.prop_map(Op::Forget),
         1 => Just(Op::Clear),
     ]
 }
 
+/// Six bytes a step, in blocks of a byte and more: up to 70 blocks of three sizes.
 fn chain_of(path: &[u8]) -> Vec<BlockHash> {
     let mut out = Vec::new();
     let seed = ChainSeed::default();
-    chain(seed, std::iter::once(path), 1, path.len(), &mut out);
+    let text: Vec<u8> = path.iter().flat_map(|&step| [step; 6]).collect();
+    chain(seed, std::iter::once(&text[..]), 1, text.len(), &mut out);
     out
 }
 
@@ -110,8 +125,8 @@ fn run(ops: Vec<Op>) -> Result<(), TestCaseError> {
     let mut models = vec![Model::default(); SLOTS.len()];
     let mut pending: Option<Pending> = None;
     for (slot, model) in models.iter_mut().enumerate() {
-        index.set_capacity(SLOTS[slot], 40);
-        model.set_capacity(40);
+        index.set_capacity(SLOTS[slot], 150);
+        model.set_capacity(150);
     }
     for op in ops {
         match op {
@@ -175,7 +190,7 @@ fn run(ops: Vec<Op>) -> Result<(), TestCaseError> {
         }
     }
     for (slot, model) in models.iter().enumerate() {
-        prop_assert_eq!(index.held_by(SLOTS[slot]), model.blocks.len());
+        prop_assert_eq!(index.held_by(SLOTS[slot]), model.base_blocks());
     }
     Ok(())
 }
@@ -219,7 +234,7 @@ fn numbered(id: u64, blocks: u64) -> Vec<BlockHash> {
 fn a_million_blocks_take_less_than_a_hundred_mebibytes() {
     let mut index = PrefixIndex::new(100 << 20);
     for slot in 0..100 {
-        index.set_capacity(slot, 31_250);
+        index.set_capacity(slot, 62_500);
     }
     for id in 0..10_000 {
         index.hold((id % 100) as u16, &numbered(id, 100));

@@ -1,6 +1,7 @@
 //! What happens over time: herds, failures, recoveries, caches, comings and goings.
 
 use super::*;
+use crate::prefix::base_blocks;
 
 const RESET: FailureKind = FailureKind::Reset;
 
@@ -170,8 +171,9 @@ fn the_longest_prefix_wins_until_its_endpoint_is_behind() {
     state.finish(flight, served(), ms(900));
     let pick = state.choose(&ask, ms(901), &mut Rng::seeded(1)).unwrap();
     assert_eq!(letter(pick.winner().address), 'b');
-    assert_eq!(pick.winner().hit_blocks, 125);
-    assert!((7_900..=8_000).contains(&pick.winner().hit_tokens));
+    // 125 blocks of the first size, less what the last, longer one would take.
+    assert_eq!(pick.winner().hit_blocks, 124);
+    assert!((7_850..=8_000).contains(&pick.winner().hit_tokens));
     // 25 requests wait there for as many other prompts of 8,000 tokens.
     let others: Vec<_> = (2..27).map(|id| long_prompt(id, 8_000)).collect();
     let _flights: Vec<_> = others
@@ -179,6 +181,33 @@ fn the_longest_prefix_wins_until_its_endpoint_is_behind() {
         .map(|other| begin(&mut state, 'b', &streamed(other, 8_000), ms(902)))
         .collect();
     assert!(!picked(&state, &ask, ms(903), 1).starts_with('b'));
+}
+
+#[test]
+fn a_share_of_a_prompt_is_counted_by_length_not_by_blocks() {
+    let check = |common_bytes: usize, share: f32, sticky: report::Sticky| {
+        let mut config = only(&[(Scorer::Prefix, 1.0)]);
+        config.sticky_share = 0.8;
+        let mut state = world("a b", config);
+        let mut text = vec![1; 32_000];
+        let before = prompt(&text);
+        let _flight = begin(&mut state, 'a', &streamed(&before, 8_000), ms(1));
+        text[common_bytes..].fill(2);
+        let ask_blocks = prompt(&text);
+        let ask = streamed(&ask_blocks, 8_000);
+        let pick = state.choose(&ask, ms(2), &mut Rng::seeded(1)).unwrap();
+        let a = &pick.report.considered[0];
+        assert_eq!((a.scores[0], pick.report.sticky), (share, sticky));
+        assert_eq!(a.hit_blocks, (share * 124.0).round() as u32);
+    };
+    // 124 base blocks in 71 blocks, the last of which are four long.
+    check(255, 0.0, report::Sticky::Idle);
+    check(256, 1.0 / 124.0, report::Sticky::Idle);
+    check(32 * 256, 32.0 / 124.0, report::Sticky::Idle);
+    // Nine tenths of the blocks, but not four fifths of the prompt.
+    check(96 * 256, 96.0 / 124.0, report::Sticky::Idle);
+    check(100 * 256, 100.0 / 124.0, report::Sticky::Kept);
+    check(124 * 256, 1.0, report::Sticky::Kept);
 }
 
 #[test]
@@ -453,7 +482,10 @@ fn a_new_block_size_empties_the_index() {
     let prompt = long_prompt(1, 2_000);
     let flight = begin(&mut state, 'a', &streamed(&prompt, 2_000), ms(1));
     state.finish(flight, served(), ms(1));
-    assert_eq!(view(&state, 'a', ms(1)).prefix_blocks, prompt.len());
+    assert_eq!(
+        view(&state, 'a', ms(1)).prefix_blocks,
+        base_blocks(prompt.len())
+    );
     let config = PickerConfig {
         prefix_block_bytes: 512,
         ..PickerConfig::default()
@@ -520,14 +552,20 @@ fn a_prompt_that_never_arrived_is_not_in_cache() {
     let ask = streamed(&prompt, 2_000);
     for end in [failed(FailureKind::Connect), End::plain(EndKind::Cancelled)] {
         let flight = begin(&mut state, 'a', &ask, ms(1));
-        assert_eq!(view(&state, 'a', ms(1)).prefix_blocks, prompt.len());
+        assert_eq!(
+            view(&state, 'a', ms(1)).prefix_blocks,
+            base_blocks(prompt.len())
+        );
         state.finish(flight, end, ms(2));
         assert_eq!(view(&state, 'a', ms(2)).prefix_blocks, 0);
     }
     let mut flight = begin(&mut state, 'a', &ask, ms(3));
     state.first_byte(&mut flight, ms(4));
     state.finish(flight, failed(RESET), ms(5));
-    assert_eq!(view(&state, 'a', ms(5)).prefix_blocks, prompt.len());
+    assert_eq!(
+        view(&state, 'a', ms(5)).prefix_blocks,
+        base_blocks(prompt.len())
+    );
 }
 
 /// Serves a prompt of 4,000 tokens, of which the server found `cached` in its cache.
@@ -558,7 +596,7 @@ fn a_server_that_lost_a_prompt_lost_everything_older_and_has_less_room() {
     for id in 0..10 {
         assert_eq!(serve_prompt(&mut state, id, Some(0), u64::from(id) * 10), 0);
     }
-    let blocks = long_prompt(0, 4_000).len();
+    let blocks = base_blocks(long_prompt(0, 4_000).len());
     assert_eq!(view(&state, 'a', ms(200)).prefix_blocks, 10 * blocks);
     // The sixth of ten prompts is gone, so the first five are as well.
     assert!(serve_prompt(&mut state, 5, Some(0), 200) > 3_900);
@@ -594,7 +632,7 @@ fn a_miss_on_a_prompt_that_is_still_being_computed_proves_nothing() {
     let after = view(&state, 'a', ms(20));
     assert_eq!(
         (after.prefix_blocks, after.prefix_blocks_max),
-        (2 * prompt.len(), 1_000)
+        (2 * base_blocks(prompt.len()), 1_000)
     );
     state.finish(first, served(), ms(30));
 }
