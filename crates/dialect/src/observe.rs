@@ -100,6 +100,18 @@ impl ResponseObserver {
         lines.keep(rest, &mut self.usage);
     }
 
+    /// Looks at a whole answer, which came at `now`. Of a document it is cheaper than
+    /// [`Self::push`]: with nothing before or after it to keep in mind, the counts are searched.
+    pub fn push_whole(&mut self, answer: &[u8], now: Moment) {
+        let found = match &self.form {
+            Form::Document(_) => self.usage.tokens.find_in(answer),
+            Form::Events(_) => false,
+        };
+        if !found {
+            self.push(answer, now);
+        }
+    }
+
     /// What was seen, when the answer has ended.
     #[must_use]
     pub fn finish(mut self, now: Moment) -> Usage {

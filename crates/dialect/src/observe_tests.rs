@@ -47,6 +47,9 @@ fn check(api: Api, stream: bool, text: &str, tokens: [u64; 4], events: u64, end:
         let usage = observed(api, stream, text.as_bytes(), size);
         assert_eq!(usage, expected, "in pieces of {size}: {text}");
     }
+    let mut whole = ResponseObserver::new(api, stream);
+    whole.push_whole(text.as_bytes(), ms(5));
+    assert_eq!(whole.finish(ms(5)), expected, "as a whole: {text}");
 }
 
 const CHAT: &str = r#"data: {"id":"c1","object":"chat.completion.chunk","model":"tiny","choices":[{"index":0,"delta":{"role":"assistant","content":"","reasoning_content":null},"logprobs":null,"finish_reason":null}],"usage":null}

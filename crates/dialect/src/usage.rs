@@ -3,8 +3,13 @@
 //! The member may come before or after the answer's text; [`UsageFinder`] keeps only its own bytes.
 //! Which events of a stream are looked at is decided in [`crate::observe`].
 
+use memchr::memmem;
+
 use crate::json::{Cursor, ScanError};
 use crate::track::{Found, Tracker};
+
+/// The name of the member, with its quotes.
+const USAGE: &[u8] = b"\"usage\"";
 
 /// A `usage` object longer than this is ignored: real ones have a few hundred bytes.
 pub(crate) const USAGE_BYTES_MAX: usize = 16 << 10;
@@ -31,6 +36,27 @@ impl TokenCounts {
     pub(crate) fn merge(&mut self, raw: &[u8]) {
         // A fault ends the reading: the counts before it are as good as any.
         let _ = self.read(&mut Cursor::new(raw), raw, true);
+    }
+
+    /// Takes over the `usage` object of a whole document, if it names `usage` just once; false
+    /// if it does so more often, and somebody has to tell the top from what is nested.
+    ///
+    /// Within a JSON string every quote is escaped, so `"usage"` with both of its quotes is a name
+    /// or a string of its own; a colon and a brace tell the name.
+    pub(crate) fn find_in(&mut self, document: &[u8]) -> bool {
+        let mut values = memmem::find_iter(document, USAGE).filter_map(|at| {
+            let behind = document[at + USAGE.len()..].trim_ascii_start();
+            let value = behind.strip_prefix(b":")?.trim_ascii_start();
+            value.starts_with(b"{").then_some(value)
+        });
+        let first = values.next();
+        if values.next().is_some() {
+            return false;
+        }
+        if let Some(value) = first {
+            self.merge(value);
+        }
+        true
     }
 
     fn read(&mut self, cursor: &mut Cursor<'_>, raw: &[u8], top: bool) -> Result<(), ScanError> {

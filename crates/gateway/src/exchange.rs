@@ -25,7 +25,7 @@ use crate::pools::Live;
 use crate::record::{Ending, Record};
 use crate::relay::Body;
 use crate::respond::Refusal;
-use crate::upstream::strip_hop_by_hop;
+use crate::upstream::strip;
 use crate::worker::{Client, Worker};
 use crate::{clock, filters, inference, mirror, service};
 
@@ -281,16 +281,13 @@ impl Exchange {
     ) -> Onward {
         let mut headers = parts.headers;
         let host = authority_of(&parts.uri, &headers);
-        strip_hop_by_hop(&mut headers);
-        for name in [
-            header::HOST,
-            header::CONTENT_LENGTH,
-            header::EXPECT,
-            EXPLAIN_HEADER,
-        ] {
-            headers.remove(name);
-        }
-        forward_for(&mut headers, self.client);
+        strip(&mut headers, |name| {
+            matches!(
+                name.as_str(),
+                "host" | "content-length" | "expect" | "x-forebay-explain"
+            )
+        });
+        forward_for(&mut headers, &self.client);
         if let Ok(id) = HeaderValue::from_str(&self.record.id) {
             headers.insert(REQUEST_ID, id);
         }
@@ -549,7 +546,7 @@ fn upgrade_of(request: &mut Request<Incoming>) -> Option<(String, hyper::upgrade
         .then(|| (protocol, hyper::upgrade::on(request)))
 }
 
-fn forward_for(headers: &mut HeaderMap, client: Client) {
+fn forward_for(headers: &mut HeaderMap, client: &Client) {
     let name = HeaderName::from_static("x-forwarded-for");
     let mut whole = String::new();
     for before in headers
@@ -560,9 +557,13 @@ fn forward_for(headers: &mut HeaderMap, client: Client) {
         whole.push_str(before);
         whole.push_str(", ");
     }
-    whole.push_str(&client.address.ip().to_string());
-    if let Ok(value) = HeaderValue::from_str(&whole) {
-        headers.insert(name, value);
+    if whole.is_empty() {
+        headers.insert(name, client.ip.clone());
+    } else {
+        whole.push_str(client.ip.to_str().unwrap_or_default());
+        if let Ok(value) = HeaderValue::from_str(&whole) {
+            headers.insert(name, value);
+        }
     }
     let scheme = HeaderValue::from_static(if client.tls { "https" } else { "http" });
     headers.insert(HeaderName::from_static("x-forwarded-proto"), scheme);

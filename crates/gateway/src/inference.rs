@@ -53,6 +53,11 @@ const CONTROL_HEADERS: [&str; 8] = [
     "x-gateway-model-name",
     "x-llm-d-model-name-rewrite",
 ];
+/// Fields that name the request's objective.
+const OBJECTIVE_HEADERS: [&str; 2] = [
+    "x-llm-d-inference-objective",
+    "x-gateway-inference-objective",
+];
 /// Fields that name a session, first match wins.
 const SESSION_HEADERS: [&str; 6] = [
     "x-session-token",
@@ -119,11 +124,11 @@ pub(crate) async fn serve(
     let reading = read(api, &onward)?;
     ex.record.model.clone_from(&reading.model);
     ex.record.stream = reading.stream;
-    ex.record.priority = priority(pool, &onward.headers);
-    let session = session(&onward.headers, &reading, &onward.body);
-    for name in CONTROL_HEADERS {
-        onward.headers.remove(name);
-    }
+    let controls = Controls::take(pool, &mut onward.headers);
+    ex.record.priority = controls.priority;
+    let session = controls
+        .session
+        .or_else(|| session_of_body(&reading, &onward.body));
     if api != Api::Other {
         // Usage is read in passing, which needs the answer as it is.
         onward.headers.remove(header::ACCEPT_ENCODING);
@@ -248,23 +253,43 @@ fn read(api: Api, onward: &Onward) -> Result<Reading, Refusal> {
     }
 }
 
-fn priority(pool: &Pool, headers: &HeaderMap) -> i32 {
-    let name = [
-        "x-llm-d-inference-objective",
-        "x-gateway-inference-objective",
-    ]
-    .iter()
-    .find_map(|name| headers.get(*name)?.to_str().ok());
-    name.and_then(|name| pool.objectives.get(name))
-        .copied()
-        .unwrap_or(0)
+/// What the client's control fields say; they go no further.
+#[derive(Debug, Default)]
+struct Controls {
+    priority: i32,
+    session: Option<u64>,
 }
 
-fn session(headers: &HeaderMap, reading: &Reading, body: &ClientBody) -> Option<u64> {
-    let named = SESSION_HEADERS.iter().find_map(|name| headers.get(*name));
-    if let Some(value) = named {
-        return Some(session_key(value.as_bytes()));
+impl Controls {
+    /// Reads and removes them. One pass over the fields that are there: most requests have none.
+    fn take(pool: &Pool, headers: &mut HeaderMap) -> Self {
+        let mut found = Self::default();
+        let mut rank = SESSION_HEADERS.len();
+        let mut gone: SmallVec<[http::HeaderName; 4]> = SmallVec::new();
+        for (name, value) in &*headers {
+            let name_text = name.as_str();
+            if OBJECTIVE_HEADERS.contains(&name_text) {
+                let objective = value.to_str().unwrap_or_default();
+                found.priority = pool.objectives.get(objective).copied().unwrap_or(0);
+            }
+            if CONTROL_HEADERS.contains(&name_text) {
+                gone.push(name.clone());
+            }
+            let place = SESSION_HEADERS.iter().position(|known| *known == name_text);
+            if let Some(place) = place.filter(|place| *place < rank) {
+                rank = place;
+                found.session = Some(session_key(value.as_bytes()));
+            }
+        }
+        for name in gone {
+            headers.remove(name);
+        }
+        found
     }
+}
+
+/// The session that the body names.
+fn session_of_body(reading: &Reading, body: &ClientBody) -> Option<u64> {
     let ClientBody::Read(peeked) = body else {
         return None;
     };

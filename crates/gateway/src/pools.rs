@@ -3,7 +3,7 @@
 //! A pool's state sits behind one short mutex that is never held across an await. Configuration is
 //! swapped in whole as [`Live`]; the state of a pool outlives the snapshots that describe it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -11,6 +11,7 @@ use arc_swap::ArcSwap;
 use forebay_decide::{Ask, End, EndKind, Flight, PoolState};
 use forebay_model::route::Target;
 use forebay_model::{Moment, ObjectName, Pool, Snapshot};
+use rustc_hash::FxHashMap;
 use tokio::sync::watch;
 
 use crate::catalogue::Catalogue;
@@ -24,7 +25,7 @@ pub struct Live {
     /// The configuration.
     pub snapshot: Arc<Snapshot>,
     /// The pools by name.
-    pub pools: HashMap<ObjectName, Arc<PoolRuntime>>,
+    pub pools: FxHashMap<ObjectName, Arc<PoolRuntime>>,
     /// TLS by port.
     pub(crate) tls: TlsPorts,
     addresses: HashSet<SocketAddr>,
@@ -144,7 +145,7 @@ impl Live {
     pub fn empty() -> Self {
         Self {
             snapshot: Arc::default(),
-            pools: HashMap::new(),
+            pools: FxHashMap::default(),
             tls: TlsPorts::default(),
             addresses: HashSet::new(),
         }

@@ -114,9 +114,13 @@ impl Relay {
             }
         };
         let now = clock::now();
-        self.settle.first_byte(now);
+        let whole = self.settle.first_byte(now) && self.is_complete();
         if let Some(observer) = &mut self.observer {
-            observer.push(&data, now);
+            if whole {
+                observer.push_whole(&data, now);
+            } else {
+                observer.push(&data, now);
+            }
         }
         match &mut self.restorer {
             Some(restorer) => {
@@ -126,6 +130,9 @@ impl Relay {
             }
             None => self.ready.push_back(data),
         }
+        // Counted before they leave: the exchange may be settled with the last of them.
+        let queued = self.ready.iter().map(Bytes::len).sum();
+        self.settle.bytes_out(queued);
         if self.is_complete() {
             self.finish(Ending::Complete, EndKind::Served);
         }
@@ -190,7 +197,6 @@ impl Relay {
 
     fn pop(&mut self) -> Option<Result<Frame<Bytes>, SendError>> {
         let data = self.ready.pop_front()?;
-        self.settle.bytes_out(data.len());
         Some(Ok(Frame::data(data)))
     }
 
@@ -314,13 +320,13 @@ impl Settle {
         self.now(Ending::Complete, EndKind::Served, None);
     }
 
-    /// Notes the first byte of the response.
-    pub(crate) fn first_byte(&mut self, now: forebay_model::Moment) {
+    /// Notes the first byte of the response; true if this is it.
+    pub(crate) fn first_byte(&mut self, now: forebay_model::Moment) -> bool {
         let Some(record) = &mut self.record else {
-            return;
+            return false;
         };
         if record.first_byte.is_some() {
-            return;
+            return false;
         }
         record.first_byte = Some(now);
         // Only a stream's first byte tells when the prefill was over.
@@ -329,6 +335,7 @@ impl Settle {
         {
             flight.first_byte(now);
         }
+        true
     }
 
     fn bytes_out(&mut self, bytes: usize) {

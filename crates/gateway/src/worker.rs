@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use forebay_decide::{RetryBudget, Rng};
 use forebay_model::ObjectName;
+use http::HeaderValue;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -60,9 +61,11 @@ pub(crate) struct Worker {
 }
 
 /// Where a connection came from.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Client {
     pub(crate) address: SocketAddr,
+    /// Its IP address, as `X-Forwarded-For` says it.
+    pub(crate) ip: HeaderValue,
     pub(crate) port: u16,
     pub(crate) tls: bool,
 }
@@ -217,8 +220,13 @@ async fn connection(held: Held, stream: TcpStream, address: SocketAddr, port: u1
         return;
     }
     let tls = worker.shared.live.load().tls.get(&port).cloned();
+    let address = canonical(address);
+    let Ok(ip) = HeaderValue::from_str(&address.ip().to_string()) else {
+        return;
+    };
     let client = Client {
-        address: canonical(address),
+        address,
+        ip,
         port,
         tls: tls.is_some(),
     };
@@ -234,7 +242,7 @@ async fn connection(held: Held, stream: TcpStream, address: SocketAddr, port: u1
     let service = {
         let worker = Rc::clone(&worker);
         service_fn(move |request| {
-            let worker = Rc::clone(&worker);
+            let (worker, client) = (Rc::clone(&worker), client.clone());
             async move { Ok::<_, Infallible>(exchange::serve(worker, client, request).await) }
         })
     };

@@ -103,7 +103,7 @@ pub(super) async fn send(
 ) -> Result<Answer, SendError> {
     let mut upload = Upload::new(head, body);
     let Conn {
-        io,
+        mut io,
         address,
         mut buf,
     } = conn;
@@ -114,7 +114,7 @@ pub(super) async fn send(
         if let Poll::Ready(Err(SendError::ClientBody)) = upload.poll(&io, cx) {
             return Poll::Ready(Err(SendError::ClientBody));
         }
-        poll_head(&io, &mut buf, cx)
+        poll_head(&mut io, &mut buf, cx)
     })
     .await?;
     let ParsedHead {
@@ -325,7 +325,7 @@ struct ParsedHead {
 }
 
 fn poll_head(
-    io: &TcpStream,
+    io: &mut TcpStream,
     buf: &mut BytesMut,
     cx: &mut Context<'_>,
 ) -> Poll<Result<ParsedHead, SendError>> {
@@ -348,22 +348,18 @@ fn poll_head(
     }
 }
 
+/// Reads what is there. A short read leaves the socket known as drained, so that the next call
+/// waits instead of asking the kernel once more.
 fn poll_read(
-    io: &TcpStream,
+    io: &mut TcpStream,
     buf: &mut BytesMut,
     read_bytes: usize,
     cx: &mut Context<'_>,
 ) -> Poll<io::Result<usize>> {
-    loop {
-        ready!(io.poll_read_ready(cx))?;
-        if buf.capacity() - buf.len() < read_bytes / 4 {
-            buf.reserve(read_bytes);
-        }
-        match io.try_read_buf(buf) {
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-            done => return Poll::Ready(done),
-        }
+    if buf.capacity() - buf.len() < read_bytes / 4 {
+        buf.reserve(read_bytes);
     }
+    tokio_util::io::poll_read_buf(Pin::new(io), cx, buf)
 }
 
 /// Takes a complete head off the buffer.
@@ -536,7 +532,7 @@ impl H1Body {
                 self.release();
                 return Poll::Ready(None);
             }
-            let n = ready!(poll_read(&conn.io, &mut conn.buf, self.read_bytes, cx))
+            let n = ready!(poll_read(&mut conn.io, &mut conn.buf, self.read_bytes, cx))
                 .map_err(SendError::Reset)?;
             if n == 0 {
                 self.finished = true;

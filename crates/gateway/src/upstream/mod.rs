@@ -276,15 +276,17 @@ impl AnswerBody {
 /// Whether a field belongs to one hop only and must not be passed on.
 #[must_use]
 pub fn is_hop_by_hop(name: &http::HeaderName) -> bool {
-    use http::header;
-    *name == header::CONNECTION
-        || *name == header::TRANSFER_ENCODING
-        || *name == header::UPGRADE
-        || *name == header::TE
-        || *name == header::PROXY_AUTHENTICATE
-        || *name == header::PROXY_AUTHORIZATION
-        || name.as_str() == "keep-alive"
-        || name.as_str() == "proxy-connection"
+    matches!(
+        name.as_str(),
+        "connection"
+            | "transfer-encoding"
+            | "upgrade"
+            | "te"
+            | "keep-alive"
+            | "proxy-connection"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+    )
 }
 
 /// Makes the fields of a response fit to be passed on: without those of one hop, with one
@@ -300,26 +302,25 @@ fn settle_fields(status: StatusCode, headers: &mut HeaderMap) {
 
 /// Removes hop-by-hop fields, those that `Connection` names included.
 pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    let named: SmallVec<[http::HeaderName; 4]> = headers
-        .get_all(http::header::CONNECTION)
-        .iter()
-        .filter_map(|v| v.to_str().ok())
-        .flat_map(|v| v.split(','))
-        .filter_map(|name| http::HeaderName::from_bytes(name.trim().as_bytes()).ok())
-        .collect();
-    for name in named {
-        headers.remove(name);
+    strip(headers, is_hop_by_hop);
+}
+
+/// Removes hop-by-hop fields and those that `ends_here` tells, in one pass over what is there:
+/// asking for each name by itself would hash it.
+pub fn strip(headers: &mut HeaderMap, ends_here: impl Fn(&http::HeaderName) -> bool) {
+    let mut gone: SmallVec<[http::HeaderName; 8]> = SmallVec::new();
+    for (name, value) in &*headers {
+        if *name == http::header::CONNECTION {
+            let listed = value.to_str().unwrap_or_default().split(',');
+            gone.extend(
+                listed.filter_map(|n| http::HeaderName::from_bytes(n.trim().as_bytes()).ok()),
+            );
+        }
+        if is_hop_by_hop(name) || ends_here(name) {
+            gone.push(name.clone());
+        }
     }
-    for name in [
-        http::header::CONNECTION,
-        http::header::TRANSFER_ENCODING,
-        http::header::UPGRADE,
-        http::header::TE,
-        http::header::PROXY_AUTHENTICATE,
-        http::header::PROXY_AUTHORIZATION,
-        http::HeaderName::from_static("keep-alive"),
-        http::HeaderName::from_static("proxy-connection"),
-    ] {
+    for name in gone {
         headers.remove(name);
     }
 }
