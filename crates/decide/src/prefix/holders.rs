@@ -79,6 +79,11 @@ impl Holders {
         self.blocks.find(block.0, |entry| entry.block == block)
     }
 
+    /// See [`Table::warm`].
+    pub(super) fn warm(&self, blocks: impl Iterator<Item = BlockHash>) {
+        self.blocks.warm(blocks.map(|block| block.0));
+    }
+
     /// Sets `mask` to the holders of `block`; false if there are none.
     pub(super) fn mask(&self, block: BlockHash, mask: &mut [u64]) -> bool {
         let Some(place) = self.find(block) else {

@@ -17,7 +17,7 @@ use smallvec::{SmallVec, smallvec};
 
 use super::chain::BlockHash;
 use super::holders::{Block, Holders, NOBODY, each_bit};
-use super::size::block_weight;
+use super::size::{base_blocks, block_weight};
 use super::table::{Entry, Table};
 
 const NIL: u32 = u32::MAX;
@@ -259,6 +259,10 @@ impl PrefixIndex {
             held.tail_stamp = self.holds[hit as usize].stamp;
             self.touch(hit);
         }
+        let fresh = &chain[held.hit_blocks..];
+        let weight = base_blocks(chain.len()) - base_blocks(held.hit_blocks);
+        self.make_room(slot, u32::try_from(weight).unwrap_or(u32::MAX));
+        self.warm(slot, fresh);
         let mut tail = hit;
         for (position, &block) in chain.iter().enumerate().skip(held.hit_blocks) {
             let Some(at) = self.add_hold(slot, block, block_weight(position)) else {
@@ -331,18 +335,59 @@ impl PrefixIndex {
         Some(self.by_holder.get(place).at)
     }
 
+    /// Base blocks that are too many if `more` come.
+    fn excess(&self, slot: u16, more: u32) -> u32 {
+        let list = &self.lists[usize::from(slot)];
+        list.len.saturating_add(more).saturating_sub(list.capacity)
+    }
+
+    /// Drops what was used longest ago until `more` base blocks fit, but none of the prompt that
+    /// is being added.
+    fn make_room(&mut self, slot: u16, more: u32) {
+        let mut victims: SmallVec<[BlockHash; EVICTED_AT_ONCE]> = SmallVec::new();
+        loop {
+            let excess = self.excess(slot, more);
+            victims.clear();
+            let (mut at, mut found) = (self.lists[usize::from(slot)].oldest, 0);
+            while at != NIL && found < excess && victims.len() < EVICTED_AT_ONCE {
+                let hold = &self.holds[at as usize];
+                if hold.stamp == self.clock {
+                    break;
+                }
+                victims.push(hold.block);
+                found += u32::from(hold.weight);
+                at = self.next_oldest(at);
+            }
+            if victims.is_empty() {
+                return;
+            }
+            self.warm(slot, &victims);
+            for _ in 0..victims.len() {
+                self.drop_hold(self.lists[usize::from(slot)].oldest);
+            }
+        }
+    }
+
+    /// What will be the oldest when the oldest, `at`, is gone.
+    fn next_oldest(&self, at: u32) -> u32 {
+        let hold = &self.holds[at as usize];
+        match self.holds.get(hold.parent as usize) {
+            Some(before) if before.stamp == hold.stamp => hold.parent,
+            _ => hold.newer,
+        }
+    }
+
+    /// Looks at the table entries of `blocks` in advance, see [`Table::warm`].
+    fn warm(&self, slot: u16, blocks: &[BlockHash]) {
+        let holds = blocks.iter().map(|&block| tag_of(slot, block).hash());
+        self.by_holder.warm(holds);
+        self.holders.warm(blocks.iter().copied());
+    }
+
     /// A new hold, not linked yet; `None` if there is no room besides the prompt's own blocks.
     fn add_hold(&mut self, slot: u16, block: BlockHash, weight: u8) -> Option<u32> {
-        loop {
-            let list = &self.lists[usize::from(slot)];
-            if list.len.saturating_add(u32::from(weight)) <= list.capacity {
-                break;
-            }
-            let oldest = list.oldest;
-            if oldest == NIL || self.holds[oldest as usize].stamp == self.clock {
-                return None;
-            }
-            self.drop_hold(oldest);
+        if self.excess(slot, u32::from(weight)) > 0 {
+            return None;
         }
         if self.in_use >= self.holds_max && !self.evict_oldest() {
             return None;

@@ -64,6 +64,16 @@ impl<T: Entry> Table<T> {
         }
     }
 
+    /// Brings the places of many hashes into the processor's cache at once, since one at a time
+    /// each waits for memory.
+    pub(super) fn warm(&self, hashes: impl Iterator<Item = u64>) {
+        if self.places.is_empty() {
+            return;
+        }
+        let vacant = hashes.filter(|&hash| self.places[self.home(hash)].is_vacant());
+        std::hint::black_box(vacant.count());
+    }
+
     pub(super) fn get(&self, at: usize) -> &T {
         &self.places[at]
     }
