@@ -18,7 +18,7 @@ use smallvec::{SmallVec, smallvec};
 use super::chain::BlockHash;
 use super::holders::{Block, Holders, NOBODY, each_bit};
 use super::size::{base_blocks, block_weight};
-use super::table::{Entry, Table};
+use super::table::{Entry, LOAD, Table};
 
 const NIL: u32 = u32::MAX;
 /// Blocks taken from one endpoint when the whole index is full: finding the endpoint looks at all
@@ -119,10 +119,10 @@ impl PrefixIndex {
     /// Replaces the bound. A smaller one empties the index, since giving back memory means
     /// building it anew and a changed configuration is rare.
     pub fn set_bytes_max(&mut self, bytes_max: usize) {
-        // A hold and its two table entries take 32 + 10 + 20 bytes; bit sets get a quarter.
+        // A hold and its two table entries take 32 + 12 + 24 bytes; bit sets get a quarter.
         let set_bytes_max = bytes_max / 4;
         let holds_max = (bytes_max - set_bytes_max).saturating_sub(64)
-            / (size_of::<Hold>() + (size_of::<Place>() + size_of::<Block>()) * 5 / 4);
+            / (size_of::<Hold>() + (size_of::<Place>() + size_of::<Block>()) * LOAD.0 / LOAD.1);
         if holds_max < self.holds_max {
             self.clear();
         }

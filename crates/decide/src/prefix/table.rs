@@ -5,8 +5,8 @@
 //! backward-shift removal has no tombstones, and any size will do, so what it takes is
 //! exactly `len_max * LOAD`. Hashes must be well mixed in their upper bits.
 
-/// Places per entry: 5 for 4.
-const LOAD: (usize, usize) = (5, 4);
+/// Places per entry: 3 for 2. Fuller tables have long runs of entries to look through.
+pub(super) const LOAD: (usize, usize) = (3, 2);
 
 /// A value that can say "nobody here".
 pub(super) trait Entry: Copy {

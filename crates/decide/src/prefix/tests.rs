@@ -245,7 +245,7 @@ fn a_million_blocks_take_less_than_a_hundred_mebibytes() {
 
 #[test]
 fn a_full_index_drops_what_was_used_longest_ago_on_any_endpoint() {
-    let mut index = PrefixIndex::new(20_000);
+    let mut index = PrefixIndex::new(22_000);
     for slot in 0..4 {
         index.set_capacity(slot, 1_000);
     }
