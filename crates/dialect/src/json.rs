@@ -5,6 +5,7 @@
 //! which is what makes long prompts cheap. What to look for is the caller's business
 //! ([`crate::scan`], [`crate::usage`]).
 
+use memchr::memchr2;
 use std::borrow::Cow;
 use std::fmt;
 
@@ -448,31 +449,28 @@ fn plain_end(bytes: &[u8], mut at: usize, high_bits: &mut u64) -> usize {
     if let Some(end) = plain_end_in_words(bytes, &mut at, 2, high_bits) {
         return end;
     }
-    // ...blocks, which the compiler turns into vector code, are what a long text needs...
-    while let Some(block) = bytes.get(at..).and_then(<[u8]>::first_chunk::<BLOCK>) {
-        let (mut stop, mut seen) = (false, 0);
+    // ...a long text is searched for its end, and what lies before it is checked in blocks, which
+    // the compiler turns into vector code. A control character stops both for good, so nothing is
+    // searched twice.
+    let rest = bytes.get(at..).unwrap_or_default();
+    let end = memchr2(b'"', b'\\', rest).unwrap_or(rest.len());
+    for block in rest[..end].chunks(BLOCK) {
+        let (mut control, mut seen) = (0, 0);
         for &byte in block {
-            stop |= is_stop(byte);
+            control |= u8::from(byte < 0x20);
             seen |= byte;
         }
-        if stop {
-            break;
-        }
         *high_bits |= u64::from(seen);
-        at += BLOCK;
+        if control != 0 {
+            let plain = block.iter().take_while(|byte| !is_stop(**byte));
+            return at + plain.count();
+        }
+        at += block.len();
     }
-    // ...and words again find the place within the block that stopped it, or within the tail.
-    if let Some(end) = plain_end_in_words(bytes, &mut at, BLOCK / 8, high_bits) {
-        return end;
-    }
-    let tail = bytes.get(at..).unwrap_or_default();
-    let plain = tail.iter().take_while(|byte| !is_stop(**byte));
-    at + plain
-        .inspect(|byte| *high_bits |= u64::from(**byte))
-        .count()
+    at
 }
 
-const BLOCK: usize = 32;
+const BLOCK: usize = 64;
 
 fn plain_end_in_words(
     bytes: &[u8],
