@@ -141,7 +141,7 @@ fn waiting_ends_after_its_time() {
 }
 
 /// The same rules, without any structure.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Naive {
     waiting: Vec<(Ticket, Waiter, Moment)>,
     served: BTreeMap<i32, u64>,
@@ -151,6 +151,20 @@ impl Naive {
     fn fits(&self, waiter: Waiter, limits: GateLimits) -> bool {
         let bytes: usize = self.waiting.iter().map(|(_, w, _)| w.bytes).sum();
         self.waiting.len() < limits.requests_max && bytes + waiter.bytes <= limits.bytes_max
+    }
+
+    /// Displaces until the request fits. If it never does, it is refused: all is as before.
+    fn make_room(&mut self, waiter: Waiter, limits: GateLimits) -> Option<Vec<Ticket>> {
+        let before = self.clone();
+        let mut lost = Vec::new();
+        while !self.fits(waiter, limits) {
+            let Some(ticket) = self.displace(waiter.priority) else {
+                *self = before;
+                return None;
+            };
+            lost.push(ticket);
+        }
+        Some(lost)
     }
 
     fn displace(&mut self, below: i32) -> Option<Ticket> {
@@ -178,6 +192,14 @@ impl Naive {
         let waiting = &self.waiting;
         self.served
             .retain(|p, _| waiting.iter().any(|(_, w, _)| w.priority == *p));
+    }
+
+    fn expire(&mut self, now: Moment, limits: GateLimits) -> Vec<Ticket> {
+        let over = |since: Moment| now.since(since) >= limits.wait_max;
+        let expired = self.waiting.iter().filter(|(_, _, s)| over(*s));
+        let expired: Vec<_> = expired.map(|(t, _, _)| *t).collect();
+        expired.iter().for_each(|t| self.remove(*t));
+        expired
     }
 
     fn release(&mut self) -> Option<Ticket> {
@@ -212,64 +234,86 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
+/// Runs both side by side, and compares what they say and hold after each step.
+fn agree(ops: Vec<Op>) -> Result<(), TestCaseError> {
+    let limits = GateLimits {
+        requests_max: 8,
+        ..small()
+    };
+    let (mut gate, mut naive) = (Gate::new(limits), Naive::default());
+    let mut now = ms(0);
+    for op in ops {
+        match op {
+            Op::Offer(priority, fairness, bytes, free) => {
+                let waiter = Waiter {
+                    priority,
+                    fairness,
+                    bytes,
+                };
+                let first = naive.waiting.iter().all(|(_, w, _)| w.priority < priority);
+                let offer = gate.offer(waiter, now, if free { FREE } else { FULL });
+                if first && free {
+                    prop_assert_eq!(offer, Offer::Go);
+                } else if let Some(lost) = naive.make_room(waiter, limits) {
+                    let Offer::Wait { ticket, displaced } = offer else {
+                        return Err(TestCaseError::fail(format!("{offer:?}")));
+                    };
+                    prop_assert_eq!(displaced, lost);
+                    naive.waiting.push((ticket, waiter, now));
+                } else {
+                    prop_assert_eq!(offer, Offer::Refuse(GateRefusal::QueueFull));
+                }
+            }
+            Op::Tick(later, free) => {
+                now = now.plus(Duration::from_millis(later));
+                let tick = gate.tick(now, if free { FREE } else { FULL });
+                prop_assert_eq!(tick.expired, naive.expire(now, limits));
+                let released = if free { naive.release() } else { None };
+                prop_assert_eq!(tick.released, released);
+            }
+            Op::Withdraw(at) => {
+                if let Some(&(ticket, _, _)) = naive.waiting.get(at) {
+                    prop_assert!(gate.withdraw(ticket));
+                    prop_assert!(!gate.withdraw(ticket));
+                    naive.remove(ticket);
+                }
+            }
+        }
+        prop_assert_eq!(gate.len(), naive.waiting.len());
+        let bytes: usize = naive.waiting.iter().map(|(_, w, _)| w.bytes).sum();
+        prop_assert_eq!(gate.bytes(), bytes);
+        prop_assert!(gate.len() <= limits.requests_max && gate.bytes() <= limits.bytes_max);
+    }
+    Ok(())
+}
+
+/// Found by the property below. The fourth offer of priority 0 would have to displace the only
+/// request of priority -1, which would not be enough: it is refused, and priority -1 goes on
+/// where it was.
+#[test]
+fn a_refused_request_leaves_the_turns_of_those_it_could_not_displace() {
+    let ops = vec![
+        Op::Offer(-1, 2, 1, false),
+        Op::Offer(-1, 1, 1, false),
+        Op::Tick(0, true),
+        Op::Offer(0, 0, 33, false),
+        Op::Offer(0, 0, 26, false),
+        Op::Offer(0, 0, 21, false),
+        Op::Tick(9, false),
+        Op::Offer(0, 0, 21, false),
+        Op::Tick(13, false),
+        Op::Offer(-1, u64::MAX, 1, false),
+        Op::Tick(3, true),
+        Op::Tick(18, false),
+        Op::Offer(-1, 0, 1, false),
+        Op::Tick(7, true),
+    ];
+    agree(ops).unwrap();
+}
+
 proptest! {
     #[test]
     fn agrees_with_a_list(ops in prop::collection::vec(op(), 0..200)) {
-        let limits = GateLimits { requests_max: 8, ..small() };
-        let (mut gate, mut naive) = (Gate::new(limits), Naive::default());
-        let mut now = 0;
-        for op in ops {
-            match op {
-                Op::Offer(priority, fairness, bytes, free) => {
-                    let waiter = Waiter { priority, fairness, bytes };
-                    let first = naive.waiting.iter().all(|(_, w, _)| w.priority < priority);
-                    let offer = gate.offer(waiter, ms(now), if free { FREE } else { FULL });
-                    if first && free {
-                        prop_assert_eq!(offer, Offer::Go);
-                        continue;
-                    }
-                    let before = naive.waiting.clone();
-                    let mut lost = Vec::new();
-                    while !naive.fits(waiter, limits) {
-                        match naive.displace(priority) {
-                            Some(ticket) => lost.push(ticket),
-                            None => break,
-                        }
-                    }
-                    if naive.fits(waiter, limits) {
-                        let Offer::Wait { ticket, displaced } = offer else {
-                            return Err(TestCaseError::fail(format!("{offer:?}")));
-                        };
-                        prop_assert_eq!(displaced, lost);
-                        naive.waiting.push((ticket, waiter, ms(now)));
-                    } else {
-                        naive.waiting = before;
-                        prop_assert_eq!(offer, Offer::Refuse(GateRefusal::QueueFull));
-                    }
-                }
-                Op::Tick(later, free) => {
-                    now += later;
-                    let tick = gate.tick(ms(now), if free { FREE } else { FULL });
-                    let over = |since: Moment| ms(now).since(since) >= limits.wait_max;
-                    let expired: Vec<_> = naive.waiting.iter().filter(|(_, _, s)| over(*s))
-                        .map(|(t, _, _)| *t).collect();
-                    expired.iter().for_each(|t| naive.remove(*t));
-                    prop_assert_eq!(tick.expired, expired);
-                    let released = if free { naive.release() } else { None };
-                    prop_assert_eq!(tick.released, released);
-                }
-                Op::Withdraw(at) => {
-                    if let Some(&(ticket, _, _)) = naive.waiting.get(at) {
-                        prop_assert!(gate.withdraw(ticket));
-                        prop_assert!(!gate.withdraw(ticket));
-                        naive.remove(ticket);
-                    }
-                }
-            }
-            prop_assert_eq!(gate.len(), naive.waiting.len());
-            let bytes: usize = naive.waiting.iter().map(|(_, w, _)| w.bytes).sum();
-            prop_assert_eq!(gate.bytes(), bytes);
-            prop_assert!(gate.len() <= limits.requests_max && gate.bytes() <= limits.bytes_max);
-        }
+        agree(ops)?;
     }
 }
