@@ -349,7 +349,7 @@ impl<'a> Cursor<'a> {
             end: self.at.min(self.bytes.len()),
         };
         if high_bits & HIGH_BITS != 0
-            && let Err(error) = std::str::from_utf8(span.of(self.bytes))
+            && let Err(error) = simdutf8::compat::from_utf8(span.of(self.bytes))
         {
             return Err(ScanError {
                 offset: start + error.valid_up_to(),
@@ -454,20 +454,30 @@ fn plain_end(bytes: &[u8], mut at: usize, high_bits: &mut u64) -> usize {
     // searched twice.
     let rest = bytes.get(at..).unwrap_or_default();
     let end = memchr2(b'"', b'\\', rest).unwrap_or(rest.len());
-    for block in rest[..end].chunks(BLOCK) {
+    let mut run = &rest[..end];
+    while let Some((block, behind)) = run.split_first_chunk::<BLOCK>() {
         let (mut control, mut seen) = (0, 0);
         for &byte in block {
             control |= u8::from(byte < 0x20);
             seen |= byte;
         }
-        *high_bits |= u64::from(seen);
         if control != 0 {
-            let plain = block.iter().take_while(|byte| !is_stop(**byte));
-            return at + plain.count();
+            break;
         }
-        at += block.len();
+        *high_bits |= u64::from(seen);
+        run = behind;
+        at += BLOCK;
     }
-    at
+    // Words find a control character within the block that stopped it, and check the tail; what
+    // ends the run ends them too.
+    if let Some(end) = plain_end_in_words(bytes, &mut at, BLOCK / 8, high_bits) {
+        return end;
+    }
+    let tail = bytes.get(at..).unwrap_or_default();
+    let plain = tail.iter().take_while(|byte| !is_stop(**byte));
+    at + plain
+        .inspect(|byte| *high_bits |= u64::from(**byte))
+        .count()
 }
 
 const BLOCK: usize = 64;
