@@ -1,7 +1,7 @@
 //! Who is out of rotation, and how an endpoint comes back.
 //!
 //! Two independent causes. *Failures*: consecutive failed requests take an endpoint out for 1 s,
-//! then 2, 4 ... 30 s, but never more than half of a pool ([`may_eject_another`]). When the time
+//! then 2, 4 ... 30 s, but never more than half of a pool (`may_eject_another`). When the time
 //! is over one request at a time probes it. *Silence*: consecutive failed scrapes take it out
 //! until a scrape works; that has no share limit, since a server that is gone does not come
 //! back by being sent requests. Whoever comes back ramps up, see [`Standing::Ramping`].

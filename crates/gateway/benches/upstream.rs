@@ -4,7 +4,10 @@
 //! as a server does that generates tokens in bursts. Run: `cargo bench -p forebay-gateway --bench
 //! upstream`. The figures are in `docs/decisions/002-upstream-http1.md`.
 
-#![expect(clippy::unwrap_used, reason = "a benchmark that cannot run may as well stop")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "a benchmark that cannot run may as well stop"
+)]
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
