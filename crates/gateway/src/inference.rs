@@ -20,7 +20,7 @@ use forebay_model::Pool;
 use forebay_model::route::Rule;
 use http::{HeaderMap, Response, StatusCode, header};
 use http_body::Frame;
-use smallvec::{SmallVec, smallvec};
+use smallvec::SmallVec;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -367,17 +367,14 @@ fn outgoing(
         }
         ClientBody::Read(peeked) => peeked,
     };
-    let body = match (model, served) {
-        _ if peeked.bytes.is_empty() => Outgoing::Empty,
-        (Some(ModelAt::Json(text)), Some(name)) => {
-            Outgoing::Pieces(smallvec![replace_model(&peeked.bytes, text, name).into()])
-        }
-        (Some(ModelAt::Form(span)), Some(name)) => Outgoing::Pieces(smallvec![
+    let bytes = match (model, served) {
+        (Some(ModelAt::Json(text)), Some(name)) => replace_model(&peeked.bytes, text, name).into(),
+        (Some(ModelAt::Form(span)), Some(name)) => {
             multipart::replace_model(&peeked.bytes, span, name).into()
-        ]),
-        _ => Outgoing::Pieces(smallvec![peeked.bytes.clone()]),
+        }
+        _ => peeked.bytes.clone(),
     };
-    (body, Some(peeked))
+    (Outgoing::whole(bytes), Some(peeked))
 }
 
 // === admit, pick, send ===

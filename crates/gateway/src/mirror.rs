@@ -35,11 +35,7 @@ pub(crate) fn send(ex: &Exchange, mirror: &Mirror, onward: &Onward) {
         COPIES.fetch_sub(1, Ordering::Relaxed);
         return;
     }
-    let body = if peeked.bytes.is_empty() {
-        Outgoing::Empty
-    } else {
-        Outgoing::Pieces(smallvec::smallvec![peeked.bytes.clone()])
-    };
+    let body = Outgoing::whole(peeked.bytes.clone());
     let worker = Rc::clone(&ex.worker);
     let method = onward.method.clone();
     let (target, host) = (onward.target.clone(), onward.host.clone());

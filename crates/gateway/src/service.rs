@@ -57,11 +57,7 @@ pub(crate) async fn serve(
             };
             (body, None)
         }
-        ClientBody::Read(peeked) if peeked.bytes.is_empty() => (Outgoing::Empty, None),
-        ClientBody::Read(peeked) => (
-            Outgoing::Pieces(smallvec::smallvec![peeked.bytes.clone()]),
-            Some(peeked),
-        ),
+        ClientBody::Read(peeked) => (Outgoing::whole(peeked.bytes.clone()), Some(peeked)),
     };
     let head = Head {
         method: &onward.method,

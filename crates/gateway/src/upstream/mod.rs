@@ -37,6 +37,16 @@ pub enum Outgoing {
 }
 
 impl Outgoing {
+    /// A body that has been read whole.
+    #[must_use]
+    pub fn whole(bytes: Bytes) -> Self {
+        if bytes.is_empty() {
+            Self::Empty
+        } else {
+            Self::Pieces(smallvec::smallvec![bytes])
+        }
+    }
+
     /// Another copy, if the body can be sent twice.
     #[must_use]
     pub fn again(&self) -> Option<Self> {
