@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 
 use forebay_model::Moment;
 use forebay_model::picker::{PickerConfig, PickerKind, Scorer};
-use smallvec::{SmallVec, smallvec};
+use smallvec::SmallVec;
 
 use crate::ask::Ask;
 use crate::exchange::hit_tokens;
@@ -29,6 +29,8 @@ const TIE: f32 = 1e-5;
 /// What each slot's endpoint is in this pick.
 type Verdicts = SmallVec<[Option<Exclusion>; 128]>;
 
+// These are filled in place: as return values their kilobytes would be copied.
+
 struct Candidates {
     facts: SmallVec<[Facts; 32]>,
     sticky: Sticky,
@@ -49,17 +51,24 @@ impl PoolState {
     /// A [`Refusal`] if no endpoint may take the request or the pool is too full for it.
     pub fn choose(&self, ask: &Ask<'_>, now: Moment, rng: &mut Rng) -> Result<Pick, Refusal> {
         self.admit(ask, now)?;
-        let mut verdicts: Verdicts = smallvec![None; self.slots.len()];
+        let mut verdicts = Verdicts::new();
+        verdicts.resize(self.slots.len(), None);
         let panic = self.rule_out(ask, now, &mut verdicts)?;
-        let mut depths: SmallVec<[u16; 256]> = smallvec![0; self.slots.len()];
+        let mut depths = SmallVec::<[u16; 256]>::new();
+        depths.resize(self.slots.len(), 0);
         self.index.matches(ask.prefix, &mut depths);
         let mut candidates = Candidates {
-            facts: self.facts(ask, now, &verdicts, &depths),
+            facts: SmallVec::new(),
             sticky: Sticky::Idle,
             panic,
         };
+        self.facts(ask, now, &verdicts, &depths, &mut candidates.facts);
         candidates.keep_sticky(&self.config, &mut verdicts);
-        let totals = self.totals(&candidates.facts);
+        let mut totals = Totals {
+            columns: SmallVec::new(),
+            totals: SmallVec::new(),
+        };
+        self.totals(&candidates.facts, &mut totals);
         let (order, reason) = self.order(&candidates.facts, &totals.totals, rng);
         let choice = |&at: &usize| {
             let facts = &candidates.facts[at];
@@ -193,7 +202,8 @@ impl PoolState {
         now: Moment,
         verdicts: &[Option<Exclusion>],
         depths: &[u16],
-    ) -> SmallVec<[Facts; 32]> {
+        facts: &mut SmallVec<[Facts; 32]>,
+    ) {
         let adapter = self.adapter(ask.model);
         let session = ask.session.and_then(|session| self.sessions.get(session));
         let prompt_blocks = base_blocks(ask.prefix.len()).max(1) as f32;
@@ -224,18 +234,17 @@ impl PoolState {
                     .is_some_and(|s| usize::from(s.slot) == at && s.generation == slot.generation),
             }
         };
-        let mut facts = SmallVec::with_capacity(self.by_address.len());
+        facts.reserve(self.by_address.len());
         for (at, (slot, verdict)) in self.slots.iter().zip(verdicts).enumerate() {
             if slot.present && verdict.is_none() {
                 facts.push(fact(at, slot));
             }
         }
-        facts
     }
 
-    fn totals(&self, facts: &[Facts]) -> Totals {
-        let mut columns: SmallVec<[f32; 256]> = smallvec![0.0; facts.len() * self.scorers.len()];
-        let mut totals: SmallVec<[f32; 64]> = smallvec![0.0; facts.len()];
+    fn totals(&self, facts: &[Facts], Totals { columns, totals }: &mut Totals) {
+        columns.resize(facts.len() * self.scorers.len(), 0.0);
+        totals.resize(facts.len(), 0.0);
         for (scorer, column) in self
             .scorers
             .iter()
@@ -246,7 +255,6 @@ impl PoolState {
                 *total += scorer.weight * *score;
             }
         }
-        Totals { columns, totals }
     }
 
     /// Positions of the winner and the fallbacks among the candidates.
@@ -493,8 +501,9 @@ pub(crate) fn counting(
     scorers.filter(|s| counts(s.weight)).collect()
 }
 
-/// Whether the configuration looks at the prompt at all, so that it is worth hashing.
-pub(crate) fn reads_prefix(config: &PickerConfig) -> bool {
+/// Whether a pool with this configuration looks at prompts at all, so that hashing them is of use.
+#[must_use]
+pub fn reads_prefix(config: &PickerConfig) -> bool {
     config.sticky_share < 1.0
         || config
             .scorers

@@ -24,6 +24,7 @@ mod slot;
 mod tests;
 
 pub use ask::{Ask, End, EndKind, FailureKind, Flight};
+pub use choose::reads_prefix;
 pub use gate::{Gate, GateLimits, GateRefusal, Offer, Tick, Ticket, Waiter};
 pub use health::{Ejection, EjectionCause, Standing};
 pub use pool::{EndpointView, PoolState};

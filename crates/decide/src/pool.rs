@@ -273,12 +273,6 @@ impl PoolState {
         if known > 0.0 { sum / known } else { 0.0 }
     }
 
-    /// Whether prompts are worth hashing for this pool.
-    #[must_use]
-    pub fn reads_prefix(&self) -> bool {
-        choose::reads_prefix(&self.config)
-    }
-
     /// The policy in force.
     #[must_use]
     pub fn config(&self) -> &PickerConfig {

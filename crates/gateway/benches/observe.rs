@@ -215,13 +215,17 @@ fn settling(what: &str, access_log: Format) {
         otlp: None,
     };
     let telemetry = Telemetry::with_log_sink(&settings, Box::new(io::sink())).expect("a thread");
+    let telemetry = Arc::new(telemetry);
+    let desk = telemetry.desk();
     let mut settled = Duration::ZERO;
     // In rounds, so that the log's writer keeps up as it does in front of a real load.
     for round in 0..SETTLED / 1_000 {
-        let records: Vec<Record> = (0..1_000).map(|n| record(round * 1_000 + n)).collect();
+        let records: Vec<Box<Record>> = (0..1_000)
+            .map(|n| Box::new(record(round * 1_000 + n)))
+            .collect();
         let started = Instant::now();
         for record in records {
-            telemetry.settle(record);
+            desk.settle(record);
         }
         settled += started.elapsed();
         telemetry.flush(Duration::from_secs(1));
@@ -246,13 +250,13 @@ fn record(n: u32) -> Record {
         host: "llm.example.com".into(),
         traceparent: None,
         trace: None,
-        gateway: Some(ObjectName::new("default", "edge")),
-        route: Some(ObjectName::new("default", "chat-route")),
+        gateway: Some(ObjectName::new("default", "edge").into()),
+        route: Some(ObjectName::new("default", "chat-route").into()),
         api: Api::ChatCompletions,
         model: Some(format!("model-{}", n % 10).into()),
         model_served: None,
         stream: true,
-        pool: Some(ObjectName::new("default", "chat")),
+        pool: Some(ObjectName::new("default", "chat").into()),
         priority: 0,
         tries: [Try {
             endpoint: ([10, 0, 0, 1], 8000).into(),

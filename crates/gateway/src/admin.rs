@@ -413,7 +413,7 @@ mod tests {
             otlp: None,
         };
         let telemetry = Arc::new(Telemetry::new(&settings).expect("no threads needed"));
-        telemetry.settle(test_record());
+        telemetry.desk().settle(Box::new(test_record()));
         let readiness = Arc::new(Readiness::default());
         let state = AdminState {
             telemetry,

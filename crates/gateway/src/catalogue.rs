@@ -4,7 +4,7 @@
 //! unknown name is looked up anew before it is refused, at most once a second per pool. Where no
 //! endpoint has a list (Triton, for one) every name passes.
 
-use std::collections::HashSet;
+use rustc_hash::FxHashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -51,7 +51,7 @@ pub(crate) struct Catalogue {
 struct Known {
     at: Moment,
     /// `None` if no endpoint had a list.
-    names: Option<HashSet<String>>,
+    names: Option<FxHashSet<String>>,
     body: Bytes,
 }
 
@@ -81,26 +81,29 @@ pub(crate) async fn list(
     Ok(ex.finish_here(response))
 }
 
-/// Refuses a model that the pool does not have.
+/// Whether the pool is known to have a model; an old list is fetched anew in passing.
+pub(crate) fn has(ex: &Exchange, runtime: &Arc<PoolRuntime>, model: &str) -> bool {
+    let known = runtime.catalogue.known.load();
+    let Some(known) = &*known else {
+        return false;
+    };
+    let names = known.names.as_ref();
+    let has = names.is_none_or(|names| names.contains(model));
+    if has && clock::now().since(known.at) > FRESH_FOR {
+        let (worker, runtime) = (std::rc::Rc::clone(&ex.worker), Arc::clone(runtime));
+        tokio::task::spawn_local(async move {
+            refresh(&worker, &runtime, FRESH_FOR).await;
+        });
+    }
+    has
+}
+
+/// Asks the endpoints, and refuses a model that the pool does not have.
 pub(crate) async fn check(
     ex: &Exchange,
     runtime: &Arc<PoolRuntime>,
     model: &str,
 ) -> Result<(), Refusal> {
-    if let Some(known) = &*runtime.catalogue.known.load()
-        && known
-            .names
-            .as_ref()
-            .is_none_or(|names| names.contains(model))
-    {
-        if clock::now().since(known.at) > FRESH_FOR {
-            let (worker, runtime) = (std::rc::Rc::clone(&ex.worker), Arc::clone(runtime));
-            tokio::task::spawn_local(async move {
-                refresh(&worker, &runtime, FRESH_FOR).await;
-            });
-        }
-        return Ok(());
-    }
     let known = refresh(&ex.worker, runtime, DOUBTED_AFTER).await;
     match known.as_ref().and_then(|known| known.names.as_ref()) {
         Some(names) if !names.contains(model) => Err(unknown(runtime, model, names)),
@@ -109,7 +112,7 @@ pub(crate) async fn check(
     }
 }
 
-fn unknown(runtime: &PoolRuntime, model: &str, names: &HashSet<String>) -> Refusal {
+fn unknown(runtime: &PoolRuntime, model: &str, names: &FxHashSet<String>) -> Refusal {
     let mut list: Vec<&str> = names.iter().map(String::as_str).collect();
     list.sort_unstable();
     let more = list.len().saturating_sub(NAMES_TOLD_MAX);

@@ -21,16 +21,14 @@ use hyper::body::{Body as _, Incoming};
 use tokio::time::Instant;
 
 use crate::peek::{self, Peeked};
-use crate::pools::Live;
-use crate::record::{Ending, Record};
+use crate::record::{Draft, Ending, Record};
 use crate::relay::Body;
 use crate::respond::Refusal;
 use crate::upstream::strip;
+use crate::view::View;
 use crate::worker::{Client, Worker};
 use crate::{clock, filters, inference, mirror, service};
 
-/// Asks for `x-forebay-endpoint` and `x-forebay-decision` in the response.
-const EXPLAIN_HEADER: HeaderName = HeaderName::from_static("x-forebay-explain");
 /// Where the request went.
 const ENDPOINT_HEADER: HeaderName = HeaderName::from_static("x-forebay-endpoint");
 /// The request's id, by which `forebay explain` finds the decision.
@@ -45,13 +43,11 @@ const MODEL_BYTES_MAX: usize = 1024;
 #[derive(Debug)]
 pub(crate) struct Exchange {
     pub(crate) worker: Rc<Worker>,
-    pub(crate) client: Client,
-    pub(crate) live: Arc<Live>,
-    pub(crate) record: Box<Record>,
+    pub(crate) client: Rc<Client>,
+    pub(crate) live: Rc<View>,
+    pub(crate) record: Draft,
     /// When the route's request timeout passes; once an endpoint answers, that of its try too.
     pub(crate) deadline: Option<Instant>,
-    /// The record has been handed on.
-    settled: bool,
     explain: bool,
     /// Edits of the response, gathered on the way in.
     response_filters: Vec<Filter>,
@@ -83,7 +79,7 @@ pub(crate) struct Onward {
 /// Serves one request. Never fails: what goes wrong is a response with a reason.
 pub(crate) async fn serve(
     worker: Rc<Worker>,
-    client: Client,
+    client: Rc<Client>,
     mut request: Request<Incoming>,
 ) -> Response<Body> {
     let upgrade = upgrade_of(&mut request);
@@ -96,19 +92,19 @@ pub(crate) async fn serve(
 }
 
 impl Exchange {
-    fn accept(worker: Rc<Worker>, client: Client, parts: &Parts, body: &Incoming) -> Self {
-        let live = worker.shared.live.load_full();
+    fn accept(worker: Rc<Worker>, client: Rc<Client>, parts: &Parts, body: &Incoming) -> Self {
+        let live = worker.live();
         let path = parts.uri.path();
-        let text = |name: &str| parts.headers.get(name).and_then(|v| v.to_str().ok());
-        let traceparent = text("traceparent");
+        let noted = Noted::of(&parts.headers);
+        let traceparent = noted.traceparent;
         let record = Record {
-            id: request_id(&worker, &parts.headers),
+            id: request_id(&worker, noted.id),
             started: clock::now(),
             started_at: SystemTime::now(),
             client: client.address,
             method: parts.method.clone(),
             path: path.into(),
-            host: host_of(parts).into(),
+            host: host_of(parts, noted.host).into(),
             trace: worker.shared.telemetry.begin_trace(traceparent),
             traceparent: traceparent.map(Into::into),
             api: Api::of(parts.method.as_str(), path),
@@ -119,12 +115,11 @@ impl Exchange {
             worker,
             client,
             live,
-            record: Box::new(record),
+            record: Draft::new(record),
             deadline: None,
-            settled: false,
-            explain: parts.headers.contains_key(EXPLAIN_HEADER),
+            explain: noted.explain,
             response_filters: Vec::new(),
-            origin: parts.headers.get(header::ORIGIN).cloned(),
+            origin: noted.origin.cloned(),
         }
     }
 
@@ -135,7 +130,7 @@ impl Exchange {
         upgrade: Option<(String, hyper::upgrade::OnUpgrade)>,
     ) -> Result<Response<Body>, Refusal> {
         check_framing(&parts)?;
-        let live = Arc::clone(&self.live);
+        let live = Rc::clone(&self.live);
         let listener = self.listener(&live)?;
         // A model named by the client itself must not pass for one found in the body.
         parts.headers.remove(MODEL_HEADER);
@@ -144,39 +139,40 @@ impl Exchange {
             self.name_model(&mut parts, &body)?;
         }
         let entry = self.route(listener, &parts)?;
-        let rule = Arc::clone(&entry.rule);
+        let rule = &*entry.rule;
         self.deadline = rule.timeouts.request.map(|limit| Instant::now() + limit);
         if let Some(answer) = self.answer_in_place(&parts, entry) {
             return Ok(self.finish_here(answer));
         }
-        let chosen = self.target(&rule)?;
+        let chosen = self.target(rule)?;
         let mut onward = self.onward(parts, body, upgrade);
-        self.filter(&mut onward, entry, &rule.filters).await?;
-        self.filter(&mut onward, entry, &chosen.filters).await?;
+        for filters in [&rule.filters, &chosen.filters] {
+            if !filters.is_empty() {
+                Box::pin(self.filter(&mut onward, entry, filters)).await?;
+            }
+        }
         let response = match &chosen.target {
             Target::Broken(broken) => return Err(Refusal::broken(broken)),
-            Target::Service(to) => service::serve(self, &rule, to, onward).await?,
-            Target::Pool(pool) => inference::serve(self, &rule, pool, onward).await?,
+            Target::Service(to) => Box::pin(service::serve(self, rule, to, onward)).await?,
+            Target::Pool(pool) => inference::serve(self, rule, pool, onward).await?,
         };
         Ok(self.decorate(response))
     }
 
     // === route ===
 
-    fn listener<'a>(&mut self, live: &'a Live) -> Result<&'a Listener, Refusal> {
-        let host = &*self.record.host;
-        live.snapshot
-            .ports
-            .get(&self.client.port)
-            .and_then(|port| {
-                port.listeners.iter().find(|l| {
-                    l.hostname
-                        .as_ref()
-                        .is_none_or(|pattern| pattern.covers(host))
-                })
-            })
-            .inspect(|listener| self.record.gateway = Some(listener.gateway.clone()))
-            .ok_or_else(|| Refusal::no_route(host, &self.record.path))
+    fn listener<'a>(&mut self, live: &'a View) -> Result<&'a Listener, Refusal> {
+        let record = &mut *self.record;
+        let covers = |listener: &&Listener| {
+            let pattern = listener.hostname.as_ref();
+            pattern.is_none_or(|pattern| pattern.covers(&record.host))
+        };
+        let port = live.snapshot.ports.get(&self.client.port);
+        let listener = port
+            .and_then(|port| port.listeners.iter().find(covers))
+            .ok_or_else(|| Refusal::no_route(&record.host, &record.path))?;
+        record.gateway = Some(live.name(&listener.gateway));
+        Ok(listener)
     }
 
     fn route<'a>(&mut self, listener: &'a Listener, parts: &Parts) -> Result<&'a Entry, Refusal> {
@@ -185,7 +181,7 @@ impl Exchange {
             host: &self.record.host,
         });
         let entry = entry.ok_or_else(|| Refusal::no_route(&self.record.host, &self.record.path))?;
-        self.record.route = Some(entry.rule.route.clone());
+        self.record.route = Some(self.live.name(&entry.rule.route));
         Ok(entry)
     }
 
@@ -392,15 +388,19 @@ impl Exchange {
         self.record.status = response.status().as_u16();
         self.record.bytes_out = response.body().full_len();
         self.record.finished = clock::now();
-        let record = self.take_record();
-        self.worker.shared.telemetry.settle(*record);
+        self.settle();
         response
     }
 
     /// Takes the record out, for whoever settles the exchange.
-    pub(crate) fn take_record(&mut self) -> Box<Record> {
-        self.settled = true;
-        std::mem::take(&mut self.record)
+    pub(crate) fn take_record(&mut self) -> Draft {
+        self.record.take()
+    }
+
+    fn settle(&mut self) {
+        if let Some(record) = self.record.take().into_inner() {
+            self.worker.desk.settle(record);
+        }
     }
 
     /// When a try at a backend that begins now must have brought its whole answer.
@@ -422,11 +422,10 @@ impl Exchange {
 impl Drop for Exchange {
     /// A client that leaves before there is a response leaves a record all the same.
     fn drop(&mut self) {
-        if !self.settled {
+        if self.record.is_open() {
             self.record.end = Ending::ClientGone;
             self.record.finished = clock::now();
-            let record = self.take_record();
-            self.worker.shared.telemetry.settle(*record);
+            self.settle();
         }
     }
 }
@@ -454,6 +453,44 @@ impl RequestHead for HeadView<'_> {
     }
     fn header(&self, name: &str) -> Option<&str> {
         self.parts.headers.get(name).and_then(|v| v.to_str().ok())
+    }
+}
+
+/// What an exchange wants to know of the fields from the start. Found in one pass, since each look
+/// for one name hashes it, and most requests have none of these.
+#[derive(Default)]
+struct Noted<'a> {
+    host: Option<&'a str>,
+    id: Option<&'a str>,
+    traceparent: Option<&'a str>,
+    origin: Option<&'a HeaderValue>,
+    explain: bool,
+}
+
+impl<'a> Noted<'a> {
+    fn of(headers: &'a HeaderMap) -> Self {
+        let mut noted = Self::default();
+        for (name, value) in headers {
+            let place = match name.as_str() {
+                "host" => &mut noted.host,
+                "x-request-id" => &mut noted.id,
+                "traceparent" => &mut noted.traceparent,
+                "origin" => {
+                    noted.origin.get_or_insert(value);
+                    continue;
+                }
+                "x-forebay-explain" => {
+                    noted.explain = true;
+                    continue;
+                }
+                _ => continue,
+            };
+            // The first of several counts.
+            if place.is_none() {
+                *place = value.to_str().ok();
+            }
+        }
+        noted
     }
 }
 
@@ -505,12 +542,8 @@ fn check_framing(parts: &Parts) -> Result<(), Refusal> {
 }
 
 /// The host, lower case, without port.
-fn host_of(parts: &Parts) -> String {
+fn host_of(parts: &Parts, host: Option<&str>) -> String {
     let authority = parts.uri.authority().map(http::uri::Authority::as_str);
-    let host = parts
-        .headers
-        .get(header::HOST)
-        .and_then(|v| v.to_str().ok());
     let host = authority.or(host).unwrap_or_default();
     let name = match host.strip_prefix('[') {
         Some(v6) => v6.split(']').next().unwrap_or_default(),
@@ -569,13 +602,17 @@ fn forward_for(headers: &mut HeaderMap, client: &Client) {
     headers.insert(HeaderName::from_static("x-forwarded-proto"), scheme);
 }
 
-fn request_id(worker: &Worker, headers: &HeaderMap) -> Arc<str> {
-    let given = headers.get(REQUEST_ID).and_then(|v| v.to_str().ok());
+fn request_id(worker: &Worker, given: Option<&str>) -> Arc<str> {
     match given.filter(|id| !id.is_empty() && id.len() <= REQUEST_ID_BYTES_MAX) {
         Some(id) => id.into(),
         None => {
             let mut rng = worker.rng.borrow_mut();
-            format!("{:016x}{:016x}", rng.next_u64(), rng.next_u64()).into()
+            let drawn = u128::from(rng.next_u64()) << 64 | u128::from(rng.next_u64());
+            let mut text = [0; 32];
+            for (n, digit) in text.iter_mut().enumerate() {
+                *digit = b"0123456789abcdef"[(drawn >> (4 * (31 - n)) & 15) as usize];
+            }
+            str::from_utf8(&text).unwrap_or_default().into()
         }
     }
 }

@@ -9,20 +9,36 @@ use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use forebay_decide::{Considered, Report};
+use forebay_model::ObjectName;
 use serde::{Deserialize, Serialize};
 
 use crate::record::Record;
 use crate::telemetry::{Measured, ending, millis, rfc3339};
 
-/// Exchanges that are kept; the oldest make room. A record with its report takes 2 to 5 KiB (texts
-/// of the client are cut, a report describes at most 32 endpoints), so this is about 5 MiB.
-pub const DECISIONS_MAX: usize = 1_024;
+/// Exchanges that are kept for each worker; the oldest make room. A record with its report takes 2
+/// to 5 KiB (texts of the client are cut, a report describes at most 32 endpoints). More of them
+/// would not stay in a core's cache, and every request would wait for memory.
+pub const DECISIONS_PER_WORKER_MAX: usize = 64;
 
-/// The last exchanges.
+/// The last exchanges of all workers.
 #[derive(Debug, Default)]
-pub struct Decisions {
-    // One short lock per exchange: a push and a pop of a pointer.
-    ring: Mutex<VecDeque<Arc<Record>>>,
+pub struct Decisions(Mutex<Vec<Arc<Ring>>>);
+
+/// The last exchanges of one worker.
+#[derive(Debug, Default)]
+pub(crate) struct Ring(Mutex<VecDeque<Arc<Record>>>);
+
+impl Ring {
+    /// Keeps `record`, and gives up the oldest at [`DECISIONS_PER_WORKER_MAX`].
+    pub(crate) fn push(&self, record: Arc<Record>) {
+        let mut ring = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let full = ring.len() >= DECISIONS_PER_WORKER_MAX;
+        let oldest = full.then(|| ring.pop_front());
+        ring.push_back(record);
+        drop(ring);
+        // Freed outside the lock.
+        drop(oldest);
+    }
 }
 
 /// What to show.
@@ -37,36 +53,33 @@ pub struct Query {
 }
 
 impl Decisions {
-    /// Keeps `record`, and gives up the oldest at [`DECISIONS_MAX`].
-    pub(crate) fn push(&self, record: Arc<Record>) {
-        let oldest = {
-            let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
-            let oldest = if ring.len() >= DECISIONS_MAX {
-                ring.pop_front()
-            } else {
-                None
-            };
-            ring.push_back(record);
-            oldest
-        };
-        // Freed outside the lock.
-        drop(oldest);
+    /// A ring for one worker.
+    pub(crate) fn add_worker(&self) -> Arc<Ring> {
+        let ring = Arc::default();
+        let mut rings = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        rings.push(Arc::clone(&ring));
+        ring
     }
 
     /// The exchanges that `query` asks for, newest first.
     #[must_use]
     pub fn find(&self, query: &Query) -> Vec<Entry> {
-        let found: Vec<Arc<Record>> = {
-            let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
-            let limit = query.limit.unwrap_or(DECISIONS_MAX);
-            ring.iter()
-                .rev()
-                .filter(|r| query.matches(r))
-                .take(limit)
-                .cloned()
-                .collect()
-        };
-        found.iter().map(|record| Entry::of(record)).collect()
+        let rings = self
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        let limit = query.limit.unwrap_or(usize::MAX);
+        let mut found: Vec<Arc<Record>> = Vec::new();
+        for ring in rings {
+            let ring = ring.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let newest_first = ring.iter().rev().filter(|record| query.matches(record));
+            found.extend(newest_first.take(limit).cloned());
+        }
+        // Stable: exchanges that ended at the same moment stay in their ring's order.
+        found.sort_by_key(|record| std::cmp::Reverse(record.finished));
+        let newest = found.iter().take(limit);
+        newest.map(|record| Entry::of(record)).collect()
     }
 }
 
@@ -228,8 +241,7 @@ impl Entry {
     #[must_use]
     pub fn of(record: &Record) -> Self {
         let measured = Measured::of(record);
-        let name =
-            |name: &Option<forebay_model::ObjectName>| name.as_ref().map(ToString::to_string);
+        let name = |name: Option<&ObjectName>| name.map(ToString::to_string);
         Self {
             time: rfc3339(record.started_at),
             id: record.id.to_string(),
@@ -237,8 +249,8 @@ impl Entry {
             status: record.status,
             reason: record.reason.map(str::to_owned),
             end: ending(record.end).to_owned(),
-            route: name(&record.route),
-            pool: name(&record.pool),
+            route: name(record.route.as_deref()),
+            pool: name(record.pool.as_deref()),
             model: record.model.as_deref().map(str::to_owned),
             model_served: record.model_served.as_deref().map(str::to_owned),
             priority: record.priority,
@@ -472,15 +484,18 @@ fn table(text: &mut String, rows: &[Vec<String>]) {
 
 #[cfg(test)]
 mod tests {
+    use forebay_model::Moment;
+
     use super::*;
     use crate::telemetry::test_record;
 
     fn kept(ids: &[&str]) -> Decisions {
         let decisions = Decisions::default();
+        let ring = decisions.add_worker();
         for id in ids {
             let mut record = test_record();
             record.id = (*id).into();
-            decisions.push(Arc::new(record));
+            ring.push(Arc::new(record));
         }
         decisions
     }
@@ -510,12 +525,31 @@ mod tests {
     }
 
     #[test]
+    fn the_rings_of_all_workers_are_shown_as_one() {
+        let decisions = Decisions::default();
+        let rings = [decisions.add_worker(), decisions.add_worker()];
+        for (n, id) in ["a", "b", "c", "d"].into_iter().enumerate() {
+            let mut record = test_record();
+            record.id = id.into();
+            record.finished = Moment::from_millis(10_000 + n as u64);
+            rings[n % 2].push(Arc::new(record));
+        }
+        check(&decisions, "", &["d", "c", "b", "a"]);
+        check(&decisions, "limit=3", &["d", "c", "b"]);
+    }
+
+    #[test]
     fn the_oldest_make_room() {
-        let ids: Vec<String> = (0..DECISIONS_MAX + 2).map(|n| n.to_string()).collect();
+        let ids: Vec<String> = (0..DECISIONS_PER_WORKER_MAX + 2)
+            .map(|n| n.to_string())
+            .collect();
         let decisions = kept(&ids.iter().map(String::as_str).collect::<Vec<_>>());
         check(&decisions, "id=1", &[]);
         check(&decisions, "id=2", &["2"]);
-        assert_eq!(decisions.find(&Query::default()).len(), DECISIONS_MAX);
+        assert_eq!(
+            decisions.find(&Query::default()).len(),
+            DECISIONS_PER_WORKER_MAX
+        );
     }
 
     #[test]

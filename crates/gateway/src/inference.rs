@@ -7,6 +7,8 @@
 use std::borrow::Cow;
 use std::hash::Hasher;
 use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -21,7 +23,7 @@ use forebay_model::route::Rule;
 use http::{HeaderMap, Response, StatusCode, header};
 use http_body::Frame;
 use smallvec::SmallVec;
-use tokio::sync::watch;
+use tokio::sync::futures::Notified;
 use tokio::time::Instant;
 
 use crate::exchange::{ClientBody, Exchange, Onward};
@@ -42,31 +44,35 @@ const OPAQUE_BODY_BYTES_MAX: u64 = 1 << 20;
 /// Tokens assumed for a prompt that cannot be read.
 const OPAQUE_PROMPT_TOKENS: u32 = 64;
 
-/// Control fields of clients that endpoints do not need to see.
-const CONTROL_HEADERS: [&str; 8] = [
-    "x-llm-d-inference-objective",
-    "x-gateway-inference-objective",
-    "x-llm-d-inference-fairness-id",
-    "x-gateway-inference-fairness-id",
-    "x-gateway-destination-endpoint",
-    "x-gateway-destination-endpoint-subset",
-    "x-gateway-model-name",
-    "x-llm-d-model-name-rewrite",
-];
-/// Fields that name the request's objective.
-const OBJECTIVE_HEADERS: [&str; 2] = [
-    "x-llm-d-inference-objective",
-    "x-gateway-inference-objective",
-];
-/// Fields that name a session, first match wins.
-const SESSION_HEADERS: [&str; 6] = [
-    "x-session-token",
-    "x-session-id",
-    "x-claude-code-session-id",
-    "x-session-affinity",
-    "session-id",
-    "session_id",
-];
+/// A field that a client steers its request with.
+enum Control {
+    /// Names the request's objective; endpoints do not need to see it.
+    Objective,
+    /// Endpoints do not need to see it.
+    Ours,
+    /// Names a session; of several the lowest rank wins.
+    Session(u8),
+}
+
+/// What a field is for. A match on the whole name costs a comparison or two, not one per name.
+fn control(name: &str) -> Option<Control> {
+    Some(match name {
+        "x-llm-d-inference-objective" | "x-gateway-inference-objective" => Control::Objective,
+        "x-llm-d-inference-fairness-id"
+        | "x-gateway-inference-fairness-id"
+        | "x-gateway-destination-endpoint"
+        | "x-gateway-destination-endpoint-subset"
+        | "x-gateway-model-name"
+        | "x-llm-d-model-name-rewrite" => Control::Ours,
+        "x-session-token" => Control::Session(0),
+        "x-session-id" => Control::Session(1),
+        "x-claude-code-session-id" => Control::Session(2),
+        "x-session-affinity" => Control::Session(3),
+        "session-id" => Control::Session(4),
+        "session_id" => Control::Session(5),
+        _ => return None,
+    })
+}
 
 /// What the body says, as far as routing cares.
 #[derive(Debug, Default)]
@@ -108,15 +114,15 @@ pub(crate) async fn serve(
     pool: &Arc<Pool>,
     mut onward: Onward,
 ) -> Result<Response<Body>, Refusal> {
-    ex.record.pool = Some(pool.name.clone());
-    let live = Arc::clone(&ex.live);
+    ex.record.pool = Some(ex.live.name(&pool.name));
+    let live = Rc::clone(&ex.live);
     let runtime = live
         .pools
         .get(&pool.name)
         .ok_or_else(|| unknown_pool(pool))?;
     let api = ex.record.api;
     if api == Api::Models {
-        return catalogue::list(ex, runtime).await;
+        return Box::pin(catalogue::list(ex, runtime)).await;
     }
     if api.body() != BodyKind::Opaque || worth_reading(&onward) {
         ex.read_body(&mut onward).await?;
@@ -135,13 +141,15 @@ pub(crate) async fn serve(
     }
     let served_name = rewrite(ex, pool, &reading);
     let target_model = served_name.as_deref().or(reading.model.as_deref());
-    if let Some(model) = target_model {
-        catalogue::check(ex, runtime, model).await?;
+    if let Some(model) = target_model
+        && !catalogue::has(ex, runtime, model)
+    {
+        Box::pin(catalogue::check(ex, runtime, model)).await?;
     }
 
     let mut hashes = ex.worker.hashes.take();
     hashes.clear();
-    if runtime.state().reads_prefix() {
+    if forebay_decide::reads_prefix(&pool.picker) {
         hash_prompt(pool, &reading, &onward.body, target_model, &mut hashes);
     }
     let ask = Ask {
@@ -264,21 +272,22 @@ impl Controls {
     /// Reads and removes them. One pass over the fields that are there: most requests have none.
     fn take(pool: &Pool, headers: &mut HeaderMap) -> Self {
         let mut found = Self::default();
-        let mut rank = SESSION_HEADERS.len();
+        let mut best = u8::MAX;
         let mut gone: SmallVec<[http::HeaderName; 4]> = SmallVec::new();
         for (name, value) in &*headers {
-            let name_text = name.as_str();
-            if OBJECTIVE_HEADERS.contains(&name_text) {
-                let objective = value.to_str().unwrap_or_default();
-                found.priority = pool.objectives.get(objective).copied().unwrap_or(0);
-            }
-            if CONTROL_HEADERS.contains(&name_text) {
-                gone.push(name.clone());
-            }
-            let place = SESSION_HEADERS.iter().position(|known| *known == name_text);
-            if let Some(place) = place.filter(|place| *place < rank) {
-                rank = place;
-                found.session = Some(session_key(value.as_bytes()));
+            match control(name.as_str()) {
+                None => {}
+                Some(Control::Objective) => {
+                    let objective = value.to_str().unwrap_or_default();
+                    found.priority = pool.objectives.get(objective).copied().unwrap_or(0);
+                    gone.push(name.clone());
+                }
+                Some(Control::Ours) => gone.push(name.clone()),
+                Some(Control::Session(rank)) if rank < best => {
+                    best = rank;
+                    found.session = Some(session_key(value.as_bytes()));
+                }
+                Some(Control::Session(_)) => {}
             }
         }
         for name in gone {
@@ -392,6 +401,7 @@ async fn deliver(
     ex.worker.retries.borrow_mut().requested(clock::now());
     let mut tried: SmallVec<[SocketAddr; 4]> = SmallVec::new();
     let mut order: SmallVec<[Choice; 3]> = SmallVec::new();
+    let mut begun = None;
     let mut next_body = Some(body);
     let mut last: Option<Refusal> = None;
     loop {
@@ -404,11 +414,14 @@ async fn deliver(
                     ..*ask
                 },
             ) {
-                Ok(list) => order = list,
+                Ok((list, flight)) => (order, begun) = (list, Some(flight)),
                 Err(refusal) => return Err(last.unwrap_or_else(|| Refusal::not_picked(&refusal))),
             }
         }
         let address = order.remove(0).address;
+        let flight = begun
+            .take()
+            .unwrap_or_else(|| InFlight::begin(&ex.worker, runtime, ask, address));
         let Some(body) = next_body.take() else {
             return Err(last.unwrap_or_else(|| Refusal::timed_out("only try")));
         };
@@ -427,7 +440,7 @@ async fn deliver(
             deadline,
         };
         let more = next_body.is_some() && tried.len() < TRIES_MAX;
-        match sending.attempt(address, body, ask, more).await {
+        match sending.attempt(flight, body, more).await {
             Ok(served) => {
                 ex.deadline = deadline;
                 return Ok(served);
@@ -446,22 +459,28 @@ async fn deliver(
     }
 }
 
-/// Chooses endpoints, and notes how.
+/// Chooses endpoints, and notes how. The request counts at the first of them before anybody else
+/// can choose.
 fn pick(
     ex: &mut Exchange,
-    runtime: &PoolRuntime,
+    runtime: &Arc<PoolRuntime>,
     ask: &Ask<'_>,
-) -> Result<SmallVec<[Choice; 3]>, PickRefusal> {
+) -> Result<(SmallVec<[Choice; 3]>, InFlight), PickRefusal> {
     let began = clock::now();
     let picked = {
         let mut rng = ex.worker.rng.borrow_mut();
-        runtime.state().choose(ask, began, &mut rng)
+        let mut state = runtime.state();
+        state.choose(ask, began, &mut rng).map(|pick| {
+            let flight = state.begin(ask, pick.winner().address, began);
+            (pick, flight)
+        })
     };
     let took = clock::now().since(began).as_micros();
     ex.record.pick_us = Some(u32::try_from(took).unwrap_or(u32::MAX));
-    let picked = picked?;
+    let (picked, flight) = picked?;
+    let flight = InFlight::begun(&ex.worker, runtime, picked.winner().address, flight);
     ex.record.report = Some(Box::new(picked.report));
-    Ok(picked.order)
+    Ok((picked.order, flight))
 }
 
 impl Sending<'_> {
@@ -469,20 +488,18 @@ impl Sending<'_> {
     /// could be tried, so that an answer worth a retry is one.
     async fn attempt(
         &self,
-        address: SocketAddr,
+        mut flight: InFlight,
         body: Outgoing,
-        ask: &Ask<'_>,
         more: bool,
     ) -> Result<Served, Refusal> {
+        let address = flight.address();
         // Heard from before the request goes out: an ejection right behind it counts too.
-        let ejections = self.runtime.ejections();
-        let telemetry = &self.ex.worker.shared.telemetry;
-        let mut flight = InFlight::begin(self.runtime, ask, address, telemetry);
+        let mut ejections = pin!(self.ex.worker.ejections.notified());
         let mut failed = |kind| flight.finish(End::plain(EndKind::Failed(kind)), clock::now());
         let outcome = tokio::select! {
             biased;
             outcome = self.first_byte(address, body) => outcome,
-            () = ejected(self.runtime, address, ejections), if more => {
+            () = self.ejected(address, ejections.as_mut()), if more => {
                 Err(SendError::Timeout("the endpoint fell silent"))
             }
             () = sleep_until(self.deadline) => Err(SendError::Timeout("the route's time limit")),
@@ -541,25 +558,32 @@ impl Sending<'_> {
         Ok((answer, first))
     }
 
+    /// Returns once `address` is newly out of rotation, or gone from a pool that has others.
+    async fn ejected<'n>(&'n self, address: SocketAddr, mut ejections: Pin<&mut Notified<'n>>) {
+        loop {
+            ejections.as_mut().await;
+            ejections.set(self.ex.worker.ejections.notified());
+            let gone = || {
+                let pool = self.runtime.pool();
+                pool.ready().next().is_some() && pool.endpoints.iter().all(|e| e.address != address)
+            };
+            if self
+                .runtime
+                .state()
+                .ejected(address, clock::now())
+                .is_some()
+                || gone()
+            {
+                return;
+            }
+        }
+    }
+
     /// Answers that say "not here, not now" rather than "not this request".
     fn worth_another_try(&self, status: u16) -> bool {
         matches!(status, 500 | 502 | 503 | 504)
             && self.ex.worker.retries.borrow_mut().take(clock::now())
     }
-}
-
-/// Returns once `address` is newly out of rotation, or gone from a pool that has others.
-async fn ejected(runtime: &PoolRuntime, address: SocketAddr, mut ejections: watch::Receiver<u64>) {
-    while ejections.changed().await.is_ok() {
-        let gone = || {
-            let pool = runtime.pool();
-            pool.ready().next().is_some() && pool.endpoints.iter().all(|e| e.address != address)
-        };
-        if runtime.state().ejected(address, clock::now()).is_some() || gone() {
-            return;
-        }
-    }
-    std::future::pending::<()>().await;
 }
 
 async fn sleep_until(deadline: Option<Instant>) {

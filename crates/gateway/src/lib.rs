@@ -6,6 +6,7 @@
 //! bodies are read by `forebay-dialect`.
 
 pub mod admin;
+mod budget;
 mod catalogue;
 mod client_io;
 pub mod clock;
@@ -27,6 +28,7 @@ pub mod telemetry;
 mod tls;
 mod tunnel;
 pub mod upstream;
+mod view;
 mod worker;
 
 use std::io;

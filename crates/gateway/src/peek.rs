@@ -1,12 +1,14 @@
 //! Reading a request body whole, within bounds, before anything is decided on it.
 
+use std::rc::Rc;
+
 use bytes::{Bytes, BytesMut};
 use http::StatusCode;
 use http_body_util::BodyExt;
 use hyper::body::{Body as _, Incoming};
 
+use crate::budget::Buffered;
 use crate::respond::Refusal;
-use crate::shared::Buffered;
 use crate::worker::Worker;
 
 /// A body that has been read, with its share of the memory budget.
@@ -18,10 +20,10 @@ pub(crate) struct Peeked {
 
 impl Peeked {
     /// A body of nothing.
-    pub(crate) fn empty(worker: &Worker) -> Self {
+    pub(crate) fn empty(worker: &Rc<Worker>) -> Self {
         Self {
             bytes: Bytes::new(),
-            _budget: worker.shared.unbuffered(),
+            _budget: Buffered::none(worker),
         }
     }
 }
@@ -32,7 +34,7 @@ impl Peeked {
 /// the announced length. Only bytes that have come count against the budget: a client that
 /// announces much and sends nothing takes nothing from others.
 pub(crate) async fn read(
-    worker: &Worker,
+    worker: &Rc<Worker>,
     mut body: Incoming,
     bytes_max: usize,
 ) -> Result<Peeked, Refusal> {
@@ -46,7 +48,7 @@ pub(crate) async fn read(
     if !worker.shared.may_buffer(announced.unwrap_or(0)) {
         return Err(out_of_memory());
     }
-    let mut budget = worker.shared.unbuffered();
+    let mut budget = Buffered::none(worker);
     let Some(first) = next(worker, &mut body).await? else {
         return Ok(Peeked {
             bytes: Bytes::new(),

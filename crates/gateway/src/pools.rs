@@ -5,6 +5,7 @@
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -16,8 +17,8 @@ use tokio::sync::watch;
 
 use crate::catalogue::Catalogue;
 use crate::clock;
-use crate::telemetry::Telemetry;
 use crate::tls::{self, TlsPorts};
+use crate::worker::Worker;
 
 /// A snapshot with the runtime state of its pools. A request takes one and keeps it.
 #[derive(Debug)]
@@ -29,6 +30,7 @@ pub struct Live {
     /// TLS by port.
     pub(crate) tls: TlsPorts,
     addresses: HashSet<SocketAddr>,
+    ejections: Arc<watch::Sender<u64>>,
 }
 
 /// One pool at run time.
@@ -38,17 +40,18 @@ pub struct PoolRuntime {
     pub name: ObjectName,
     state: Mutex<PoolState>,
     pool: ArcSwap<Pool>,
-    ejections: watch::Sender<u64>,
+    /// Common to all pools, so that a worker follows one.
+    ejections: Arc<watch::Sender<u64>>,
     pub(crate) catalogue: Catalogue,
 }
 
 impl PoolRuntime {
-    fn new(pool: &Arc<Pool>, now: Moment) -> Self {
+    fn new(pool: &Arc<Pool>, ejections: &Arc<watch::Sender<u64>>, now: Moment) -> Self {
         Self {
             name: pool.name.clone(),
             state: Mutex::new(PoolState::new(pool, now)),
             pool: ArcSwap::from(Arc::clone(pool)),
-            ejections: watch::Sender::new(0),
+            ejections: Arc::clone(ejections),
             catalogue: Catalogue::default(),
         }
     }
@@ -69,11 +72,6 @@ impl PoolRuntime {
     pub fn note_ejection(&self) {
         self.ejections.send_modify(|n| *n = n.wrapping_add(1));
     }
-
-    /// Changes whenever an endpoint is ejected.
-    pub fn ejections(&self) -> watch::Receiver<u64> {
-        self.ejections.subscribe()
-    }
 }
 
 /// One request in flight at one endpoint. Dropped unfinished it counts as cancelled.
@@ -82,24 +80,39 @@ pub(crate) struct InFlight {
     pool: Arc<PoolRuntime>,
     address: SocketAddr,
     flight: Option<Flight>,
-    telemetry: Arc<Telemetry>,
+    worker: Rc<Worker>,
 }
 
 impl InFlight {
     /// Counts the request at `address` from now on.
     pub(crate) fn begin(
+        worker: &Rc<Worker>,
         pool: &Arc<PoolRuntime>,
         ask: &Ask<'_>,
         address: SocketAddr,
-        telemetry: &Arc<Telemetry>,
     ) -> Self {
         let flight = pool.state().begin(ask, address, clock::now());
+        Self::begun(worker, pool, address, flight)
+    }
+
+    /// A request that has been counted already.
+    pub(crate) fn begun(
+        worker: &Rc<Worker>,
+        pool: &Arc<PoolRuntime>,
+        address: SocketAddr,
+        flight: Flight,
+    ) -> Self {
         Self {
             pool: Arc::clone(pool),
             address,
             flight: Some(flight),
-            telemetry: Arc::clone(telemetry),
+            worker: Rc::clone(worker),
         }
+    }
+
+    /// Where.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// Notes that the prefill is over.
@@ -127,7 +140,8 @@ impl InFlight {
                 endpoint = %self.address,
                 "endpoint failed several requests in a row and gets none for a while"
             );
-            self.telemetry.metrics.ejected(&self.pool.name, "failures");
+            let metrics = &self.worker.shared.telemetry.metrics;
+            metrics.ejected(&self.pool.name, "failures");
             self.pool.note_ejection();
         }
     }
@@ -148,6 +162,7 @@ impl Live {
             pools: FxHashMap::default(),
             tls: TlsPorts::default(),
             addresses: HashSet::new(),
+            ejections: Arc::default(),
         }
     }
 
@@ -159,7 +174,7 @@ impl Live {
             .iter()
             .map(|(name, pool)| {
                 let runtime = match self.pools.get(name) {
-                    None => Arc::new(PoolRuntime::new(pool, now)),
+                    None => Arc::new(PoolRuntime::new(pool, &self.ejections, now)),
                     Some(old) => {
                         if !Arc::ptr_eq(&old.pool.load(), pool) {
                             old.state().sync(pool, now);
@@ -180,7 +195,14 @@ impl Live {
             pools,
             tls,
             addresses,
+            ejections: Arc::clone(&self.ejections),
         }
+    }
+
+    /// Changes whenever an endpoint of any pool is ejected or leaves.
+    #[must_use]
+    pub fn ejections(&self) -> watch::Receiver<u64> {
+        self.ejections.subscribe()
     }
 
     /// Whether connections to `address` may be kept.

@@ -1,9 +1,10 @@
 //! One record per exchange: what was asked, what was decided, how it ended.
 //!
-//! The phases fill it in; [`crate::telemetry::Telemetry::settle`] turns it into metrics, an access
+//! The phases fill it in; [`crate::telemetry::Desk::settle`] turns it into metrics, an access
 //! log line, a span and an entry of `/debug/decisions`. Nothing else about a request is logged.
 
 use std::net::SocketAddr;
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -36,9 +37,9 @@ pub struct Record {
     /// Our place in the trace, if the exchange is sampled: from `Telemetry::begin_trace`.
     pub trace: Option<crate::telemetry::TraceContext>,
     /// The Gateway.
-    pub gateway: Option<ObjectName>,
+    pub gateway: Option<Arc<ObjectName>>,
     /// The HTTPRoute.
-    pub route: Option<ObjectName>,
+    pub route: Option<Arc<ObjectName>>,
     /// The API that the path names.
     pub api: Api,
     /// The model that the client asked for.
@@ -48,7 +49,7 @@ pub struct Record {
     /// Whether the client asked for a stream.
     pub stream: bool,
     /// The InferencePool.
-    pub pool: Option<ObjectName>,
+    pub pool: Option<Arc<ObjectName>>,
     /// Priority of the objective.
     pub priority: i32,
     /// Every try, in order.
@@ -106,6 +107,46 @@ impl Default for Record {
             usage: Usage::default(),
             end: Ending::Complete,
         }
+    }
+}
+
+/// A record that is being filled in, until it is taken.
+#[derive(Debug)]
+pub(crate) struct Draft(Option<Box<Record>>);
+
+impl Draft {
+    pub(crate) fn new(record: Record) -> Self {
+        Self(Some(Box::new(record)))
+    }
+
+    /// Leaves a draft behind that must not be used any more.
+    pub(crate) fn take(&mut self) -> Self {
+        Self(self.0.take())
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        self.0.is_some()
+    }
+
+    pub(crate) fn into_inner(self) -> Option<Box<Record>> {
+        self.0
+    }
+}
+
+impl Deref for Draft {
+    type Target = Record;
+
+    fn deref(&self) -> &Record {
+        self.0
+            .as_deref()
+            .expect("nobody reads a record that was taken")
+    }
+}
+
+impl DerefMut for Draft {
+    fn deref_mut(&mut self) -> &mut Record {
+        let record = self.0.as_deref_mut();
+        record.expect("nobody writes to a record that was taken")
     }
 }
 

@@ -19,7 +19,7 @@ use tokio::time::{Instant, Sleep};
 
 use crate::clock;
 use crate::pools::InFlight;
-use crate::record::{Ending, Record};
+use crate::record::{Draft, Ending};
 use crate::upstream::{AnswerBody, SendError};
 use crate::worker::{Held, Worker};
 
@@ -285,17 +285,17 @@ impl std::error::Error for SendError {}
 #[derive(Debug)]
 pub(crate) struct Settle {
     worker: Rc<Worker>,
-    record: Option<Box<Record>>,
+    record: Draft,
     api: Api,
     flight: Option<InFlight>,
 }
 
 impl Settle {
-    pub(crate) fn new(worker: Rc<Worker>, record: Box<Record>, flight: Option<InFlight>) -> Self {
+    pub(crate) fn new(worker: Rc<Worker>, record: Draft, flight: Option<InFlight>) -> Self {
         let api = record.api;
         Self {
             worker,
-            record: Some(record),
+            record,
             api,
             flight,
         }
@@ -313,24 +313,21 @@ impl Settle {
 
     /// Settles an exchange that became a tunnel.
     pub(crate) fn tunnel_closed(&mut self, bytes_in: u64, bytes_out: u64) {
-        if let Some(record) = &mut self.record {
-            record.bytes_in += bytes_in;
-            record.bytes_out += bytes_out;
+        if self.record.is_open() {
+            self.record.bytes_in += bytes_in;
+            self.record.bytes_out += bytes_out;
         }
         self.now(Ending::Complete, EndKind::Served, None);
     }
 
     /// Notes the first byte of the response; true if this is it.
     pub(crate) fn first_byte(&mut self, now: forebay_model::Moment) -> bool {
-        let Some(record) = &mut self.record else {
-            return false;
-        };
-        if record.first_byte.is_some() {
+        if !self.record.is_open() || self.record.first_byte.is_some() {
             return false;
         }
-        record.first_byte = Some(now);
+        self.record.first_byte = Some(now);
         // Only a stream's first byte tells when the prefill was over.
-        if record.stream
+        if self.record.stream
             && let Some(flight) = &mut self.flight
         {
             flight.first_byte(now);
@@ -339,13 +336,13 @@ impl Settle {
     }
 
     fn bytes_out(&mut self, bytes: usize) {
-        if let Some(record) = &mut self.record {
-            record.bytes_out += bytes as u64;
+        if self.record.is_open() {
+            self.record.bytes_out += bytes as u64;
         }
     }
 
     fn now(&mut self, ending: Ending, kind: EndKind, observer: Option<ResponseObserver>) {
-        let Some(mut record) = self.record.take() else {
+        let Some(mut record) = self.record.take().into_inner() else {
             return;
         };
         let now = clock::now();
@@ -365,7 +362,7 @@ impl Settle {
         }
         record.finished = now;
         record.end = ending;
-        self.worker.shared.telemetry.settle(*record);
+        self.worker.desk.settle(record);
     }
 }
 

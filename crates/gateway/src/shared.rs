@@ -97,44 +97,23 @@ impl Shared {
             .clone()
     }
 
-    /// A share of nothing.
-    pub(crate) fn unbuffered(self: &Arc<Self>) -> Buffered {
-        Buffered {
-            shared: Arc::clone(self),
-            bytes: 0,
-        }
-    }
-
     /// Whether a body of so many bytes could be buffered now. Takes nothing.
     pub(crate) fn may_buffer(&self, bytes: usize) -> bool {
         let taken = self.buffered_bytes.load(Ordering::Relaxed);
         taken.saturating_add(bytes) <= self.settings.buffered_bytes_max
     }
-}
 
-/// A share of the budget for buffered bodies, given back when dropped.
-#[derive(Debug)]
-pub(crate) struct Buffered {
-    shared: Arc<Shared>,
-    bytes: usize,
-}
-
-impl Buffered {
-    /// Takes more; false if the budget is used up.
-    pub(crate) fn grow(&mut self, bytes: usize) -> bool {
-        let before = self
-            .shared
-            .buffered_bytes
-            .fetch_add(bytes, Ordering::Relaxed);
-        self.bytes += bytes;
-        before.saturating_add(bytes) <= self.shared.settings.buffered_bytes_max
+    /// Takes a part of the budget for bodies; false, and nothing taken, if there is not as much.
+    pub(crate) fn take_budget(&self, bytes: usize) -> bool {
+        let limit = self.settings.buffered_bytes_max;
+        self.buffered_bytes
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |taken| {
+                taken.checked_add(bytes).filter(|sum| *sum <= limit)
+            })
+            .is_ok()
     }
-}
 
-impl Drop for Buffered {
-    fn drop(&mut self) {
-        self.shared
-            .buffered_bytes
-            .fetch_sub(self.bytes, Ordering::Relaxed);
+    pub(crate) fn return_budget(&self, bytes: usize) {
+        self.buffered_bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 }

@@ -10,9 +10,11 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use forebay_decide::{RetryBudget, Rng};
@@ -25,14 +27,17 @@ use rustc_hash::FxHashMap;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::Notify;
 use tokio::task::{JoinHandle, spawn_local};
 use tokio_rustls::TlsAcceptor;
 
+use crate::budget::Purse;
 use crate::client_io::{ClientIo, Stream};
 use crate::exchange;
 use crate::shared::Shared;
+use crate::telemetry::Desk;
 use crate::upstream::Idle;
+use crate::view::{Newest, View};
 
 /// How often idle upstream connections are looked through.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
@@ -56,8 +61,19 @@ pub(crate) struct Worker {
     pub(crate) turns: RefCell<FxHashMap<(ObjectName, u16), usize>>,
     /// Scratch space for block hashes.
     pub(crate) hashes: RefCell<Vec<forebay_decide::BlockHash>>,
+    /// Where exchanges are reported.
+    pub(crate) desk: Desk,
+    /// This worker's part of the memory for bodies.
+    pub(crate) purse: Purse,
+    /// Told when an endpoint of some pool was ejected or left.
+    pub(crate) ejections: Notify,
+    newest: Newest,
+    /// Set once and for all; the connections that wait are woken then.
+    draining: Cell<bool>,
+    waiting: RefCell<FxHashMap<u64, Waker>>,
+    accepted: Cell<u64>,
     connections: Cell<usize>,
-    released: tokio::sync::Notify,
+    released: Notify,
 }
 
 /// Where a connection came from.
@@ -79,20 +95,40 @@ pub(crate) fn run(shared: Arc<Shared>, seed: u64) {
     let local = tokio::task::LocalSet::new();
     let worker = Rc::new(Worker {
         retries: RefCell::new(RetryBudget::new(crate::clock::now())),
+        desk: shared.telemetry.desk(),
+        purse: Purse::new(Arc::clone(&shared)),
+        newest: Newest::new(&shared.live),
+        ejections: Notify::new(),
+        draining: Cell::new(false),
+        waiting: RefCell::default(),
+        accepted: Cell::new(0),
         shared,
         idle: Idle::default(),
         rng: RefCell::new(Rng::seeded(seed)),
         turns: RefCell::default(),
         hashes: RefCell::default(),
         connections: Cell::new(0),
-        released: tokio::sync::Notify::new(),
+        released: Notify::new(),
     });
     local.block_on(&runtime, serve(worker));
+}
+
+impl Worker {
+    /// The configuration in force.
+    pub(crate) fn live(&self) -> Rc<View> {
+        self.newest.get(&self.shared.live)
+    }
+
+    fn begin_drain(&self) {
+        self.draining.set(true);
+        self.waiting.take().into_values().for_each(Waker::wake);
+    }
 }
 
 async fn serve(worker: Rc<Worker>) {
     let mut generation = worker.shared.published.subscribe();
     let mut drain = worker.shared.drain.subscribe();
+    spawn_local(follow_ejections(Rc::clone(&worker)));
     let mut ports: HashMap<u16, JoinHandle<()>> = HashMap::new();
     let mut sweep = tokio::time::interval(SWEEP_EVERY);
     loop {
@@ -105,6 +141,7 @@ async fn serve(worker: Rc<Worker>) {
         }
     }
     ports.values().for_each(JoinHandle::abort);
+    worker.begin_drain();
     let limit = worker.shared.settings.drain_timeout;
     let _cut_off = tokio::time::timeout(limit, async {
         while worker.connections.get() > 0 {
@@ -114,8 +151,17 @@ async fn serve(worker: Rc<Worker>) {
     .await;
 }
 
+/// Passes ejections on to the requests of this worker, until its runtime ends.
+async fn follow_ejections(worker: Rc<Worker>) {
+    let mut ejections = worker.shared.live.load().ejections();
+    while ejections.changed().await.is_ok() {
+        worker.ejections.notify_waiters();
+    }
+}
+
 fn sweep_idle(worker: &Worker) {
-    let live = worker.shared.live.load();
+    // Lets go of an old configuration even where no request comes.
+    let live = worker.live();
     worker
         .idle
         .sweep(worker.shared.settings.idle_timeout, |address| {
@@ -224,12 +270,12 @@ async fn connection(held: Held, stream: TcpStream, address: SocketAddr, port: u1
     let Ok(ip) = HeaderValue::from_str(&address.ip().to_string()) else {
         return;
     };
-    let client = Client {
+    let client = Rc::new(Client {
         address,
         ip,
         port,
         tls: tls.is_some(),
-    };
+    });
     let limit = HANDSHAKE_TIMEOUT.min(worker.shared.settings.head_timeout);
     let Ok(Some((stream, http2))) = tokio::time::timeout(limit, handshake(stream, tls)).await
     else {
@@ -242,11 +288,13 @@ async fn connection(held: Held, stream: TcpStream, address: SocketAddr, port: u1
     let service = {
         let worker = Rc::clone(&worker);
         service_fn(move |request| {
-            let (worker, client) = (Rc::clone(&worker), client.clone());
-            async move { Ok::<_, Infallible>(exchange::serve(worker, client, request).await) }
+            let (worker, client) = (Rc::clone(&worker), Rc::clone(&client));
+            // In a box: hyper moves the future once more, and it is several kilobytes.
+            Box::pin(
+                async move { Ok::<_, Infallible>(exchange::serve(worker, client, request).await) },
+            )
         })
     };
-    let mut drain = worker.shared.drain.subscribe();
     let settings = &worker.shared.settings;
     // Errors of a connection are its client's business: each exchange has its own record.
     if http2 {
@@ -257,11 +305,10 @@ async fn connection(held: Held, stream: TcpStream, address: SocketAddr, port: u1
             .keep_alive_interval(Some(Duration::from_secs(30)))
             .serve_connection(io, service);
         let mut conn = std::pin::pin!(conn);
-        tokio::select! {
-            _ = conn.as_mut() => return,
-            () = draining(&mut drain) => conn.as_mut().graceful_shutdown(),
+        if until_drain(&worker, conn.as_mut()).await {
+            conn.as_mut().graceful_shutdown();
+            let _closed = conn.await;
         }
-        let _closed = conn.await;
     } else {
         let conn = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -273,16 +320,35 @@ async fn connection(held: Held, stream: TcpStream, address: SocketAddr, port: u1
             .serve_connection(io, service)
             .with_upgrades();
         let mut conn = std::pin::pin!(conn);
-        tokio::select! {
-            _ = conn.as_mut() => return,
-            () = draining(&mut drain) => conn.as_mut().graceful_shutdown(),
+        if until_drain(&worker, conn.as_mut()).await {
+            conn.as_mut().graceful_shutdown();
+            let _closed = conn.await;
         }
-        let _closed = conn.await;
     }
 }
 
-async fn draining(drain: &mut watch::Receiver<bool>) {
-    let _sender_gone = drain.wait_for(|draining| *draining).await;
+/// Polls `conn` to its end or until the worker drains; true if it is to be drained.
+async fn until_drain(worker: &Worker, mut conn: Pin<&mut impl Future>) -> bool {
+    let number = worker.accepted.replace(worker.accepted.get() + 1);
+    let mut waits = false;
+    let drained = std::future::poll_fn(|cx| {
+        if conn.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(false);
+        }
+        if worker.draining.get() {
+            return Poll::Ready(true);
+        }
+        if !waits {
+            // Once is enough: the waker of a task of its own stays the same.
+            waits = true;
+            let waker = cx.waker().clone();
+            worker.waiting.borrow_mut().insert(number, waker);
+        }
+        Poll::Pending
+    })
+    .await;
+    worker.waiting.borrow_mut().remove(&number);
+    drained
 }
 
 /// Finishes TLS if there is any, and tells whether the client speaks HTTP/2.

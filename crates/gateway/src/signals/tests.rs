@@ -276,7 +276,7 @@ fn changes_of_the_configuration_are_followed() {
 fn a_server_that_fails_is_ejected_once_and_comes_back() {
     let server = Server::start("HTTP/1.1 503 x\r\ncontent-length: 0\r\n\r\n");
     let live = live(&[server.address]);
-    let ejections = live.load().pools[&ObjectName::new("default", "chat")].ejections();
+    let ejections = live.load().ejections();
     let watched = watched(live);
     wait_for("the ejection", || {
         watched.views("chat")[0].standing == Standing::Ejected

@@ -1,4 +1,4 @@
-//! The Prometheus metrics that are counted as things happen.
+//! The Prometheus metrics that are counted as things happen; those of exchanges are in `counts.rs`.
 //!
 //! What can be read off the state when a scraper asks (endpoints, in-flight, saturation, process)
 //! is not kept here but collected in `current.rs`, so it costs requests nothing and never goes stale.
@@ -13,28 +13,18 @@ use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
-use super::Measured;
-use super::bounded::Bounded;
-use crate::record::{Ending, Record};
+use super::counts::{AllCounts, Names};
 
 /// Counters, histograms and gauges of the process.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
-    names: Names,
-    requests: Family<RequestLabels, Counter>,
-    duration: Histograms,
-    ttft: Histograms,
-    inter_token: Histograms,
-    pick: Histograms,
-    input_tokens: Family<ModelLabels, Counter>,
-    cached_tokens: Family<ModelLabels, Counter>,
-    output_tokens: Family<ModelLabels, Counter>,
-    retries: Family<PoolReason, Counter>,
+    pub(super) names: Names,
+    /// What exchanges count, one part per worker.
+    pub(super) exchanges: AllCounts,
     ejections: Family<PoolReason, Counter>,
     scrapes: Counter,
     scrape_errors: Family<Reason, Counter>,
@@ -69,37 +59,6 @@ pub(super) enum SpanFate {
     Dropped,
 }
 
-type Histograms = Family<PoolLabel, Histogram, fn() -> Histogram>;
-
-/// The label values in use, one bounded set per label.
-#[derive(Debug, Default)]
-struct Names {
-    gateways: Bounded<ObjectName>,
-    routes: Bounded<ObjectName>,
-    pools: Bounded<ObjectName>,
-    models: Bounded<String>,
-}
-
-#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
-struct RequestLabels {
-    gateway: Arc<str>,
-    route: Arc<str>,
-    pool: Arc<str>,
-    code: u16,
-    reason: &'static str,
-}
-
-#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
-struct PoolLabel {
-    pool: Arc<str>,
-}
-
-#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
-struct ModelLabels {
-    pool: Arc<str>,
-    model: Arc<str>,
-}
-
 #[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
 struct PoolReason {
     pool: Arc<str>,
@@ -121,40 +80,14 @@ struct ResultLabel {
     result: &'static str,
 }
 
-/// Seconds of whole exchanges: from a cache hit on a small model to a long agentic answer.
-const DURATION_S: [f64; 15] = [
-    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 180.0, 600.0,
-];
-/// Seconds to the first token.
-const TTFT_S: [f64; 14] = [
-    0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
-];
-/// Seconds between tokens.
-const INTER_TOKEN_S: [f64; 11] = [
-    0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1.0,
-];
-/// Seconds of a pick; the promise is 20 µs at the median and 100 µs at the 99th percentile.
-const PICK_S: [f64; 10] = [
-    2e-6, 5e-6, 10e-6, 20e-6, 50e-6, 100e-6, 200e-6, 500e-6, 1e-3, 10e-3,
-];
-
 impl Metrics {
     /// All metrics at zero.
     #[must_use]
     pub fn new() -> Self {
-        let histograms = |new: fn() -> Histogram| Histograms::new_with_constructor(new);
         let mut metrics = Self {
             registry: Registry::default(),
             names: Names::default(),
-            requests: Family::default(),
-            duration: histograms(|| Histogram::new(DURATION_S)),
-            ttft: histograms(|| Histogram::new(TTFT_S)),
-            inter_token: histograms(|| Histogram::new(INTER_TOKEN_S)),
-            pick: histograms(|| Histogram::new(PICK_S)),
-            input_tokens: Family::default(),
-            cached_tokens: Family::default(),
-            output_tokens: Family::default(),
-            retries: Family::default(),
+            exchanges: AllCounts::default(),
             ejections: Family::default(),
             scrapes: Counter::default(),
             scrape_errors: Family::default(),
@@ -165,67 +98,19 @@ impl Metrics {
             spans: Family::default(),
             log_lines_dropped: Counter::default(),
         };
-        metrics.register_traffic();
-        metrics.register_inner_life();
+        let exchanges = metrics.exchanges.clone();
+        metrics.registry.register_collector(Box::new(exchanges));
+        metrics.register();
         metrics
     }
 
-    fn register_traffic(&mut self) {
+    fn register(&mut self) {
         let r = &mut self.registry;
-        r.register(
-            "forebay_requests",
-            "Exchanges by where they went, status and reason; code 0 is a client that left first",
-            self.requests.clone(),
-        );
-        r.register(
-            "forebay_request_duration_seconds",
-            "From the request's head to the last byte of the answer",
-            self.duration.clone(),
-        );
-        r.register(
-            "forebay_ttft_seconds",
-            "From the request's head to the first token of a stream, or the first byte",
-            self.ttft.clone(),
-        );
-        r.register(
-            "forebay_inter_token_seconds",
-            "Mean time between tokens of one stream",
-            self.inter_token.clone(),
-        );
-        r.register(
-            "forebay_pick_seconds",
-            "Choice of the endpoint, hashing of the prompt included",
-            self.pick.clone(),
-        );
-        r.register(
-            "forebay_input_tokens",
-            "Prompt tokens that servers reported",
-            self.input_tokens.clone(),
-        );
-        r.register(
-            "forebay_cached_tokens",
-            "Prompt tokens that servers found in their prefix cache",
-            self.cached_tokens.clone(),
-        );
-        r.register(
-            "forebay_output_tokens",
-            "Tokens that servers generated",
-            self.output_tokens.clone(),
-        );
-        r.register(
-            "forebay_retries",
-            "Tries that were followed by another, by what ended them",
-            self.retries.clone(),
-        );
         r.register(
             "forebay_ejections",
             "Endpoints taken out of a pool because they failed",
             self.ejections.clone(),
         );
-    }
-
-    fn register_inner_life(&mut self) {
-        let r = &mut self.registry;
         r.register(
             "forebay_scrapes",
             "Scrapes of endpoints",
@@ -271,68 +156,6 @@ impl Metrics {
             "The running program",
             Info::new([("version", env!("CARGO_PKG_VERSION"))]),
         );
-    }
-
-    /// Counts one exchange.
-    pub(super) fn observe(&self, record: &Record, measured: &Measured) {
-        let pool = self.names.pools.value(record.pool.as_ref());
-        let requests = RequestLabels {
-            gateway: self.names.gateways.value(record.gateway.as_ref()),
-            route: self.names.routes.value(record.route.as_ref()),
-            pool: Arc::clone(&pool),
-            code: record.status,
-            reason: record.reason.unwrap_or_else(|| ending(record.end)),
-        };
-        self.requests.get_or_create(&requests).inc();
-        self.observe_times(record, measured, &pool);
-        self.observe_tokens(record, measured, &pool);
-        if let Some((_served, given_up)) = record.tries.split_last() {
-            for reason in given_up.iter().filter_map(|t| t.failure) {
-                let labels = PoolReason {
-                    pool: Arc::clone(&pool),
-                    reason,
-                };
-                self.retries.get_or_create(&labels).inc();
-            }
-        }
-    }
-
-    fn observe_times(&self, record: &Record, measured: &Measured, pool: &Arc<str>) {
-        let label = PoolLabel {
-            pool: Arc::clone(pool),
-        };
-        let observe = |family: &Histograms, seconds: Option<f64>| {
-            if let Some(seconds) = seconds {
-                family.get_or_create(&label).observe(seconds);
-            }
-        };
-        observe(&self.duration, Some(measured.duration.as_secs_f64()));
-        observe(&self.ttft, measured.ttft.map(|t| t.as_secs_f64()));
-        observe(
-            &self.inter_token,
-            measured.inter_token.map(|t| t.as_secs_f64()),
-        );
-        observe(&self.pick, record.pick_us.map(|us| f64::from(us) / 1e6));
-    }
-
-    /// Only answers that carry a usage count, so a made-up model name does not become a label.
-    fn observe_tokens(&self, record: &Record, measured: &Measured, pool: &Arc<str>) {
-        if measured.input_tokens.is_none() && measured.output_tokens.is_none() {
-            return;
-        }
-        let model = record.model_served.as_deref().or(record.model.as_deref());
-        let labels = ModelLabels {
-            pool: Arc::clone(pool),
-            model: self.names.models.value(model),
-        };
-        let add = |family: &Family<ModelLabels, Counter>, tokens: Option<u64>| {
-            if let Some(tokens) = tokens {
-                family.get_or_create(&labels).inc_by(tokens);
-            }
-        };
-        add(&self.input_tokens, measured.input_tokens);
-        add(&self.cached_tokens, measured.cached_tokens);
-        add(&self.output_tokens, measured.output_tokens);
     }
 
     /// An endpoint of `pool` was ejected.
@@ -398,16 +221,6 @@ impl Metrics {
 impl Default for Metrics {
     fn default() -> Self {
         Self::new()
-    }
-}
-
-/// The reason of an exchange that has none of its own.
-fn ending(end: Ending) -> &'static str {
-    match end {
-        Ending::Complete => "",
-        Ending::ClientGone => "ClientGone",
-        Ending::UpstreamDied => "UpstreamDied",
-        Ending::TimedOut => "TimedOut",
     }
 }
 

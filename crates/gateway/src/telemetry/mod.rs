@@ -1,21 +1,23 @@
 //! What the outside learns about exchanges: metrics, the access log, spans, `/debug/decisions`.
 //!
-//! [`Telemetry::settle`] is the single place where an exchange is reported. It counts at once and
-//! hands the record to threads that format and send, each behind a bounded queue. Values that exist
+//! [`Desk::settle`] is the single place where an exchange is reported. It counts at once and hands
+//! the record to threads that format and send, each behind a bounded queue. Values that exist
 //! anyway (endpoints, process) are read when a scraper asks: see `current.rs`.
 
 use std::io::{self, Write};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use forebay_model::Moment;
 
-use crate::explain::Decisions;
+use self::counts::Counts;
+use crate::explain::{Decisions, Ring};
 use crate::pools::Live;
 use crate::record::Record;
 
 mod access_log;
 mod bounded;
+mod counts;
 mod current;
 pub mod metrics;
 mod otlp;
@@ -86,18 +88,14 @@ impl Telemetry {
         self.tracing.as_ref()?.begin(traceparent)
     }
 
-    /// Reports an exchange. Never waits.
-    pub fn settle(&self, mut record: Record) {
-        trim(&mut record);
-        self.metrics.observe(&record, &Measured::of(&record));
-        let record = Arc::new(record);
-        if let Some(log) = &self.access_log {
-            log.log(&record);
+    /// A place to report at, for one worker.
+    #[must_use]
+    pub fn desk(self: &Arc<Self>) -> Desk {
+        Desk {
+            counts: self.metrics.exchanges.add_worker(),
+            ring: self.decisions.add_worker(),
+            telemetry: Arc::clone(self),
         }
-        if let (Some(tracing), Some(context)) = (&self.tracing, record.trace) {
-            tracing.settle(&record, context);
-        }
-        self.decisions.push(record);
     }
 
     /// The metrics page in OpenMetrics text; the state of pools is read from `live`.
@@ -122,6 +120,38 @@ impl Telemetry {
         if let Some(tracing) = &self.tracing {
             tracing.flush(timeout);
         }
+    }
+}
+
+/// Where one worker reports. What it counts and the exchanges that it keeps lie apart from those of
+/// other workers, so that a report writes to no memory that another core writes to.
+#[derive(Debug)]
+pub struct Desk {
+    telemetry: Arc<Telemetry>,
+    counts: Arc<Mutex<Counts>>,
+    ring: Arc<Ring>,
+}
+
+impl Desk {
+    /// Reports an exchange. Never waits.
+    pub fn settle(&self, mut record: Box<Record>) {
+        trim(&mut record);
+        let Telemetry {
+            metrics,
+            access_log,
+            tracing,
+            ..
+        } = &*self.telemetry;
+        let measured = Measured::of(&record);
+        counts::lock(&self.counts).observe(&metrics.names, &record, &measured);
+        let record: Arc<Record> = record.into();
+        if let Some(log) = access_log {
+            log.log(&record);
+        }
+        if let (Some(tracing), Some(context)) = (tracing, record.trace) {
+            tracing.settle(&record, context);
+        }
+        self.ring.push(record);
     }
 }
 
@@ -231,13 +261,13 @@ pub(crate) fn test_record() -> Record {
         host: "llm.example.com".into(),
         traceparent: None,
         trace: None,
-        gateway: Some(ObjectName::new("default", "edge")),
-        route: Some(ObjectName::new("default", "chat-route")),
+        gateway: Some(ObjectName::new("default", "edge").into()),
+        route: Some(ObjectName::new("default", "chat-route").into()),
         api: Api::ChatCompletions,
         model: Some("llama".into()),
         model_served: None,
         stream: true,
-        pool: Some(ObjectName::new("default", "chat")),
+        pool: Some(ObjectName::new("default", "chat").into()),
         priority: 0,
         tries: smallvec![
             Try {

@@ -6,6 +6,7 @@
 
 use std::fmt::Write as _;
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
@@ -364,9 +365,11 @@ fn poll_read(
 
 /// Takes a complete head off the buffer.
 fn parse_head(buf: &mut BytesMut) -> Result<Option<ParsedHead>, SendError> {
-    let mut fields = [httparse::EMPTY_HEADER; HEADERS_MAX];
-    let mut response = httparse::Response::new(&mut fields);
-    let length = match response.parse(buf) {
+    // Left uninitialised: clearing four kilobytes costs as much as parsing the usual head.
+    let mut fields = [const { MaybeUninit::uninit() }; HEADERS_MAX];
+    let mut response = httparse::Response::new(&mut []);
+    let parser = httparse::ParserConfig::default();
+    let length = match parser.parse_response_with_uninit_headers(&mut response, buf, &mut fields) {
         Ok(httparse::Status::Complete(length)) => length,
         Ok(httparse::Status::Partial) => return Ok(None),
         Err(_) => return Err(SendError::Protocol("malformed response head")),

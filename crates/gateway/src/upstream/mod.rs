@@ -172,26 +172,37 @@ pub async fn open(
     protocol: AppProtocol,
     connect_timeout: Duration,
 ) -> Result<Ready, SendError> {
-    let ready = |kind, reused| Ready {
+    let kept = match protocol {
+        AppProtocol::H2c => idle.multiplexed(address).map(Kind::H2),
+        AppProtocol::Http => idle.take(address).map(Kind::H1),
+    };
+    let (kind, reused) = match kept {
+        Some(kind) => (kind, true),
+        None => (
+            connect(idle, address, protocol, connect_timeout).await?,
+            false,
+        ),
+    };
+    Ok(Ready {
         kind,
         address,
         reused,
-    };
+    })
+}
+
+/// Makes a connection. In boxes, like everything here that most requests do without: the futures of
+/// an exchange lie within each other, and each request writes and moves all of that.
+async fn connect(
+    idle: &Idle,
+    address: SocketAddr,
+    protocol: AppProtocol,
+    limit: Duration,
+) -> Result<Kind, SendError> {
     match protocol {
-        AppProtocol::H2c => match idle.multiplexed(address) {
-            Some(conn) => Ok(ready(Kind::H2(conn), true)),
-            None => {
-                let conn = h2::connect(idle, address, connect_timeout).await?;
-                Ok(ready(Kind::H2(conn), false))
-            }
-        },
-        AppProtocol::Http => match idle.take(address) {
-            Some(conn) => Ok(ready(Kind::H1(conn), true)),
-            None => {
-                let conn = h1::connect(address, connect_timeout).await?;
-                Ok(ready(Kind::H1(conn), false))
-            }
-        },
+        AppProtocol::H2c => Box::pin(h2::connect(idle, address, limit))
+            .await
+            .map(Kind::H2),
+        AppProtocol::Http => Box::pin(h1::connect(address, limit)).await.map(Kind::H1),
     }
 }
 
@@ -208,7 +219,7 @@ impl Ready {
     ) -> Result<Answer, SendError> {
         match self.kind {
             Kind::H1(conn) => h1::send(conn, idle, head, body).await,
-            Kind::H2(conn) => h2::send(conn, head, body).await,
+            Kind::H2(conn) => Box::pin(h2::send(conn, head, body)).await,
         }
     }
 
@@ -226,15 +237,23 @@ impl Ready {
         connect_timeout: Duration,
     ) -> Result<Answer, SendError> {
         let again = if self.reused { body.again() } else { None };
-        let (address, is_h2) = (self.address, matches!(self.kind, Kind::H2(_)));
+        let address = self.address;
+        let protocol = match self.kind {
+            Kind::H1(_) => AppProtocol::Http,
+            Kind::H2(_) => AppProtocol::H2c,
+        };
         match (self.send(idle, head, body).await, again) {
-            (Err(SendError::Reset(_)), Some(again)) if is_h2 => {
-                let fresh = h2::connect(idle, address, connect_timeout).await?;
-                h2::send(fresh, head, again).await
-            }
             (Err(SendError::Reset(_)), Some(again)) => {
-                let fresh = h1::connect(address, connect_timeout).await?;
-                h1::send(fresh, idle, head, again).await
+                let anew = async {
+                    let kind = connect(idle, address, protocol, connect_timeout).await?;
+                    let fresh = Self {
+                        kind,
+                        address,
+                        reused: false,
+                    };
+                    fresh.send(idle, head, again).await
+                };
+                Box::pin(anew).await
             }
             (done, _) => done,
         }
@@ -305,7 +324,10 @@ fn settle_fields(status: StatusCode, headers: &mut HeaderMap) {
     strip_hop_by_hop(headers);
     if matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
         headers.remove(http::header::CONTENT_LENGTH);
-    } else if let Some(length) = headers.get(http::header::CONTENT_LENGTH).cloned() {
+        return;
+    }
+    let mut lengths = headers.get_all(http::header::CONTENT_LENGTH).iter();
+    if let (Some(length), Some(_)) = (lengths.next().cloned(), lengths.next()) {
         headers.insert(http::header::CONTENT_LENGTH, length);
     }
 }
