@@ -50,7 +50,7 @@ impl PoolState {
     ///
     /// A [`Refusal`] if no endpoint may take the request or the pool is too full for it.
     pub fn choose(&self, ask: &Ask<'_>, now: Moment, rng: &mut Rng) -> Result<Pick, Refusal> {
-        self.admit(ask, now)?;
+        self.shed(ask.priority, now)?;
         let mut verdicts = Verdicts::new();
         verdicts.resize(self.slots.len(), None);
         let panic = self.rule_out(ask, now, &mut verdicts)?;
@@ -81,21 +81,6 @@ impl PoolState {
         Ok(Pick {
             order: order.iter().map(choice).collect(),
             report: self.report(ask, &candidates, &verdicts, &totals, reason),
-        })
-    }
-
-    fn admit(&self, ask: &Ask<'_>, now: Moment) -> Result<(), Refusal> {
-        if ask.priority >= 0 {
-            return Ok(());
-        }
-        let (saturation, limit) = (self.saturation(now), self.config.shed_at_saturation);
-        if saturation < limit {
-            return Ok(());
-        }
-        Err(Refusal::Saturated {
-            priority: ask.priority,
-            saturation,
-            limit,
         })
     }
 

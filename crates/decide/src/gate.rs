@@ -17,13 +17,13 @@ use serde::Serialize;
 /// Limits of one gate.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct GateLimits {
-    /// Requests that may wait.
+    /// Requests that may wait; with 0, all are refused while the pool is saturated.
     pub requests_max: usize,
     /// Bytes of request bodies that may wait.
     pub bytes_max: usize,
     /// How long one may wait.
     pub wait_max: Duration,
-    /// Requests go while the pool's saturation is below this.
+    /// Requests go while the pool's saturation is below this; infinity is no limit.
     pub saturation_ceiling: f32,
 }
 
@@ -175,7 +175,7 @@ impl Gate {
         if first && saturation < self.limits.saturation_ceiling {
             return Offer::Go;
         }
-        if waiter.bytes > self.limits.bytes_max || self.limits.requests_max == 0 {
+        if waiter.bytes > self.limits.bytes_max {
             return Offer::Refuse(GateRefusal::TooLarge);
         }
         let Some(displaced) = self.room_for(waiter) else {
@@ -259,6 +259,20 @@ impl Gate {
             .iter()
             .rev()
             .map(move |(p, band)| (*p, depth(band)))
+    }
+
+    /// Requests that wait with this priority or a higher one.
+    #[must_use]
+    pub fn ahead_of(&self, priority: i32) -> usize {
+        let flows = self.bands.range(priority..).flat_map(|(_, b)| &b.flows);
+        flows.map(|(_, tickets)| tickets.len()).sum()
+    }
+
+    /// How long the oldest of those who wait has done so.
+    #[must_use]
+    pub fn longest_wait(&self, now: Moment) -> Option<Duration> {
+        let (_, oldest) = self.waiting.first_key_value()?;
+        Some(now.since(oldest.since))
     }
 
     /// When the longest waiting request's time is over, to wake up then.

@@ -93,6 +93,11 @@ fn bytes_are_bounded_as_well() {
         "0a60 0a60 0a40 0a101",
         "queue-full 1, queue-too-large 3, 0, 2",
     );
+    let none = GateLimits {
+        requests_max: 0,
+        ..small()
+    };
+    check(none, "0a1 1a1", "queue-full 0, queue-full 1");
     check(small(), "0a60 -1a40 0b50", "queue-full 2, 0, 1");
     check(
         small(),
@@ -134,6 +139,8 @@ fn waiting_ends_after_its_time() {
         panic!("the pool is full");
     };
     assert_eq!(gate.next_expiry(), Some(ms(50)));
+    assert_eq!(gate.longest_wait(ms(49)), Some(Duration::from_millis(49)));
+    assert_eq!((gate.ahead_of(0), gate.ahead_of(1)), (1, 0));
     assert_eq!(gate.tick(ms(49), FULL).expired, vec![]);
     assert_eq!(gate.tick(ms(50), FREE).expired, vec![ticket]);
     assert!(!gate.withdraw(ticket));

@@ -3,10 +3,11 @@
 //!
 //! Time ([`forebay_model::Moment`]) and randomness ([`Rng`]) are arguments; nothing here logs,
 //! waits, locks or allocates without a bound. The gateway, the external picker and the simulator
-//! call the same [`PoolState`]: [`PoolState::choose`] reads, [`PoolState::begin`],
-//! [`PoolState::first_byte`] and [`PoolState::finish`] keep the books of one exchange.
-//! Start at `choose.rs` for how a pick is made, at `score.rs` for the formulas.
+//! call the same [`PoolState`]: [`PoolState::offer`] admits, [`PoolState::choose`] reads,
+//! [`PoolState::begin`], [`PoolState::first_byte`] and [`PoolState::finish`] keep the books of one
+//! exchange. Start at `choose.rs` for how a pick is made, at `score.rs` for the formulas.
 
+mod admit;
 pub mod ask;
 mod choose;
 mod exchange;
@@ -23,6 +24,7 @@ mod slot;
 #[cfg(test)]
 mod tests;
 
+pub use admit::Turns;
 pub use ask::{Ask, End, EndKind, FailureKind, Flight};
 pub use choose::reads_prefix;
 pub use gate::{Gate, GateLimits, GateRefusal, Offer, Tick, Ticket, Waiter};

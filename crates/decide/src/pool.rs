@@ -2,8 +2,8 @@
 //!
 //! What changes it from outside is here: `sync` with the configuration, and scrapes. The steps of
 //! an exchange are in `exchange.rs`; choosing, which only reads, is in `choose.rs`. Bounds: 65,534 endpoints (more are not used), the prefix index's bytes, the session
-//! table, [`ADAPTERS_MAX`] adapter names; everything else is proportional to endpoints and to
-//! requests in flight, which the caller bounds.
+//! table, [`ADAPTERS_MAX`] adapter names, the queue's limits; everything else is proportional to
+//! endpoints and to requests in flight, which the caller bounds.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -14,7 +14,9 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use smallvec::SmallVec;
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::admit::gate_limits;
 use crate::choose;
+use crate::gate::Gate;
 use crate::health::{Ejection, Health, Standing};
 use crate::prefix::PrefixIndex;
 use crate::session::Sessions;
@@ -47,6 +49,9 @@ pub struct PoolState {
     adapters: FxHashSet<u64>,
     pub(crate) last_begun: u16,
     pub(crate) output_tokens: f32,
+    pub(crate) gate: Gate,
+    /// Requests that were let go by the gate and are not booked yet.
+    pub(crate) coming: u32,
 }
 
 /// One endpoint's state, for people and metrics.
@@ -80,6 +85,24 @@ pub struct EndpointView {
     pub prefill_tokens_per_s: f32,
 }
 
+/// How full the endpoints are whose metrics are known.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Fullness {
+    sum: f32,
+    known: f32,
+}
+
+impl Fullness {
+    /// The mean, were the endpoints together `more` full; 0 if nothing is known of any.
+    pub(crate) fn with(self, more: f32) -> f32 {
+        if self.known > 0.0 {
+            (self.sum + more) / self.known
+        } else {
+            0.0
+        }
+    }
+}
+
 impl PoolState {
     /// The state of a pool of which nothing is known yet.
     #[must_use]
@@ -95,6 +118,8 @@ impl PoolState {
             adapters: FxHashSet::default(),
             last_begun: NOWHERE,
             output_tokens: OUTPUT_TOKENS,
+            gate: Gate::new(gate_limits(&pool.picker)),
+            coming: 0,
         };
         state.sync(pool, now);
         state
@@ -143,6 +168,7 @@ impl PoolState {
             self.index.clear();
         }
         self.config = config.clone();
+        self.gate.set_limits(gate_limits(config));
         self.scorers = choose::counting(config);
         for at in 0..self.slots.len() {
             self.reset_capacity(at);
@@ -190,6 +216,7 @@ impl PoolState {
                 self.adapters.insert(xxh3_64(adapter.as_bytes()));
             }
         }
+        let stale_after = self.stale_after();
         let slot = &mut self.slots[usize::from(at)];
         let before = slot
             .scrape
@@ -197,7 +224,7 @@ impl PoolState {
             .map(|s| (s.load.blocks, s.load.block_tokens));
         let resized = before != Some((load.blocks, load.block_tokens));
         slot.health.scraped(now);
-        slot.scraped(load, now);
+        slot.scraped(load, now, stale_after);
         if resized {
             self.reset_capacity(usize::from(at));
         }
@@ -253,24 +280,28 @@ impl PoolState {
     /// its scrapes are late.
     #[must_use]
     pub fn saturation(&self, now: Moment) -> f32 {
+        self.fullness(now).with(0.0)
+    }
+
+    pub(crate) fn fullness(&self, now: Moment) -> Fullness {
         let stale_after = self.stale_after();
-        let (mut sum, mut known) = (0.0, 0.0);
+        let mut full = Fullness::default();
         for slot in self.slots.iter().filter(|s| s.present && s.ready) {
             let Some(load) = slot.fresh(now, stale_after) else {
                 continue;
             };
             let queue = slot
-                .waiting(load)
+                .queued(load)
                 .map(|n| n / self.config.saturation_queue.max(1) as f32);
             let kv = slot
                 .kv_used(load)
                 .map(|n| n / self.config.saturation_kv.max(0.01));
             if let Some(most) = queue.into_iter().chain(kv).reduce(f32::max) {
-                sum += most.min(ENDPOINT_SATURATION_MAX);
-                known += 1.0;
+                full.sum += most.min(ENDPOINT_SATURATION_MAX);
+                full.known += 1.0;
             }
         }
-        if known > 0.0 { sum / known } else { 0.0 }
+        full
     }
 
     /// The policy in force.

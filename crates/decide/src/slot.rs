@@ -35,6 +35,9 @@ pub(crate) struct Slot {
     pub(crate) health: Health,
     pub(crate) scrape: Option<Scrape>,
     pub(crate) since: SinceScrape,
+    /// Requests that the server took out of its queue between the last two scrapes, of those sent
+    /// from here.
+    taken: i32,
     pub(crate) inflight_requests: u32,
     pub(crate) inflight_tokens: u64,
     /// Uncached prompt tokens of streamed requests whose first byte is still to come.
@@ -58,6 +61,7 @@ pub(crate) struct Scrape {
 /// What happened after the last scrape, to be added to it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct SinceScrape {
+    sent: u32,
     waiting: i32,
     running: i32,
     tokens: u64,
@@ -124,6 +128,7 @@ impl Slot {
             health,
             scrape: None,
             since: SinceScrape::default(),
+            taken: 0,
             inflight_requests: 0,
             inflight_tokens: 0,
             streamed_backlog: 0,
@@ -150,6 +155,19 @@ impl Slot {
         load.waiting.map(|n| corrected(n, self.since.waiting))
     }
 
+    /// Requests waiting there now if it goes on as between the last two scrapes. What was sent since
+    /// counts beyond what it took then: a fast server, or one that is scraped rarely, has taken it
+    /// by the next scrape, and must not pass for full because nobody has looked yet.
+    pub(crate) fn queued(&self, load: &Load) -> Option<f32> {
+        let since = self.since.waiting;
+        let expected = if since > 0 {
+            (since - self.taken).max(0)
+        } else {
+            since
+        };
+        load.waiting.map(|n| corrected(n, expected))
+    }
+
     /// Requests running there now.
     pub(crate) fn running(&self, load: &Load) -> Option<f32> {
         load.running.map(|n| corrected(n, self.since.running))
@@ -173,15 +191,25 @@ impl Slot {
         self.since.adapters.contains(&adapter)
     }
 
-    pub(crate) fn scraped(&mut self, mut load: Load, now: Moment) {
+    /// Takes in a scrape. A gap of more than `stale_after` before it says nothing of the server's
+    /// pace.
+    pub(crate) fn scraped(&mut self, mut load: Load, now: Moment, stale_after: Duration) {
         // A server may say NaN; a score must not.
         load.kv_used = load.kv_used.filter(|used| used.is_finite());
+        let before = self.fresh(now, stale_after).and_then(|load| load.waiting);
+        self.taken = before.zip(load.waiting).map_or(0, |(before, waiting)| {
+            let taken = before
+                .saturating_add(self.since.sent)
+                .saturating_sub(waiting);
+            i32::try_from(taken).unwrap_or(i32::MAX)
+        });
         self.scrape = Some(Scrape { load, at: now });
         self.since = SinceScrape::default();
     }
 
     /// A request was sent: it waits.
     pub(crate) fn sent(&mut self, uncached_tokens: u32, adapter: Option<u64>) {
+        self.since.sent += 1;
         self.since.waiting += 1;
         self.since.tokens += u64::from(uncached_tokens);
         if let Some(adapter) = adapter
@@ -205,6 +233,10 @@ impl Slot {
     /// older one as running unless something waits and it was not served.
     pub(crate) fn ended(&mut self, begun: Moment, answered: bool, served: bool) {
         let waited = self.sent_since_scrape(begun) || (!served && self.any_waiting());
+        if !answered && !served && self.sent_since_scrape(begun) {
+            // It may never have got there, and shows nothing of the server's pace.
+            self.since.sent = self.since.sent.saturating_sub(1);
+        }
         if !answered && waited {
             self.since.waiting -= 1;
         } else {

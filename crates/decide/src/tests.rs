@@ -11,6 +11,7 @@ use forebay_model::{AppProtocol, Endpoint, Load, Moment, ObjectName, Pool, Role,
 
 use crate::*;
 
+mod admission;
 mod scenarios;
 mod tables;
 

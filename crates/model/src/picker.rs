@@ -31,6 +31,16 @@ pub struct PickerConfig {
     pub sticky_backlog_max_ms: u64,
     /// Requests with negative priority are shed from this mean saturation on.
     pub shed_at_saturation: f32,
+    /// Requests of other priorities wait in the gateway from this mean saturation on; `None` sends
+    /// them whatever the load.
+    pub queue_at_saturation: Option<f32>,
+    /// Requests that may wait; at the bound a request takes the place of one of lower priority, or
+    /// is refused.
+    pub queue_requests_max: usize,
+    /// Bytes of request bodies that may wait; the same at the bound.
+    pub queue_bytes_max: usize,
+    /// How long a request may wait, in milliseconds; then it is refused.
+    pub queue_timeout_ms: u64,
     /// Queue length at which an endpoint counts as saturated.
     pub saturation_queue: u32,
     /// KV use at which an endpoint counts as saturated.
@@ -109,6 +119,10 @@ impl Default for PickerConfig {
             sticky_share: 0.8,
             sticky_backlog_max_ms: 4_000,
             shed_at_saturation: 1.0,
+            queue_at_saturation: Some(1.0),
+            queue_requests_max: 5_000,
+            queue_bytes_max: 256 << 20,
+            queue_timeout_ms: 60_000,
             saturation_queue: 5,
             saturation_kv: 0.8,
         }
@@ -116,18 +130,19 @@ impl Default for PickerConfig {
 }
 
 impl PickerConfig {
-    /// Takes turns, whatever the load: the baseline of comparisons.
+    /// Takes turns, whatever the load, and queues nothing: the baseline of comparisons.
     #[must_use]
     pub fn round_robin() -> Self {
         Self {
             scorers: Vec::new(),
             picker: PickerKind::RoundRobin,
             sticky_share: 1.0,
+            queue_at_saturation: None,
             ..Self::default()
         }
     }
 
-    /// Fewest requests in flight: what a good plain load balancer does.
+    /// Fewest requests in flight, and no queue: what a good plain load balancer does.
     #[must_use]
     pub fn least_request() -> Self {
         Self {
@@ -137,6 +152,7 @@ impl PickerConfig {
             }],
             picker: PickerKind::MaxScore,
             sticky_share: 1.0,
+            queue_at_saturation: None,
             ..Self::default()
         }
     }

@@ -261,6 +261,16 @@ fn read_picker(text: &str) -> Result<PickerConfig, String> {
             "shedAtSaturation is zero or more",
         ),
         (
+            picker
+                .queue_at_saturation
+                .is_none_or(|at| at.is_finite() && at > 0.0),
+            "queueAtSaturation is above zero, or null for no queue",
+        ),
+        (
+            picker.queue_timeout_ms > 0,
+            "queueTimeoutMs is 1 or more; queueRequestsMax: 0 refuses at once",
+        ),
+        (
             picker.picker != PickerKind::PowerOf(0),
             "picker: power-of needs 1 or more",
         ),
