@@ -126,11 +126,29 @@ fn describe_pool(pool: &Value) -> String {
     rows.extend(list(&pool["endpoints"]).iter().map(endpoint));
     let saturation = pool["saturation"].as_f64().unwrap_or(0.0);
     format!(
-        "\nInferencePool {}: saturation {saturation:.2}, prefix index {} blocks in {:.1} MiB\n{}",
+        "\nInferencePool {}: saturation {saturation:.2}{}, prefix index {} blocks in {:.1} MiB\n{}",
         text_of(&pool["pool"]),
+        queue(&pool["queue"]),
         pool["prefix_index_blocks"],
         pool["prefix_index_bytes"].as_f64().unwrap_or(0.0) / f64::from(1 << 20),
         render(&rows, 2, 3)
+    )
+}
+
+/// Who waits for a place in the pool, if anybody does.
+fn queue(queue: &Value) -> String {
+    let requests = queue["requests"].as_u64().unwrap_or(0);
+    if requests == 0 {
+        return String::new();
+    }
+    let longest_ms = queue["longest_wait_ms"].as_f64().unwrap_or(0.0);
+    let bands = list(&queue["priorities"]).iter();
+    let bands = bands.map(|band| format!("{} of priority {}", band["requests"], band["priority"]));
+    let bands: Vec<_> = bands.collect();
+    format!(
+        ", {requests} queued for up to {:.1} s ({})",
+        longest_ms / 1e3,
+        bands.join(", ")
     )
 }
 
@@ -215,6 +233,18 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_queue_is_shown_by_priority() {
+        let bands = json!([{"priority": 5, "requests": 2}, {"priority": 0, "requests": 10}]);
+        let some = json!({"requests": 12, "longest_wait_ms": 3210, "priorities": bands});
+        assert_eq!(
+            queue(&some),
+            ", 12 queued for up to 3.2 s (2 of priority 5, 10 of priority 0)"
+        );
+        let none = json!({"requests": 0, "longest_wait_ms": null, "priorities": []});
+        assert_eq!(queue(&none), "");
+    }
 
     #[test]
     fn the_state_says_why_an_endpoint_gets_less() {

@@ -265,6 +265,7 @@ fn record(n: u32) -> Record {
         .into_iter()
         .collect(),
         report: None,
+        stay: None,
         pick_us: Some(12),
         status: 200,
         reason: None,

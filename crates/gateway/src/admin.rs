@@ -14,6 +14,8 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use forebay_decide::Gate;
+use forebay_model::Moment;
 use http::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::Full;
@@ -42,6 +44,9 @@ const CONNECTION_AGE_MAX: Duration = Duration::from_secs(3600);
 
 /// Pause after the operating system refused a connection (file descriptors used up).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Priorities that a pool's queue is broken down by, highest first.
+const PRIORITIES_SHOWN_MAX: usize = 16;
 
 /// Decisions shown when nobody says how many.
 const DECISIONS_SHOWN: usize = 20;
@@ -335,12 +340,13 @@ fn pools(live: &Live) -> Value {
 fn describe(pool: &PoolRuntime) -> Value {
     let now = clock::now();
     // Copied out under the lock, formatted outside of it.
-    let (views, saturation, prefix_bytes) = {
+    let (views, saturation, prefix_bytes, queue) = {
         let state = pool.state();
         (
             state.view(now).collect::<Vec<_>>(),
             state.saturation(now),
             state.prefix_bytes(),
+            describe_queue(state.gate(), now),
         )
     };
     let configured = pool.pool();
@@ -385,10 +391,22 @@ fn describe(pool: &PoolRuntime) -> Value {
     json!({
         "pool": pool.name.to_string(),
         "saturation": saturation,
+        "queue": queue,
         "prefix_index_bytes": prefix_bytes,
         "prefix_index_blocks": views.iter().map(|v| v.prefix_blocks).sum::<usize>(),
         "picker": configured.picker,
         "endpoints": endpoints,
+    })
+}
+
+fn describe_queue(gate: &Gate, now: Moment) -> Value {
+    let band = |(priority, requests)| json!({ "priority": priority, "requests": requests });
+    let longest_wait = gate.longest_wait(now);
+    json!({
+        "requests": gate.len(),
+        "bytes": gate.bytes(),
+        "longest_wait_ms": longest_wait.map(|t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX)),
+        "priorities": gate.depths().take(PRIORITIES_SHOWN_MAX).map(band).collect::<Vec<_>>(),
     })
 }
 

@@ -61,6 +61,16 @@ pub(crate) enum ClientBody {
     Read(Peeked),
 }
 
+impl ClientBody {
+    /// Bytes of it in memory.
+    pub(crate) fn held_bytes(&self) -> usize {
+        match self {
+            Self::Read(peeked) => peeked.bytes.len(),
+            Self::Stream(_) => 0,
+        }
+    }
+}
+
 /// What remains of a request for its target.
 #[derive(Debug)]
 pub(crate) struct Onward {

@@ -176,12 +176,28 @@ pub struct Entry {
     pub cached_tokens: Option<u64>,
     /// Generated tokens.
     pub output_tokens: Option<u64>,
+    /// Its stay in the queue, if the pool was saturated when it came.
+    #[serde(default)]
+    pub queue: Option<Queue>,
     /// Time of the pick.
     pub pick_us: Option<u32>,
     /// Every try, in order; the last one without a failure served.
     pub tries: Vec<Attempt>,
     /// The pick, if there was one.
     pub pick: Option<Picked>,
+}
+
+/// One stay in the queue of a saturated pool.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Queue {
+    /// What became of it: `sent`, or why it was not.
+    pub end: String,
+    /// How long it waited.
+    pub wait_ms: f64,
+    /// Requests that waited when it came, of its own priority or higher ones.
+    pub ahead: u32,
+    /// How full the pool was when it came; 1 is full.
+    pub saturation: f32,
 }
 
 /// One try.
@@ -260,6 +276,12 @@ impl Entry {
             input_tokens: measured.input_tokens,
             cached_tokens: measured.cached_tokens,
             output_tokens: measured.output_tokens,
+            queue: record.stay.map(|stay| Queue {
+                end: stay.end.code().to_owned(),
+                wait_ms: millis(stay.waited(record.finished)),
+                ahead: stay.ahead,
+                saturation: stay.saturation,
+            }),
             pick_us: record.pick_us,
             tries: record
                 .tries
@@ -351,6 +373,13 @@ pub fn render_text(entry: &Entry) -> String {
             .map_or_else(String::new, |r| format!(" {r}")),
     );
     render_facts(line, entry);
+    if let Some(queue) = &entry.queue {
+        let _infallible = writeln!(
+            line,
+            "  queued at priority {} behind {}, pool {:.2} full: {} after {:.1} ms",
+            entry.priority, queue.ahead, queue.saturation, queue.end, queue.wait_ms
+        );
+    }
     for (at, attempt) in entry.tries.iter().enumerate() {
         let outcome = attempt.failure.as_deref().unwrap_or("answered");
         let _infallible = writeln!(line, "  try {}: {}: {outcome}", at + 1, attempt.endpoint);
@@ -568,6 +597,7 @@ mod tests {
 2026-11-01T12:00:00.250Z  req-1  POST /v1/chat/completions -> 200
   route default/chat-route, pool default/chat, model llama
   took 750.0 ms, first token after 50.0 ms, pick 14 µs, 120 tokens in (64 cached), 30 out
+  queued at priority 0 behind 3, pool 1.12 full: sent after 25.0 ms
   try 1: 10.0.0.1:8000: connect
   try 2: 10.0.0.2:8000: answered
   picked by: best total (2 candidates, prompt of 4 blocks)

@@ -1,4 +1,4 @@
-//! What happens to a request for an inference pool: peek, rewrite, admit and pick, send, relay.
+//! What happens to a request for an inference pool: peek, rewrite, admit, pick, send, relay.
 //!
 //! Up to the first byte of an answer nothing has reached the client, so any endpoint may still be
 //! tried: the ordered list of the pick is walked, then the pick is made anew without those that
@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use forebay_decide::{
-    Ask, BlockHash, ChainSeed, Choice, End, EndKind, FailureKind, Refusal as PickRefusal,
+    Ask, BlockHash, ChainSeed, Choice, End, EndKind, FailureKind, Refusal as PickRefusal, Waiter,
 };
 use forebay_dialect::observe::ResponseObserver;
 use forebay_dialect::splice::{ModelRestorer, replace_model};
@@ -29,6 +29,7 @@ use tokio::time::Instant;
 use crate::exchange::{ClientBody, Exchange, Onward};
 use crate::peek::Peeked;
 use crate::pools::{InFlight, PoolRuntime};
+use crate::queue::{self, Place};
 use crate::record::Try;
 use crate::relay::{Body, Passing, Relay, Settle};
 use crate::respond::Refusal;
@@ -48,6 +49,8 @@ const OPAQUE_PROMPT_TOKENS: u32 = 64;
 enum Control {
     /// Names the request's objective; endpoints do not need to see it.
     Objective,
+    /// Names whom the request is for; tenants take turns where they have to wait.
+    Fairness,
     /// Endpoints do not need to see it.
     Ours,
     /// Names a session; of several the lowest rank wins.
@@ -58,9 +61,8 @@ enum Control {
 fn control(name: &str) -> Option<Control> {
     Some(match name {
         "x-llm-d-inference-objective" | "x-gateway-inference-objective" => Control::Objective,
-        "x-llm-d-inference-fairness-id"
-        | "x-gateway-inference-fairness-id"
-        | "x-gateway-destination-endpoint"
+        "x-llm-d-inference-fairness-id" | "x-gateway-inference-fairness-id" => Control::Fairness,
+        "x-gateway-destination-endpoint"
         | "x-gateway-destination-endpoint-subset"
         | "x-gateway-model-name"
         | "x-llm-d-model-name-rewrite" => Control::Ours,
@@ -147,6 +149,17 @@ pub(crate) async fn serve(
         Box::pin(catalogue::check(ex, runtime, model)).await?;
     }
 
+    let waiter = Waiter {
+        priority: controls.priority,
+        fairness: controls.fairness,
+        bytes: onward.body.held_bytes(),
+    };
+    let place = match queue::enter(ex, runtime, waiter)? {
+        None => None,
+        // Boxed, so that those who need not wait do not carry it along.
+        Some(waiting) => Some(Box::pin(waiting.turn(ex)).await?),
+    };
+
     let mut hashes = ex.worker.hashes.take();
     hashes.clear();
     if forebay_decide::reads_prefix(&pool.picker) {
@@ -176,7 +189,7 @@ pub(crate) async fn serve(
         headers: &onward.headers,
         upgrade: upgrade.as_ref().map(|(protocol, _)| protocol.as_str()),
     };
-    let found = deliver(ex, pool, runtime, rule, &head, body, &ask).await;
+    let found = deliver(ex, pool, runtime, rule, &head, body, &ask, place).await;
     hashes.clear();
     ex.worker.hashes.replace(hashes);
     respond(ex, found?, &reading, served_name, upgrade)
@@ -265,6 +278,8 @@ fn read(api: Api, onward: &Onward) -> Result<Reading, Refusal> {
 #[derive(Debug, Default)]
 struct Controls {
     priority: i32,
+    /// Hash of the tenant's id; 0 for all who name none.
+    fairness: u64,
     session: Option<u64>,
 }
 
@@ -282,10 +297,14 @@ impl Controls {
                     found.priority = pool.objectives.get(objective).copied().unwrap_or(0);
                     gone.push(name.clone());
                 }
+                Some(Control::Fairness) => {
+                    found.fairness = key_of(value.as_bytes());
+                    gone.push(name.clone());
+                }
                 Some(Control::Ours) => gone.push(name.clone()),
                 Some(Control::Session(rank)) if rank < best => {
                     best = rank;
-                    found.session = Some(session_key(value.as_bytes()));
+                    found.session = Some(key_of(value.as_bytes()));
                 }
                 Some(Control::Session(_)) => {}
             }
@@ -306,11 +325,11 @@ fn session_of_body(reading: &Reading, body: &ClientBody) -> Option<u64> {
         .scan
         .conversation
         .or(reading.scan.previous_response)?;
-    Some(session_key(text.value(&peeked.bytes).as_bytes()))
+    Some(key_of(text.value(&peeked.bytes).as_bytes()))
 }
 
-/// A session's name as a number. Only this process reads it.
-fn session_key(name: &[u8]) -> u64 {
+/// The name of a session or a tenant as a number. Only this process reads it.
+fn key_of(name: &[u8]) -> u64 {
     let mut hasher = std::hash::DefaultHasher::new();
     hasher.write(name);
     hasher.finish()
@@ -386,7 +405,7 @@ fn outgoing(
     (Outgoing::whole(bytes), Some(peeked))
 }
 
-// === admit, pick, send ===
+// === pick, send ===
 
 /// Tries endpoints until one answers.
 async fn deliver(
@@ -397,6 +416,7 @@ async fn deliver(
     head: &Head<'_>,
     body: Outgoing,
     ask: &Ask<'_>,
+    mut place: Option<Place>,
 ) -> Result<Served, Refusal> {
     ex.worker.retries.borrow_mut().requested(clock::now());
     let mut tried: SmallVec<[SocketAddr; 4]> = SmallVec::new();
@@ -422,6 +442,8 @@ async fn deliver(
         let flight = begun
             .take()
             .unwrap_or_else(|| InFlight::begin(&ex.worker, runtime, ask, address));
+        // It is booked: the room that was kept for it is no longer needed.
+        drop(place.take());
         let Some(body) = next_body.take() else {
             return Err(last.unwrap_or_else(|| Refusal::timed_out("only try")));
         };
@@ -586,7 +608,8 @@ impl Sending<'_> {
     }
 }
 
-async fn sleep_until(deadline: Option<Instant>) {
+/// Returns at `deadline`, if there is one.
+pub(crate) async fn sleep_until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline).await,
         None => std::future::pending().await,

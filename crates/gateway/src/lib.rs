@@ -17,6 +17,7 @@ mod inference;
 mod mirror;
 mod peek;
 pub mod pools;
+mod queue;
 pub mod record;
 mod relay;
 mod respond;

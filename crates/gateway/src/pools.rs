@@ -2,18 +2,23 @@
 //!
 //! A pool's state sits behind one short mutex that is never held across an await. Configuration is
 //! swapped in whole as [`Live`]; the state of a pool outlives the snapshots that describe it.
+//! Requests that wait for a place in a saturated pool are told of it from here; the waiting itself
+//! is in [`crate::queue`].
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
+use std::ops::{Deref, DerefMut};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
-use forebay_decide::{Ask, End, EndKind, Flight, PoolState};
+use forebay_decide::{
+    Ask, End, EndKind, Flight, GateRefusal, Offer, PoolState, Refusal, Ticket, Waiter,
+};
 use forebay_model::route::Target;
 use forebay_model::{Moment, ObjectName, Pool, Snapshot};
 use rustc_hash::FxHashMap;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use crate::catalogue::Catalogue;
 use crate::clock;
@@ -38,29 +43,173 @@ pub struct Live {
 pub struct PoolRuntime {
     /// The `InferencePool`.
     pub name: ObjectName,
-    state: Mutex<PoolState>,
+    books: Mutex<Books>,
     pool: ArcSwap<Pool>,
     /// Common to all pools, so that a worker follows one.
     ejections: Arc<watch::Sender<u64>>,
     pub(crate) catalogue: Catalogue,
 }
 
+/// What the pool's mutex guards.
+#[derive(Debug)]
+struct Books {
+    state: PoolState,
+    /// Whom to tell of each place in the queue; as many as wait there.
+    waiters: FxHashMap<Ticket, oneshot::Sender<Turn>>,
+}
+
+/// The end of a wait.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Turn {
+    /// The request goes; it is counted as on its way until [`PoolState::arrived`].
+    Go,
+    /// It does not.
+    Refused(GateRefusal),
+}
+
+/// A place in the queue.
+#[derive(Debug)]
+pub(crate) struct Queued {
+    pub(crate) ticket: Ticket,
+    pub(crate) turn: oneshot::Receiver<Turn>,
+    /// Requests that go before it, as things are.
+    pub(crate) ahead: usize,
+    pub(crate) saturation: f32,
+}
+
+/// Why a request goes no further.
+#[derive(Debug)]
+pub(crate) enum Rejected {
+    /// Shed for its priority.
+    Shed(Refusal),
+    /// It may not even wait.
+    Queue(GateRefusal),
+}
+
+/// The picker's state, locked.
+#[derive(Debug)]
+pub struct StateGuard<'a>(MutexGuard<'a, Books>);
+
+impl Deref for StateGuard<'_> {
+    type Target = PoolState;
+    fn deref(&self) -> &PoolState {
+        &self.0.state
+    }
+}
+
+impl DerefMut for StateGuard<'_> {
+    fn deref_mut(&mut self) -> &mut PoolState {
+        &mut self.0.state
+    }
+}
+
+impl Books {
+    /// Those whose wait ends now, with what to tell them.
+    fn turns(&mut self, now: Moment) -> Vec<(oneshot::Sender<Turn>, Turn)> {
+        if self.waiters.is_empty() {
+            return Vec::new();
+        }
+        let turns = self.state.turns(now);
+        let expired = turns.expired.into_iter();
+        let refused = expired.map(|ticket| (ticket, Turn::Refused(GateRefusal::Expired)));
+        let released = turns.released.into_iter().map(|ticket| (ticket, Turn::Go));
+        let ended = refused.chain(released);
+        ended
+            .filter_map(|(ticket, turn)| self.waiters.remove(&ticket).map(|waiter| (waiter, turn)))
+            .collect()
+    }
+}
+
 impl PoolRuntime {
     fn new(pool: &Arc<Pool>, ejections: &Arc<watch::Sender<u64>>, now: Moment) -> Self {
         Self {
             name: pool.name.clone(),
-            state: Mutex::new(PoolState::new(pool, now)),
+            books: Mutex::new(Books {
+                state: PoolState::new(pool, now),
+                waiters: FxHashMap::default(),
+            }),
             pool: ArcSwap::from(Arc::clone(pool)),
             ejections: Arc::clone(ejections),
             catalogue: Catalogue::default(),
         }
     }
 
-    /// The picker's state. Hold the guard for one call only, never across an await.
-    pub fn state(&self) -> MutexGuard<'_, PoolState> {
+    /// The picker's state. Hold the guard for one call only, never across an await. What makes
+    /// room in the pool is a [`change`](Self::change).
+    pub fn state(&self) -> StateGuard<'_> {
+        StateGuard(self.lock())
+    }
+
+    /// Changes the state, and lets those go who have room after that.
+    pub fn change<R>(&self, now: Moment, change: impl FnOnce(&mut PoolState) -> R) -> R {
+        let (result, turns) = {
+            let mut books = self.lock();
+            let result = change(&mut books.state);
+            (result, books.turns(now))
+        };
+        self.tell(turns, now);
+        result
+    }
+
+    /// A request arrives: it goes at once (`None`), or waits.
+    pub(crate) fn offer(&self, waiter: Waiter, now: Moment) -> Result<Option<Queued>, Rejected> {
+        let mut books = self.lock();
+        match books.state.offer(waiter, now).map_err(Rejected::Shed)? {
+            Offer::Go => Ok(None),
+            Offer::Refuse(refusal) => Err(Rejected::Queue(refusal)),
+            Offer::Wait { ticket, displaced } => {
+                let refused = Turn::Refused(GateRefusal::Displaced);
+                let losers = displaced.iter().filter_map(|t| books.waiters.remove(t));
+                let losers: Vec<_> = losers.map(|loser| (loser, refused)).collect();
+                let (sender, turn) = oneshot::channel();
+                books.waiters.insert(ticket, sender);
+                let queued = Queued {
+                    ticket,
+                    turn,
+                    ahead: books.state.gate().ahead_of(waiter.priority) - 1,
+                    saturation: books.state.expected_saturation(now),
+                };
+                drop(books);
+                self.tell(losers, now);
+                Ok(Some(queued))
+            }
+        }
+    }
+
+    /// Gives a place in the queue up.
+    pub(crate) fn leave(&self, ticket: Ticket) {
+        let mut books = self.lock();
+        books.waiters.remove(&ticket);
+        books.state.withdraw(ticket);
+    }
+
+    /// Tells them outside of the lock. A place that was given to a request whose client just left
+    /// goes to the next.
+    fn tell(&self, mut turns: Vec<(oneshot::Sender<Turn>, Turn)>, now: Moment) {
+        while !turns.is_empty() {
+            let untold = turns
+                .into_iter()
+                .filter_map(|(waiter, turn)| waiter.send(turn).err());
+            let unused = untold.filter(|turn| *turn == Turn::Go).count();
+            if unused == 0 {
+                return;
+            }
+            let mut books = self.lock();
+            (0..unused).for_each(|_| books.state.arrived());
+            turns = books.turns(now);
+        }
+    }
+
+    /// Ends the queue of a pool that is no longer configured: nobody scrapes it any more, and its
+    /// requests keep the configuration that they came under.
+    fn retire(&self, now: Moment) {
+        self.change(now, PoolState::open_gate);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Books> {
         // A panic while the lock is held is a bug that took its request with it; the state is
         // counters and caches, usable whatever happened to one of them.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.books.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The pool as last configured.
@@ -118,7 +267,7 @@ impl InFlight {
     /// Notes that the prefill is over.
     pub(crate) fn first_byte(&mut self, now: Moment) {
         if let Some(flight) = &mut self.flight {
-            self.pool.state().first_byte(flight, now);
+            self.pool.change(now, |state| state.first_byte(flight, now));
         }
     }
 
@@ -128,12 +277,11 @@ impl InFlight {
         let Some(flight) = self.flight.take() else {
             return;
         };
-        let newly_out = {
-            let mut state = self.pool.state();
+        let newly_out = self.pool.change(now, |state| {
             let was_out = state.ejected(self.address, now).is_some();
             state.finish(flight, end, now);
             !was_out && state.ejected(self.address, now).is_some()
-        };
+        });
         if newly_out {
             tracing::warn!(
                 pool = %self.pool.name,
@@ -177,8 +325,8 @@ impl Live {
                     None => Arc::new(PoolRuntime::new(pool, &self.ejections, now)),
                     Some(old) => {
                         if !Arc::ptr_eq(&old.pool.load(), pool) {
-                            old.state().sync(pool, now);
                             old.pool.store(Arc::clone(pool));
+                            old.change(now, |state| state.sync(pool, now));
                             // Requests that wait on an endpoint that went away look again.
                             old.note_ejection();
                         }
@@ -188,6 +336,11 @@ impl Live {
                 (name.clone(), runtime)
             })
             .collect();
+        for (name, old) in &self.pools {
+            if !snapshot.pools.contains_key(name) {
+                old.retire(now);
+            }
+        }
         let tls = tls::ports(&snapshot, &mut |what| tracing::error!("{what}"));
         let addresses = addresses(&snapshot);
         Self {

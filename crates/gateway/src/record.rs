@@ -6,9 +6,9 @@
 use std::net::SocketAddr;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use forebay_decide::Report;
+use forebay_decide::{GateRefusal, Report};
 use forebay_dialect::{Api, Usage};
 use forebay_model::{Moment, ObjectName};
 use smallvec::SmallVec;
@@ -52,6 +52,8 @@ pub struct Record {
     pub pool: Option<Arc<ObjectName>>,
     /// Priority of the objective.
     pub priority: i32,
+    /// Its stay in the queue, if it could not go to the pool at once.
+    pub stay: Option<Stay>,
     /// Every try, in order.
     pub tries: SmallVec<[Try; 2]>,
     /// The report of the (last) pick.
@@ -96,6 +98,7 @@ impl Default for Record {
             stream: false,
             pool: None,
             priority: 0,
+            stay: None,
             tries: SmallVec::new(),
             report: None,
             pick_us: None,
@@ -147,6 +150,61 @@ impl DerefMut for Draft {
     fn deref_mut(&mut self) -> &mut Record {
         let record = self.0.as_deref_mut();
         record.expect("nobody writes to a record that was taken")
+    }
+}
+
+/// What happened to a request that came to a saturated pool.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Stay {
+    /// When it came.
+    pub since: Moment,
+    /// When it went, or was refused; `None` if its client left first.
+    pub until: Option<Moment>,
+    /// What became of it.
+    pub end: StayEnd,
+    /// Requests that waited when it came, of its own priority or higher ones.
+    pub ahead: u32,
+    /// How full the pool was.
+    pub saturation: f32,
+}
+
+impl Stay {
+    /// How long it waited, in an exchange that ended at `finished`.
+    #[must_use]
+    pub fn waited(&self, finished: Moment) -> Duration {
+        self.until.unwrap_or(finished).since(self.since)
+    }
+}
+
+/// How a stay in the queue ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum StayEnd {
+    /// Its turn came.
+    Sent,
+    /// Its client left.
+    ClientGone,
+    /// The queue had no room for it, or not for long enough.
+    Refused(GateRefusal),
+    /// It was refused at once for its negative priority.
+    Shed,
+    /// The route's request timeout passed.
+    TimedOut,
+    /// The gateway was told to stop.
+    Draining,
+}
+
+impl StayEnd {
+    /// A short stable word for metrics and logs.
+    #[must_use]
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::Sent => "sent",
+            Self::ClientGone => "client-gone",
+            Self::Refused(why) => why.code(),
+            Self::Shed => "shed",
+            Self::TimedOut => "timed-out",
+            Self::Draining => "draining",
+        }
     }
 }
 

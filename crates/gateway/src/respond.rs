@@ -1,7 +1,7 @@
 //! Answers made here: one type for every refusal, one place that turns it into a response.
 
 use bytes::Bytes;
-use forebay_decide::Refusal as PickRefusal;
+use forebay_decide::{GateRefusal, Refusal as PickRefusal};
 use forebay_dialect::Dialect;
 use forebay_dialect::error::ErrorBody;
 use forebay_model::route::Broken;
@@ -78,6 +78,33 @@ impl Refusal {
                     message,
                 )
             },
+        }
+    }
+
+    /// For a request that may not wait for its pool, or not any longer. llm-d's words for it are
+    /// those of requests that reached no server and may safely be sent again.
+    pub(crate) fn not_queued(refusal: GateRefusal) -> Self {
+        let (reason, dropped) = match refusal {
+            GateRefusal::QueueFull => ("queue_full", "rejected-saturated"),
+            GateRefusal::TooLarge => ("queue_too_large", "rejected-saturated"),
+            GateRefusal::Expired => ("queue_expired", "rejected-ttl-expired"),
+            GateRefusal::Displaced => ("queue_displaced", "rejected-saturated"),
+        };
+        Self {
+            retry_after_s: Some(1),
+            dropped: Some(dropped),
+            ..Self::new(StatusCode::TOO_MANY_REQUESTS, reason, refusal.to_string())
+        }
+    }
+
+    /// For a request that waited for its pool when the process was told to stop.
+    pub(crate) fn draining() -> Self {
+        let message = "the pool is saturated and this gateway is shutting down: try again, which \
+                       leads to another";
+        Self {
+            retry_after_s: Some(1),
+            dropped: Some("rejected-shutting-down"),
+            ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", message)
         }
     }
 

@@ -314,8 +314,8 @@ impl Endpoint {
 
     fn alive(&self, load: &Load) {
         for (pool, _) in self.owners.borrow().iter() {
-            pool.state()
-                .scraped(self.address, load.clone(), clock::now());
+            let (now, load) = (clock::now(), load.clone());
+            pool.change(now, |state| state.scraped(self.address, load, now));
         }
     }
 
@@ -323,16 +323,15 @@ impl Endpoint {
     fn missed(&self, telemetry: &Telemetry) {
         for (pool, _) in self.owners.borrow().iter() {
             let now = clock::now();
-            let silenced = {
-                let mut state = pool.state();
+            let silenced = pool.change(now, |state| {
                 let is_silent = |state: &PoolState| {
                     let ejection = state.ejected(self.address, now);
                     ejection.is_some_and(|e| e.cause == EjectionCause::Silence)
                 };
-                let before = is_silent(&state);
+                let before = is_silent(state);
                 state.scrape_failed(self.address, now);
-                !before && is_silent(&state)
-            };
+                !before && is_silent(state)
+            });
             if silenced {
                 tracing::warn!(
                     pool = %pool.name,

@@ -192,6 +192,8 @@ struct Line<'a> {
     bytes_out: u64,
     duration_ms: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
+    queue_ms: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     ttft_ms: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     itl_ms: Option<f64>,
@@ -230,6 +232,7 @@ impl<'a> Line<'a> {
             bytes_in: record.bytes_in,
             bytes_out: record.bytes_out,
             duration_ms: millis(measured.duration),
+            queue_ms: measured.queued.map(millis),
             ttft_ms: measured.ttft.map(millis),
             itl_ms: measured.inter_token.map(millis),
             input_tokens: measured.input_tokens,
@@ -270,6 +273,7 @@ impl<'a> Line<'a> {
         pair("in", Some(&self.bytes_in));
         pair("out", Some(&self.bytes_out));
         pair("ms", Some(&self.duration_ms));
+        pair("queue_ms", self.queue_ms.as_ref().map(|v| v as _));
         pair("ttft_ms", self.ttft_ms.as_ref().map(|v| v as _));
         pair("itl_ms", self.itl_ms.as_ref().map(|v| v as _));
         pair("input_tokens", self.input_tokens.as_ref().map(|v| v as _));
@@ -354,6 +358,7 @@ mod tests {
             ("tries", 2.into()),
             ("model", "llama".into()),
             ("duration_ms", serde_json::json!(750.0)),
+            ("queue_ms", serde_json::json!(25.0)),
             ("ttft_ms", serde_json::json!(50.0)),
             ("input_tokens", 120.into()),
             ("cached_tokens", 64.into()),

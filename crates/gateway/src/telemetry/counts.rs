@@ -33,6 +33,10 @@ const TTFT_S: [f64; 14] = [
 const INTER_TOKEN_S: [f64; 11] = [
     0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1.0,
 ];
+/// Seconds in the queue; the usual limit is 60.
+const QUEUE_S: [f64; 12] = [
+    0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
+];
 /// Seconds of a pick; the promise is 20 µs at the median and 100 µs at the 99th percentile.
 const PICK_S: [f64; 10] = [
     2e-6, 5e-6, 10e-6, 20e-6, 50e-6, 100e-6, 200e-6, 500e-6, 1e-3, 10e-3,
@@ -118,6 +122,7 @@ pub(super) struct Counts {
     times: FxHashMap<Id, Times>,
     tokens: FxHashMap<(Id, Id), Tokens>,
     retries: FxHashMap<(Id, &'static str), u64>,
+    queue_ends: FxHashMap<(Id, &'static str), u64>,
 }
 
 /// The histograms of one pool.
@@ -126,6 +131,7 @@ struct Times {
     duration: Histogram,
     ttft: Histogram,
     inter_token: Histogram,
+    queue: Histogram,
     pick: Histogram,
 }
 
@@ -135,6 +141,7 @@ impl Default for Times {
             duration: Histogram::new(&DURATION_S),
             ttft: Histogram::new(&TTFT_S),
             inter_token: Histogram::new(&INTER_TOKEN_S),
+            queue: Histogram::new(&QUEUE_S),
             pick: Histogram::new(&PICK_S),
         }
     }
@@ -203,6 +210,12 @@ impl Counts {
         times
             .pick
             .observe(record.pick_us.map(|us| f64::from(us) / 1e6));
+        times
+            .queue
+            .observe(measured.queued.map(|t| t.as_secs_f64()));
+        if let Some(stay) = &record.stay {
+            *self.queue_ends.entry((pool, stay.end.code())).or_default() += 1;
+        }
         self.observe_tokens(names, record, measured, pool);
         if let Some((_served, given_up)) = record.tries.split_last() {
             for reason in given_up.iter().filter_map(|t| t.failure) {
@@ -275,6 +288,7 @@ struct Sums {
     times: BTreeMap<Arc<str>, Times>,
     tokens: BTreeMap<[Arc<str>; 2], Tokens>,
     retries: BTreeMap<[Arc<str>; 2], u64>,
+    queue_ends: BTreeMap<[Arc<str>; 2], u64>,
 }
 
 impl Sums {
@@ -294,15 +308,21 @@ impl Sums {
             sum.duration.add(&times.duration);
             sum.ttft.add(&times.ttft);
             sum.inter_token.add(&times.inter_token);
+            sum.queue.add(&times.queue);
             sum.pick.add(&times.pick);
         }
         for ((pool, model), tokens) in &counts.tokens {
             let labels = [counts.pools.text(*pool), counts.models.text(*model)];
             self.tokens.entry(labels).or_default().add(*tokens);
         }
-        for ((pool, reason), count) in &counts.retries {
-            let labels = [counts.pools.text(*pool), Arc::from(*reason)];
-            *self.retries.entry(labels).or_default() += count;
+        for (by_reason, sums) in [
+            (&counts.retries, &mut self.retries),
+            (&counts.queue_ends, &mut self.queue_ends),
+        ] {
+            for ((pool, reason), count) in by_reason {
+                let labels = [counts.pools.text(*pool), Arc::from(*reason)];
+                *sums.entry(labels).or_default() += count;
+            }
         }
     }
 }
@@ -328,6 +348,14 @@ impl Collector for AllCounts {
             "Tries that were followed by another, by what ended them",
             ["pool", "reason"],
             sums.retries.iter().map(|(labels, count)| (labels, *count)),
+        )?;
+        page.counters(
+            "forebay_queue_ends",
+            "Requests that came to a saturated pool by what became of them: sent, or why not",
+            ["pool", "reason"],
+            sums.queue_ends
+                .iter()
+                .map(|(labels, count)| (labels, *count)),
         )
     }
 }
@@ -394,7 +422,7 @@ impl Page<'_> {
     }
 
     fn histograms(&mut self, sums: &Sums) -> fmt::Result {
-        let kinds: [(&str, &str, Shown); 4] = [
+        let kinds: [(&str, &str, Shown); 5] = [
             (
                 "forebay_request_duration_seconds",
                 "From the request's head to the last byte of the answer",
@@ -409,6 +437,11 @@ impl Page<'_> {
                 "forebay_inter_token_seconds",
                 "Mean time between tokens of one stream",
                 |t| &t.inter_token,
+            ),
+            (
+                "forebay_queue_seconds",
+                "Wait for a place in a saturated pool, of requests that had to wait, however it ended",
+                |t| &t.queue,
             ),
             (
                 "forebay_pick_seconds",

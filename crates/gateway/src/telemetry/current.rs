@@ -49,6 +49,8 @@ struct Current {
 struct PoolNow {
     name: String,
     saturation: f32,
+    queue_requests: usize,
+    queue_bytes: usize,
     prefix_bytes: usize,
     sums: Sums,
     endpoints: Vec<(String, EndpointView)>,
@@ -92,12 +94,13 @@ impl Current {
 
 impl PoolNow {
     fn read(pool: &PoolRuntime, now: Moment) -> Self {
-        let (views, saturation, prefix_bytes) = {
+        let (views, saturation, prefix_bytes, queue) = {
             let state = pool.state();
             (
                 state.view(now).collect::<Vec<_>>(),
                 state.saturation(now),
                 state.prefix_bytes(),
+                (state.gate().len(), state.gate().bytes()),
             )
         };
         let mut sums = Sums::default();
@@ -111,6 +114,8 @@ impl PoolNow {
         Self {
             name: pool.name.to_string(),
             saturation,
+            queue_requests: queue.0,
+            queue_bytes: queue.1,
             prefix_bytes,
             sums,
             endpoints: views
@@ -166,6 +171,14 @@ impl Current {
             "How full the pool is; 1 is full",
             |p| p.saturation.into(),
         )?;
+        each(
+            "forebay_queue_requests",
+            "Requests that wait for a place in the pool",
+            |p| p.queue_requests as f64,
+        )?;
+        each("forebay_queue_bytes", "Bytes of their bodies", |p| {
+            p.queue_bytes as f64
+        })?;
         each(
             "forebay_ready_endpoints",
             "Endpoints that may get requests",

@@ -176,6 +176,8 @@ fn trim(record: &mut Record) {
 pub(crate) struct Measured {
     /// Head to last byte.
     pub(crate) duration: Duration,
+    /// Wait for a place in the pool, of an exchange that had to wait.
+    pub(crate) queued: Option<Duration>,
     /// Head to the first byte of the answer.
     pub(crate) first_byte: Option<Duration>,
     /// Head to the first token; streams only, since a whole answer comes with its last token.
@@ -203,6 +205,10 @@ impl Measured {
         let spoken = usage.first_token_at.zip(usage.last_token_at);
         Self {
             duration: since(record.finished),
+            queued: record
+                .stay
+                .filter(|stay| stay.until != Some(stay.since))
+                .map(|stay| stay.waited(record.finished)),
             first_byte: record.first_byte.map(since),
             ttft: usage.first_token_at.map(since),
             inter_token: spoken
@@ -233,7 +239,7 @@ pub(crate) fn test_record() -> Record {
     use forebay_model::picker::{Scorer, WeightedScorer};
     use smallvec::smallvec;
 
-    use crate::record::{Ending, Try};
+    use crate::record::{Ending, Stay, StayEnd, Try};
 
     let endpoint = |n: u8| ([10, 0, 0, n], 8000).into();
     let considered =
@@ -269,6 +275,13 @@ pub(crate) fn test_record() -> Record {
         stream: true,
         pool: Some(ObjectName::new("default", "chat").into()),
         priority: 0,
+        stay: Some(Stay {
+            since: at(1),
+            until: Some(at(26)),
+            end: StayEnd::Sent,
+            ahead: 3,
+            saturation: 1.125,
+        }),
         tries: smallvec![
             Try {
                 endpoint: endpoint(1),

@@ -395,6 +395,7 @@ fn attributes(record: &Record, measured: &Measured) -> Vec<KeyValue> {
     let mut time = |key: &'static str, value: Option<Duration>| {
         all.extend(value.map(|value| KeyValue::new(key, millis(value))));
     };
+    time("forebay.queue_ms", measured.queued);
     time("forebay.ttft_ms", measured.ttft);
     time("forebay.inter_token_ms", measured.inter_token);
     all

@@ -346,6 +346,11 @@ impl Script {
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
         self.peer.send(bytes);
     }
+
+    /// Counts a request that was read past [`Self::request`].
+    pub fn note(&self, request: Message) {
+        self.seen.lock().unwrap().push(request);
+    }
 }
 
 impl Upstream {
@@ -468,7 +473,7 @@ pub fn fleet(servers: usize, models: &'static str, serve: Serve) -> Vec<Upstream
                     side.send(&list);
                     continue;
                 }
-                side.seen.lock().unwrap().push(request.clone());
+                side.note(request.clone());
                 if !serve(side, &request, count.fetch_add(1, Ordering::SeqCst)) {
                     return;
                 }
