@@ -1,19 +1,24 @@
 //! One pick with the default policy: a prompt of 8,000 tokens (32,000 bytes, 71 blocks) in pools of
 //! 4, 100 and 1,000 endpoints, all of which hold the system prompt and some of which hold more.
-//! Also what it costs to book the request and to settle it.
+//! Also what it costs to let the request in, to book it and to settle it.
 
 use std::hint::black_box;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
-use forebay_decide::{Ask, BlockHash, ChainSeed, End, EndKind, PoolState, Rng, chain};
+use forebay_decide::{Ask, BlockHash, ChainSeed, End, EndKind, PoolState, Rng, Waiter, chain};
 use forebay_model::{
     AppProtocol, Endpoint, Load, Moment, ObjectName, PickerConfig, Pool, Role, Topology,
 };
 
 const PROMPT_TOKENS: u32 = 8_000;
 const NOW: Moment = Moment::from_millis(100);
+const WAITER: Waiter = Waiter {
+    priority: 0,
+    fairness: 0,
+    bytes: 32_000,
+};
 
 fn pool(endpoints: u16) -> Pool {
     let endpoint = |at| Endpoint {
@@ -93,6 +98,10 @@ fn pick(c: &mut Criterion) {
     for endpoints in [4, 100, 1_000] {
         let mut state = at_work(endpoints);
         let mut rng = Rng::seeded(2);
+        // What a request adds that need not wait.
+        group.bench_function(format!("admit/{endpoints}"), |b| {
+            b.iter(|| black_box(state.offer(black_box(WAITER), NOW)));
+        });
         group.bench_function(format!("no_prompt/{endpoints}"), |b| {
             b.iter(|| black_box(state.choose(&ask(&[]), NOW, &mut rng)));
         });
