@@ -13,7 +13,7 @@ pub use forebay_api::Publication as Published;
 use forebay_api::{Index, Origin};
 use forebay_model::Snapshot;
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use crate::folder::Folder;
@@ -37,6 +37,18 @@ pub fn check(paths: Vec<PathBuf>) -> Published {
 pub struct FileSource {
     reader: Reader,
     publish: watch::Sender<Published>,
+    reread: Reread,
+}
+
+/// Makes a [`FileSource`] read every file again, whether its times show a change or not.
+#[derive(Clone, Debug, Default)]
+pub struct Reread(Arc<Notify>);
+
+impl Reread {
+    /// Asks for it; while it is not done, asking again adds nothing.
+    pub fn ask(&self) {
+        self.0.notify_one();
+    }
 }
 
 /// What is needed to look at the files; moves to a thread that may block and back.
@@ -68,7 +80,18 @@ impl FileSource {
     pub fn open(paths: Vec<PathBuf>) -> (Self, watch::Receiver<Published>) {
         let mut reader = Reader::new(paths);
         let (publish, receiver) = watch::channel(reader.read());
-        (Self { reader, publish }, receiver)
+        let source = Self {
+            reader,
+            publish,
+            reread: Reread::default(),
+        };
+        (source, receiver)
+    }
+
+    /// For whoever may ask for another reading while the source runs.
+    #[must_use]
+    pub fn reread(&self) -> Reread {
+        self.reread.clone()
     }
 
     /// Publishes every change until nobody listens any more.
@@ -76,6 +99,7 @@ impl FileSource {
         let Self {
             mut reader,
             publish,
+            reread,
         } = self;
         // One place is enough: a waiting "look again" stands for any number of changes.
         let (wake, mut woken) = mpsc::channel(1);
@@ -83,11 +107,16 @@ impl FileSource {
         let mut poll = interval(POLL);
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            let mut asked = false;
             tokio::select! {
                 () = publish.closed() => return,
                 _ = poll.tick() => {}
                 // `wake` is held above, so the channel stays open.
                 _ = woken.recv() => quiet(&mut woken).await,
+                () = reread.0.notified() => {
+                    reader.folder.forget_times();
+                    asked = true;
+                }
             }
             let looked = tokio::task::spawn_blocking(move || {
                 let published = reader.read();
@@ -101,7 +130,10 @@ impl FileSource {
                     return;
                 }
             };
-            publish.send_if_modified(|last| replace(last, published));
+            let changed = publish.send_if_modified(|last| replace(last, published));
+            if asked && !changed {
+                tracing::info!("every file was read again; nothing has changed");
+            }
         }
     }
 }

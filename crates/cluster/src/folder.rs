@@ -100,6 +100,13 @@ impl Folder {
         &self.roots
     }
 
+    /// Makes the next [`sync`](Self::sync) read every file, whatever its times say.
+    pub(crate) fn forget_times(&mut self) {
+        for file in self.files.values_mut() {
+            file.stamp = None;
+        }
+    }
+
     /// Looks at every file, reads those that changed, and brings the index up to date.
     pub(crate) fn sync(&mut self, index: &mut Index) {
         let mut walk = Walk::default();
@@ -301,13 +308,36 @@ mod tests {
     use super::*;
 
     const HOUR: Duration = Duration::from_secs(3600);
+    const POOL: &str = "apiVersion: inference.networking.k8s.io/v1\nkind: InferencePool\n\
+                        metadata: {name: p}\n\
+                        spec: {selector: {matchLabels: {a: b}}, targetPorts: [{number: 1}]}\n";
+
+    #[test]
+    fn a_change_that_no_time_shows_is_found_by_reading_everything() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("pool.yaml");
+        let mut folder = Folder::new(vec![root.path().to_owned()]);
+        let mut index = Index::new(Origin::Files);
+        fs::write(&path, POOL).unwrap();
+        folder.sync(&mut index);
+        fs::write(&path, POOL.replace("name: p", "name: q")).unwrap();
+        // A file system with coarse times: the changed file looks as it did when it was read.
+        let now = Stamp::of(&fs::metadata(&path).unwrap());
+        folder.files.get_mut(&path).unwrap().stamp = Some(now);
+        let pool_after = |folder: &mut Folder, index: &mut Index| {
+            folder.sync(index);
+            let snapshot = index.publish().snapshot;
+            snapshot.pools.keys().next().unwrap().name.to_string()
+        };
+        assert_eq!(pool_after(&mut folder, &mut index), "p");
+        folder.forget_times();
+        assert_eq!(pool_after(&mut folder, &mut index), "q");
+    }
 
     #[test]
     fn an_emptied_file_counts_only_when_it_stays_empty() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("pool.yaml");
-        let pool = "apiVersion: inference.networking.k8s.io/v1\nkind: InferencePool\nmetadata: {name: p}\n\
-                    spec: {selector: {matchLabels: {a: b}}, targetPorts: [{number: 1}]}\n";
         let mut folder = Folder::new(vec![root.path().to_owned()]);
         let mut index = Index::new(Origin::Files);
         let mut pools_after = |text: &str, written: SystemTime| {
@@ -318,7 +348,7 @@ mod tests {
             index.publish().snapshot.pools.len()
         };
         let (just_now, long_ago) = (SystemTime::now() + HOUR, SystemTime::now() - HOUR);
-        assert_eq!(pools_after(pool, just_now), 1);
+        assert_eq!(pools_after(POOL, just_now), 1);
         assert_eq!(pools_after("", just_now), 1);
         assert_eq!(pools_after("", long_ago), 0);
     }

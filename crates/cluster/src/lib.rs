@@ -6,4 +6,4 @@ mod files;
 mod folder;
 pub mod manifest;
 
-pub use files::{FileSource, Published, check};
+pub use files::{FileSource, Published, Reread, check};

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
-use forebay_cluster::{FileSource, Published};
+use forebay_cluster::{FileSource, Published, Reread};
 use forebay_gateway::Gateway;
 use forebay_gateway::admin::{Admin, AdminState, Readiness};
 use forebay_gateway::settings::Settings;
@@ -54,11 +54,14 @@ pub(crate) fn run(args: &GatewayArgs) -> Result<(), Failure> {
     let ended = runtime.block_on(async {
         let mut signals = Signals::listen()?;
         let mut running = Running::start(plan(args))?;
+        let reread = running.reread.clone();
         tokio::select! {
             () = running.follow() => {}
-            name = signals.stop() => tracing::info!("{name}: no new connections, streams end"),
+            name = signals.stop(&reread) => {
+                tracing::info!("{name}: no new connections, streams end");
+            }
         }
-        running.drain(signals.stop()).await
+        running.drain(signals.stop(&reread)).await
     });
     // After a second signal the workers may still be busy; they end with the process.
     runtime.shutdown_background();
@@ -132,6 +135,7 @@ pub(crate) struct Running {
     readiness: Arc<Readiness>,
     statuses: Arc<ArcSwap<Value>>,
     published: watch::Receiver<Published>,
+    reread: Reread,
     open: BTreeSet<u16>,
     // Both stop when dropped.
     _scraper: Scraper,
@@ -173,6 +177,7 @@ impl Running {
         let admin = admin.transpose()?;
         let scraper = signals::spawn(live, Arc::clone(&telemetry), plan.scrape)
             .map_err(|error| Failure::world(format!("the scraper cannot start: {error}")))?;
+        let reread = source.reread();
         tokio::spawn(source.run());
         if let Some(admin) = &admin {
             tracing::info!("admin server on http://{}", admin.address());
@@ -184,6 +189,7 @@ impl Running {
             readiness,
             statuses,
             published,
+            reread,
             open: BTreeSet::new(),
             _scraper: scraper,
             _admin: admin,
@@ -291,7 +297,7 @@ fn report(problems: &[forebay_model::snapshot::Problem], strict: bool) -> Result
     Ok(())
 }
 
-/// The signals that end the process, and one that must not.
+/// The signals that end the process, and one that makes it read its configuration again.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
@@ -311,13 +317,14 @@ impl Signals {
     }
 
     /// The name of the next signal that asks to stop.
-    async fn stop(&mut self) -> &'static str {
+    async fn stop(&mut self, reread: &Reread) -> &'static str {
         loop {
             tokio::select! {
                 _ = self.terminate.recv() => return "SIGTERM",
                 _ = self.interrupt.recv() => return "SIGINT",
                 _ = self.hangup.recv() => {
-                    tracing::info!("SIGHUP: nothing to do, changed files are noticed by themselves");
+                    tracing::info!("SIGHUP: reading every file of the configuration again");
+                    reread.ask();
                 }
             }
         }

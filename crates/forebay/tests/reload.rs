@@ -67,6 +67,19 @@ fn a_broken_file_leaves_the_last_good_state_in_force_and_status_says_so() {
 }
 
 #[test]
+fn a_hangup_has_the_configuration_read_again() {
+    let world = World::start_logging(1);
+    world.gateway.signal(rustix::process::Signal::HUP);
+    wait_for("the log says what came of it", || {
+        let log = world.log();
+        log.contains("every file was read again; nothing has changed")
+            .then_some(())
+    });
+    let after = chat(world.address(), "still there?", 2);
+    assert_eq!(after.ending, Ending::Complete, "{after:?}");
+}
+
+#[test]
 fn a_signal_lets_streams_end() {
     let mut world = World::start(1);
     let address = world.address();

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use tempfile::TempDir;
+use tempfile::{NamedTempFile, TempDir};
 
 /// How long a condition may take to come true on a machine that is busy with something else.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -141,6 +141,7 @@ pub(crate) struct World {
     pub(crate) servers: Vec<SocketAddr>,
     pub(crate) sims: Vec<Option<Program>>,
     pub(crate) gateway: Program,
+    log: Option<NamedTempFile>,
 }
 
 impl World {
@@ -149,6 +150,16 @@ impl World {
     }
 
     pub(crate) fn start_with(count: u8, sim_arguments: &[&str]) -> Self {
+        Self::start_whole(count, sim_arguments, None)
+    }
+
+    /// A world whose gateway tells what happens to it; see [`Self::log`].
+    pub(crate) fn start_logging(count: u8) -> Self {
+        let log = NamedTempFile::new().expect("a temporary file");
+        Self::start_whole(count, &[], Some(log))
+    }
+
+    fn start_whole(count: u8, sim_arguments: &[&str], log: Option<NamedTempFile>) -> Self {
         let target = free_port(count);
         let servers: Vec<SocketAddr> = (1..=count)
             .map(|n| (Ipv4Addr::new(127, 0, 0, n), target).into())
@@ -163,19 +174,17 @@ impl World {
         );
         let folder = tempfile::tempdir().expect("a temporary folder");
         write(folder.path(), &manifests(port, &servers, ""));
+        let (level, stderr) = match &log {
+            Some(log) => ("info", log.reopen().expect("a readable file").into()),
+            None => ("error", Stdio::inherit()),
+        };
         let gateway = Program::start(
             forebay()
-                .args([
-                    "gateway",
-                    "--bind",
-                    "127.0.0.1",
-                    "--access-log",
-                    "off",
-                    "--log",
-                    "error",
-                ])
+                .args(["gateway", "--bind", "127.0.0.1", "--access-log", "off"])
+                .args(["--log", level])
                 .args(["--admin", &admin.to_string(), "--seed", "1", "--config"])
-                .arg(folder.path()),
+                .arg(folder.path())
+                .stderr(stderr),
         );
         let world = Self {
             folder,
@@ -184,6 +193,7 @@ impl World {
             servers,
             sims,
             gateway,
+            log,
         };
         wait_for("the gateway is ready", || get(world.admin, "/readyz").ok());
         wait_for("every server is scraped", || {
@@ -195,6 +205,12 @@ impl World {
 
     pub(crate) fn address(&self) -> SocketAddr {
         SocketAddr::from(([127, 0, 0, 1], self.port))
+    }
+
+    /// What the gateway has logged, where it was started to.
+    pub(crate) fn log(&self) -> String {
+        let log = self.log.as_ref().expect("started with a log");
+        fs::read_to_string(log.path()).expect("text")
     }
 
     /// The pool's endpoints as the admin server shows them.
