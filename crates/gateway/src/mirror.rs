@@ -31,16 +31,16 @@ pub(crate) fn send(ex: &Exchange, mirror: &Mirror, onward: &Onward) {
     let ClientBody::Read(peeked) = &onward.body else {
         return;
     };
-    if COPIES.fetch_add(1, Ordering::Relaxed) >= COPIES_MAX {
-        COPIES.fetch_sub(1, Ordering::Relaxed);
+    let Some(copying) = Copying::begin(&COPIES) else {
         return;
-    }
+    };
     let body = Outgoing::whole(peeked.bytes.clone());
     let worker = Rc::clone(&ex.worker);
     let method = onward.method.clone();
     let (target, host) = (onward.target.clone(), onward.host.clone());
     let headers = onward.headers.clone();
     tokio::task::spawn_local(async move {
+        let _copying = copying;
         let head = Head {
             method: &method,
             target: &target,
@@ -58,8 +58,24 @@ pub(crate) fn send(ex: &Exchange, mirror: &Mirror, onward: &Onward) {
             }
         };
         let _unfinished = tokio::time::timeout(COPY_TIMEOUT, copy).await;
-        COPIES.fetch_sub(1, Ordering::Relaxed);
     });
+}
+
+/// A place among the copies, given back when dropped: by a copy that panics, too.
+#[derive(Debug)]
+struct Copying(&'static AtomicUsize);
+
+impl Copying {
+    fn begin(copies: &'static AtomicUsize) -> Option<Self> {
+        let place = Self(copies);
+        (copies.fetch_add(1, Ordering::Relaxed) < COPIES_MAX).then_some(place)
+    }
+}
+
+impl Drop for Copying {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 fn destination(ex: &Exchange, target: &Target) -> Option<(SocketAddr, AppProtocol)> {
@@ -73,5 +89,25 @@ fn destination(ex: &Exchange, target: &Target) -> Option<(SocketAddr, AppProtoco
             (!ready.is_empty()).then(|| (ready[drawn(ready.len())], pool.protocol))
         }
         Target::Service(_) | Target::Broken(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_bounded_and_come_back_however_a_copy_ends() {
+        static OWN: AtomicUsize = AtomicUsize::new(0);
+        let all: Vec<_> = (0..COPIES_MAX).map(|_| Copying::begin(&OWN)).collect();
+        assert!(all.iter().all(Option::is_some));
+        assert!(Copying::begin(&OWN).is_none());
+        drop(all);
+        let panics = std::thread::spawn(|| {
+            let _copying = Copying::begin(&OWN);
+            panic!("a copy breaks");
+        });
+        assert!(panics.join().is_err());
+        assert_eq!(OWN.load(Ordering::Relaxed), 0);
     }
 }
