@@ -341,7 +341,8 @@ impl Live {
                 old.retire(now);
             }
         }
-        let tls = tls::ports(&snapshot, &mut |what| tracing::error!("{what}"));
+        let last = (&*self.snapshot, &self.tls);
+        let tls = tls::ports(&snapshot, last, &mut |what| tracing::error!("{what}"));
         let addresses = addresses(&snapshot);
         Self {
             snapshot,

@@ -11,18 +11,37 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{ServerConfig, version};
 
-/// Server configurations by port, made anew with each snapshot.
+/// Server configurations by port.
 pub(crate) type TlsPorts = HashMap<u16, Arc<ServerConfig>>;
 
-/// Builds the server configurations. A certificate that does not hold is left out and reported;
-/// handshakes that would need it fail, the others go on.
-pub(crate) fn ports(snapshot: &Snapshot, report: &mut dyn FnMut(String)) -> TlsPorts {
-    snapshot
-        .ports
-        .iter()
-        .filter(|(_, port)| port.tls)
-        .map(|(number, port)| (*number, Arc::new(server_config(port, report))))
-        .collect()
+/// Builds the server configurations; one whose certificates are those of the `last` snapshot stays,
+/// and with it the sessions that clients may resume. A certificate that does not hold is left out
+/// and reported; handshakes that would need it fail, the others go on.
+pub(crate) fn ports(
+    snapshot: &Snapshot,
+    last: (&Snapshot, &TlsPorts),
+    report: &mut dyn FnMut(String),
+) -> TlsPorts {
+    let (last, configs) = last;
+    let kept = |number: &u16, port: &Port| {
+        let before = last.ports.get(number)?;
+        let config = configs.get(number)?;
+        certificates(before)
+            .eq(certificates(port))
+            .then(|| Arc::clone(config))
+    };
+    let config = |(number, port): (&u16, &Port)| {
+        let config = kept(number, port).unwrap_or_else(|| Arc::new(server_config(port, report)));
+        (*number, config)
+    };
+    let tls = snapshot.ports.iter().filter(|(_, port)| port.tls);
+    tls.map(config).collect()
+}
+
+/// What a port's configuration is made of.
+fn certificates(port: &Port) -> impl Iterator<Item = (Option<&HostPattern>, &[Arc<Certificate>])> {
+    let listeners = port.listeners.iter();
+    listeners.map(|l| (l.hostname.as_ref(), l.certificates.as_slice()))
 }
 
 fn server_config(port: &Port, report: &mut dyn FnMut(String)) -> ServerConfig {

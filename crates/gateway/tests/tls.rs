@@ -13,7 +13,7 @@ use forebay_model::route::RouteTable;
 use forebay_model::snapshot::{Certificate, Listener, Port};
 use http_body_util::BodyExt;
 use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{ClientConfig, HandshakeKind, RootCertStore};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -66,20 +66,32 @@ async fn shake(
     trusted: &[&Issued],
     protocols: &[&[u8]],
 ) -> std::io::Result<TlsStream<tokio::net::TcpStream>> {
+    let mut config = client_config(trusted);
+    config.alpn_protocols = protocols.iter().map(|p| p.to_vec()).collect();
+    shake_with(&Arc::new(config), port, host).await
+}
+
+fn client_config(trusted: &[&Issued]) -> ClientConfig {
     let mut roots = RootCertStore::empty();
     for issued in trusted {
         roots.add(issued.der.clone()).unwrap();
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = ClientConfig::builder_with_provider(provider)
+    ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_root_certificates(roots)
-        .with_no_client_auth();
-    config.alpn_protocols = protocols.iter().map(|p| p.to_vec()).collect();
+        .with_no_client_auth()
+}
+
+async fn shake_with(
+    config: &Arc<ClientConfig>,
+    port: u16,
+    host: &str,
+) -> std::io::Result<TlsStream<tokio::net::TcpStream>> {
     let stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await?;
     let name = ServerName::try_from(host.to_owned()).unwrap();
-    TlsConnector::from(Arc::new(config))
+    TlsConnector::from(Arc::clone(config))
         .connect(name, stream)
         .await
 }
@@ -187,6 +199,37 @@ fn a_new_certificate_is_used_from_the_next_handshake_on() {
         let mut got = String::new();
         before.read_to_string(&mut got).await.unwrap();
         assert!(got.starts_with("HTTP/1.1 200 OK\r\n"), "{got}");
+    });
+}
+
+#[test]
+fn sessions_outlive_a_configuration_that_leaves_the_certificate_alone() {
+    let upstream = Upstream::saying("x");
+    let (kept, new) = (issue("a.test"), issue("a.test"));
+    let world = World::empty(settings());
+    let publish = |issued: &Issued| {
+        // Read anew, as from a file: equal, and not the same.
+        let secret = Arc::new((*issued.secret).clone());
+        let listeners = vec![(Some("a.test"), secret)];
+        world.publish_ports([(world.port, tls_port(listeners, &upstream))]);
+    };
+    publish(&kept);
+    world.wait_bound(world.port);
+    let config = Arc::new(client_config(&[&kept, &new]));
+    let shaken = || async {
+        let mut stream = shake_with(&config, world.port, "a.test").await.unwrap();
+        let request = get_with("/", "connection: close\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        // The session's ticket comes along with the answer.
+        stream.read_to_string(&mut String::new()).await.unwrap();
+        stream.get_ref().1.handshake_kind().unwrap()
+    };
+    run(async {
+        assert_eq!(shaken().await, HandshakeKind::Full);
+        publish(&kept);
+        assert_eq!(shaken().await, HandshakeKind::Resumed);
+        publish(&new);
+        assert_eq!(shaken().await, HandshakeKind::Full);
     });
 }
 
