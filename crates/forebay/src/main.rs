@@ -13,6 +13,7 @@ mod descriptors;
 mod explain;
 mod gateway;
 mod logging;
+mod manifest_text;
 mod sim;
 mod status;
 mod table;

@@ -3,18 +3,14 @@
 
 mod support;
 
-use support::{Load, World, exchange, failed, manifests, output, stdout, wait_for};
+use support::{Load, World, exchange, failed, manifests_with, output, stdout, wait_for};
 
 const CLIENTS: u32 = 8;
 
 /// A pool that is full when one request waits in its server, and an objective above the others.
 fn narrow(world: &World) -> String {
-    let text = manifests(world.port, &world.servers, "");
-    let annotations = "annotations: {forebay.dev/picker: '{saturationQueue: 1}'}";
-    let pool = "metadata: {name: sims}\nspec:\n  selector";
-    assert!(text.contains(pool));
-    let named = format!("metadata: {{name: sims, {annotations}}}\nspec:\n  selector");
-    text.replace(pool, &named)
+    let picker = "'{saturationQueue: 1}'";
+    manifests_with(world.port, &world.servers, "", picker)
         + "---\napiVersion: llm-d.ai/v1alpha2\nkind: InferenceObjective\nmetadata: {name: urgent}\n\
            spec: {priority: 7, poolRef: {name: sims}}\n"
 }

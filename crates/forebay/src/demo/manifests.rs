@@ -1,14 +1,15 @@
 //! The demo's manifests, as a user would write them: a Gateway, an HTTPRoute, an InferencePool and
 //! four Pods, in one file that is replaced when the servers or the picker change.
 
-use std::fmt::Write as _;
 use std::fs;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
-use super::servers::COUNT;
+use super::servers::hosts;
 use crate::Failure;
+use crate::manifest_text::World;
 
 /// The pool.
 pub(super) const POOL: &str = "default/llama";
@@ -49,55 +50,19 @@ impl Folder {
 }
 
 fn manifests(gateway_port: u16, target_port: u16, picker: &str) -> String {
-    let mut text = format!(
-        "\
-apiVersion: gateway.networking.k8s.io/v1
-kind: GatewayClass
-metadata: {{name: forebay}}
-spec: {{controllerName: forebay.dev/gateway}}
----
-apiVersion: gateway.networking.k8s.io/v1
-kind: Gateway
-metadata: {{name: demo}}
-spec:
-  gatewayClassName: forebay
-  listeners:
-  - {{name: http, protocol: HTTP, port: {gateway_port}}}
----
-apiVersion: gateway.networking.k8s.io/v1
-kind: HTTPRoute
-metadata: {{name: llama}}
-spec:
-  parentRefs: [{{name: demo}}]
-  rules:
-  - backendRefs:
-    - {{group: inference.networking.k8s.io, kind: InferencePool, name: llama}}
----
-apiVersion: inference.networking.k8s.io/v1
-kind: InferencePool
-metadata:
-  name: llama
-  annotations:
-    # default, round-robin, least-request, or a whole picker configuration (docs/picking.md)
-    forebay.dev/picker: {picker}
-spec:
-  selector: {{matchLabels: {{app: llama}}}}
-  targetPorts: [{{number: {target_port}}}]
-"
-    );
-    for n in 1..=COUNT {
-        let _infallible = write!(
-            text,
-            "\
----
-apiVersion: v1
-kind: Pod
-metadata: {{name: llama-{n}, labels: {{app: llama}}}}
-status: {{podIP: 127.0.0.{n}}}
-"
-        );
+    let pods = hosts().map(IpAddr::V4);
+    World {
+        gateway: "demo",
+        gateway_port,
+        route: "llama",
+        filters: "",
+        pool: "llama",
+        picker,
+        target_port,
+        app: "llama",
+        pods: &pods.collect::<Vec<_>>(),
     }
-    text
+    .text()
 }
 
 #[cfg(test)]

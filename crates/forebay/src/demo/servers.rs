@@ -17,7 +17,7 @@ use crate::cli::PROFILE;
 pub(super) const MODEL: &str = "llama-3.1-8b";
 /// What stands behind the gateway.
 pub(super) const DESCRIPTION: &str = "Llama-3.1-8B, each on one RTX PRO 6000";
-/// Model servers, the highest host part included.
+/// Model servers.
 pub(super) const COUNT: u8 = 4;
 /// Ports that are tried until one is free on all addresses.
 const PORT_TRIES: usize = 100;
@@ -93,17 +93,22 @@ impl Drop for Servers {
     }
 }
 
+/// Where the servers are.
+pub(super) fn hosts() -> impl Iterator<Item = Ipv4Addr> {
+    (1..=COUNT).map(|n| Ipv4Addr::new(127, 0, 0, n))
+}
+
 fn listeners() -> io::Result<Vec<TcpListener>> {
-    let host = |n| Ipv4Addr::new(127, 0, 0, n);
     let mut last = io::Error::from(io::ErrorKind::AddrInUse);
     for _ in 0..PORT_TRIES {
-        let first = TcpListener::bind((host(1), 0))?;
-        let port = first.local_addr()?.port();
-        let others: io::Result<Vec<_>> = (2..=COUNT)
-            .map(|n| TcpListener::bind((host(n), port)))
-            .collect();
-        match others {
-            Ok(others) => return Ok(std::iter::once(first).chain(others).collect()),
+        let mut port = 0;
+        let bound = hosts().map(|host| {
+            let listener = TcpListener::bind((host, port))?;
+            port = listener.local_addr()?.port();
+            Ok(listener)
+        });
+        match bound.collect() {
+            Ok(listeners) => return Ok(listeners),
             Err(error) => last = error,
         }
     }

@@ -4,6 +4,9 @@
 // Each test program uses a part of this file.
 #![allow(dead_code, reason = "every test file includes the whole module")]
 
+#[path = "../../src/manifest_text.rs"]
+mod manifest_text;
+
 use std::fs;
 use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -257,48 +260,29 @@ fn write(folder: &Path, text: &str) {
 
 /// A Gateway, an HTTPRoute with `filters` (YAML flow style, or nothing), a pool and its pods.
 pub(crate) fn manifests(port: u16, servers: &[SocketAddr], filters: &str) -> String {
-    let target = servers[0].port();
-    let mut text = format!(
-        "\
-apiVersion: gateway.networking.k8s.io/v1
-kind: GatewayClass
-metadata: {{name: forebay}}
-spec: {{controllerName: forebay.dev/gateway}}
----
-apiVersion: gateway.networking.k8s.io/v1
-kind: Gateway
-metadata: {{name: test}}
-spec:
-  gatewayClassName: forebay
-  listeners:
-  - {{name: http, protocol: HTTP, port: {port}}}
----
-apiVersion: gateway.networking.k8s.io/v1
-kind: HTTPRoute
-metadata: {{name: all}}
-spec:
-  parentRefs: [{{name: test}}]
-  rules:
-  - filters: [{filters}]
-    backendRefs:
-    - {{group: inference.networking.k8s.io, kind: InferencePool, name: sims}}
----
-apiVersion: inference.networking.k8s.io/v1
-kind: InferencePool
-metadata: {{name: sims}}
-spec:
-  selector: {{matchLabels: {{app: sim}}}}
-  targetPorts: [{{number: {target}}}]
-"
-    );
-    for (n, server) in servers.iter().enumerate() {
-        let ip = server.ip();
-        text += &format!(
-            "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: sim-{n}, labels: {{app: sim}}}}\n\
-             status: {{podIP: {ip}}}\n"
-        );
-    }
-    text
+    manifests_with(port, servers, filters, "default")
+}
+
+/// The same with a picker for the pool, in YAML.
+pub(crate) fn manifests_with(
+    port: u16,
+    servers: &[SocketAddr],
+    filters: &str,
+    picker: &str,
+) -> String {
+    let pods: Vec<_> = servers.iter().map(SocketAddr::ip).collect();
+    let world = manifest_text::World {
+        gateway: "test",
+        gateway_port: port,
+        route: "all",
+        filters,
+        pool: "sims",
+        picker,
+        target_port: servers[0].port(),
+        app: "sim",
+        pods: &pods,
+    };
+    world.text()
 }
 
 /// The body of a 200 answer to `GET path`.
