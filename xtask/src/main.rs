@@ -5,6 +5,7 @@
 //! folder (`${XDG_CACHE_HOME:-$HOME/.cache}/forebay`).
 
 mod bench;
+mod dist;
 mod fuzz;
 mod lint;
 mod python;
@@ -40,6 +41,8 @@ enum Chore {
     Test(test::Args),
     /// Check format, lints, documentation, unused dependencies and licences
     Lint,
+    /// Build the program as it is shipped and measured
+    Dist(dist::Args),
     /// Measure promises against peers
     Bench {
         #[command(subcommand)]
@@ -69,6 +72,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().chore {
         Chore::Test(args) => test::run(&args),
         Chore::Lint => lint::run(),
+        Chore::Dist(args) => dist::run(&args),
         Chore::Bench {
             what: Bench::Proxy(args),
         } => bench::run(&args),

