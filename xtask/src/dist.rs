@@ -44,19 +44,28 @@ pub(crate) fn build(with_profile: bool) -> Result<PathBuf> {
         &folder.join("instrumented"),
         Some(format!("-Cprofile-generate={}", raw.display())),
     )?;
-    // What an older program left would be read with the wrong numbers.
-    if raw.exists() {
-        std::fs::remove_dir_all(&raw).with_context(|| format!("cannot empty {}", raw.display()))?;
-    }
-    eprintln!("loading the instrumented program with every scenario of the benchmark");
-    bench::train(&trained)?;
     let profile = folder.join("profile.profdata");
-    let mut merge = Command::new(profdata);
-    shell::run(merge.args(["merge", "-o"]).arg(&profile).arg(&raw))?;
+    if !is_newer(&profile, &trained) {
+        // What an older program left would be read with the wrong numbers.
+        if raw.exists() {
+            std::fs::remove_dir_all(&raw)
+                .with_context(|| format!("cannot empty {}", raw.display()))?;
+        }
+        eprintln!("loading the instrumented program with every scenario of the benchmark");
+        bench::train(&trained)?;
+        let mut merge = Command::new(profdata);
+        shell::run(merge.args(["merge", "-o"]).arg(&profile).arg(&raw))?;
+    }
     compile(
         &folder.join("program"),
         Some(format!("-Cprofile-use={}", profile.display())),
     )
+}
+
+/// Whether `made` was written after `from`.
+fn is_newer(made: &Path, from: &Path) -> bool {
+    let written = |path: &Path| path.metadata().and_then(|file| file.modified()).ok();
+    written(made) > written(from)
 }
 
 fn compile(target_dir: &Path, flags: Option<String>) -> Result<PathBuf> {
