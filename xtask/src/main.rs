@@ -6,6 +6,7 @@
 
 mod bench;
 mod dist;
+mod cluster;
 mod fuzz;
 mod lint;
 mod python;
@@ -28,7 +29,8 @@ use std::process::ExitCode;
                   Examples:\n  \
                   cargo xtask test                  every test, with the real OpenAI and Anthropic clients\n  \
                   cargo xtask lint                  what CI checks before it runs the tests\n  \
-                  cargo xtask bench proxy --quick   one short round beside nginx and Envoy"
+                  cargo xtask bench proxy --quick   one short round beside nginx and Envoy\n  \
+                  cargo xtask cluster up            a Kubernetes cluster with two nodes on this machine"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -47,6 +49,11 @@ enum Chore {
     Bench {
         #[command(subcommand)]
         what: Bench,
+    },
+    /// Real Kubernetes on this machine, to test against
+    Cluster {
+        #[command(subcommand)]
+        action: cluster::Action,
     },
     /// Fit the simulator's profiles to published measurements
     Calibrate(simulator::CalibrateArgs),
@@ -82,6 +89,7 @@ fn main() -> ExitCode {
         Chore::Calibrate(args) => simulator::calibrate(&args),
         #[cfg(feature = "simulator")]
         Chore::Fidelity(args) => simulator::fidelity(&args),
+        Chore::Cluster { action } => cluster::run(&action),
         Chore::Fuzz(args) => fuzz::run(&args),
         Chore::MockServer(args) => bench::mock::run(&args),
         Chore::Load(args) => bench::load::run(&args),

@@ -1,0 +1,93 @@
+//! `cargo xtask cluster`: real Kubernetes on one Linux machine, without a container engine and
+//! without pulling an image. docs/test-bed.md is the manual.
+//!
+//! A *bed* is one or more clusters that reach each other. `plan` says what a bed consists of,
+//! `config` and `pki` what each program is told: functions of the shape alone. `binaries` builds
+//! the programs, `network`, `cgroup` and `process` act, `up` and `down` hold the order.
+
+mod binaries;
+mod cgroup;
+mod config;
+mod control_plane;
+mod down;
+mod env;
+mod network;
+mod node;
+mod pki;
+mod plan;
+mod process;
+mod report;
+mod state;
+mod status;
+mod up;
+
+use anyhow::Result;
+use clap::Subcommand;
+
+/// The name of the bed that is meant when none is given.
+const DEFAULT_BED: &str = "default";
+
+/// Which bed is meant.
+#[derive(Debug, clap::Args)]
+struct BedArgs {
+    /// Name of the bed: several can be up at once
+    #[arg(id = "bed", long = "bed", env = "FOREBAY_BED_NAME", default_value = DEFAULT_BED)]
+    name: String,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Action {
+    /// Bring up a bed, building Kubernetes first if need be
+    Up(up::Args),
+    /// Take a bed down, leaving nothing behind but what was built
+    Down(down::Args),
+    /// List the beds with their programs and memory
+    Status(status::Args),
+    /// Print how to reach a bed
+    Env(env::Args),
+    /// Build what beds run, so that the first `up` need not
+    Build(BuildArgs),
+    /// Become a program of a bed
+    #[command(hide = true)]
+    Launch(process::LaunchArgs),
+}
+
+/// What to build.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    cargo xtask cluster build                         everything\n  \
+    cargo xtask cluster build --control-plane-only --check && echo 'no build is needed'")]
+pub(crate) struct BuildArgs {
+    /// Only what a bed without kubelets runs
+    #[arg(long)]
+    control_plane_only: bool,
+    /// Build nothing, and fail if there is something to build
+    #[arg(long)]
+    check: bool,
+}
+
+/// Does it.
+pub(crate) fn run(action: &Action) -> Result<()> {
+    match action {
+        Action::Up(args) => up::run(args),
+        Action::Down(args) => down::run(args),
+        Action::Status(args) => status::run(args),
+        Action::Env(args) => env::run(args),
+        Action::Build(args) => build(args),
+        Action::Launch(args) => process::launch(args),
+    }
+}
+
+fn build(args: &BuildArgs) -> Result<()> {
+    let parts: &[binaries::Part] =
+        if args.control_plane_only { &binaries::CONTROL_PLANE } else { &binaries::NODES };
+    if args.check {
+        let missing = binaries::missing(&binaries::locate()?, parts);
+        anyhow::ensure!(missing.is_empty(), "not built yet: {missing:?}");
+        return Ok(());
+    }
+    let built = binaries::ensure(parts)?;
+    println!("{}", built.dir().display());
+    Ok(())
+}

@@ -1,0 +1,131 @@
+//! `cluster up`: from nothing, or from what a crash left, to a bed that is ready.
+
+use super::binaries::{self, Binaries};
+use super::control_plane::{self, write_json};
+use super::plan::{self, Bed, Cluster, Nodes, Shape};
+use super::process::Process;
+use super::report::Report;
+use super::state::{self, Record};
+use super::{cgroup, config, down, env, network, pki};
+use crate::shell;
+use anyhow::{Context, Result, bail};
+
+/// What to bring up.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    cargo xtask cluster up                                 one cluster with two nodes\n  \
+    cargo xtask cluster up --clusters 2 --nodes 1          two clusters side by side\n  \
+    cargo xtask cluster up --control-plane-only --nodes 5  no kubelets: five nodes in name only\n  \
+    eval \"$(cargo xtask cluster env)\" && kubectl get nodes\n\n\
+    The first run builds Kubernetes from its Go modules, which takes about 20 CPU minutes; later\n\
+    runs take well under a minute. A bed that is up already with the same shape is left as it is.")]
+pub(crate) struct Args {
+    /// Nodes in each cluster
+    #[arg(long, default_value_t = 2)]
+    nodes: u16,
+    /// Clusters in the bed
+    #[arg(long, default_value_t = 1)]
+    clusters: u8,
+    /// Run no kubelet: nodes are objects that are kept Ready, their pods run in name only
+    #[arg(long)]
+    control_plane_only: bool,
+    #[command(flatten)]
+    bed: super::BedArgs,
+}
+
+/// Brings the bed up, unless it is.
+pub(super) fn run(args: &Args) -> Result<()> {
+    let shape = Shape {
+        clusters: args.clusters,
+        nodes: args.nodes,
+        kind: if args.control_plane_only { Nodes::Fake } else { Nodes::Real },
+    };
+    shape.check()?;
+    plan::check_bed_name(&args.bed.name)?;
+    check_machine()?;
+    let parts: &[binaries::Part] = match shape.kind {
+        Nodes::Fake => &binaries::CONTROL_PLANE,
+        Nodes::Real => &binaries::NODES,
+    };
+    let _lock = state::lock(&args.bed.name)?;
+    if let Some(record) = Record::read(&args.bed.name)? {
+        if record.ready && down::is_alive(&record) {
+            return already_up(&record, shape);
+        }
+        eprintln!("cleaning up what an earlier run left of bed {}", args.bed.name);
+        down::remove(&record)?;
+    }
+    let binaries = binaries::ensure(parts)?;
+    bring_up(&args.bed.name, shape, &binaries)
+}
+
+fn already_up(record: &Record, wanted: Shape) -> Result<()> {
+    let Bed { name, shape, .. } = &record.bed;
+    if *shape != wanted {
+        bail!("bed {name} is up with {shape}: `cargo xtask cluster down` it first, or give --bed another name");
+    }
+    eprintln!("bed {name} is up already");
+    Ok(())
+}
+
+/// Says early what would fail late.
+fn check_machine() -> Result<()> {
+    if !shell::is_root() {
+        bail!("network namespaces and control groups need root: run this as root");
+    }
+    for program in ["ip", "unshare", "nsenter"] {
+        shell::which(program).with_context(|| format!("{program} is not installed: iproute2 and util-linux are needed"))?;
+    }
+    Ok(())
+}
+
+fn bring_up(name: &str, shape: Shape, binaries: &Binaries) -> Result<()> {
+    let report = Report::start();
+    let hierarchies = cgroup::hierarchies()?;
+    let mut record = state::reserve(name, shape, |bed| cgroup::roots(bed, &hierarchies))?;
+    if let Err(error) = start(&record, binaries, &report) {
+        return Err(error.context(format!(
+            "bed {name} did not come up; its logs are below {} until the next `up` or `down`",
+            record.bed.dir.display()
+        )));
+    }
+    record.ready = true;
+    record.write()?;
+    report.say(name, &format!("up: {shape}"));
+    eprintln!("next: eval \"$(cargo xtask cluster env{})\"", env::bed_flag(name));
+    Ok(())
+}
+
+fn start(record: &Record, binaries: &Binaries, report: &Report) -> Result<()> {
+    let bed = &record.bed;
+    // An earlier bed may have died without its record.
+    down::remove_running(record)?;
+    network::apply(bed)?;
+    report.say(&bed.name, "network ready");
+    let clusters = bed.clusters();
+    std::thread::scope(|scope| {
+        let starts: Vec<_> = clusters
+            .iter()
+            .map(|cluster| scope.spawn(|| start_cluster(cluster, record, binaries, report)))
+            .collect();
+        // All are waited for before the first error is told: nothing may go on behind it.
+        let results: Vec<Result<Vec<Process>>> = starts
+            .into_iter()
+            .map(|start| start.join().unwrap_or_else(|_| bail!("the start of a cluster panicked")))
+            .collect();
+        results.into_iter().collect::<Result<Vec<_>>>()
+    })?;
+    let accesses = clusters.iter().map(|cluster| config::Access::read(cluster, pki::ADMIN));
+    let merged = config::merged_kubeconfig(accesses.collect::<Result<_>>()?);
+    write_json(&env::kubeconfig(bed), &merged)
+}
+
+fn start_cluster(
+    cluster: &Cluster,
+    record: &Record,
+    binaries: &Binaries,
+    report: &Report,
+) -> Result<Vec<Process>> {
+    control_plane::start(cluster, binaries, &record.groups, report)
+        .with_context(|| format!("cluster {}", cluster.name))
+}
