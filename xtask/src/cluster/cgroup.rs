@@ -8,6 +8,7 @@
 use super::plan::Bed;
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::ErrorKind;
@@ -22,7 +23,7 @@ const PARENT: &str = "forebay-bed";
 const KILL_LIMIT: Duration = Duration::from_secs(20);
 
 /// One mounted hierarchy.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Hierarchy {
     /// As in `/proc/self/cgroup`: `cpu,cpuacct`, `name=systemd`, or nothing for version 2.
     pub(super) controllers: String,
@@ -50,7 +51,7 @@ pub(super) fn hierarchies() -> Result<Vec<Hierarchy>> {
 
 /// Matches the two kernel files: lines of the first name controllers and a group, lines of the
 /// second say where a hierarchy with such controllers is mounted.
-fn parse(own: &str, mounts: &str) -> Vec<Hierarchy> {
+pub(super) fn parse(own: &str, mounts: &str) -> Vec<Hierarchy> {
     let mount_of = |controllers: &str| {
         mounts.lines().find_map(|line| {
             let mut words = line.split(' ').skip(1);
@@ -149,6 +150,14 @@ pub(super) fn members(groups: &[PathBuf]) -> BTreeSet<i32> {
         collect(group, &mut found);
     }
     found
+}
+
+/// The name that a process was started under; empty if it is gone.
+pub(super) fn program_name(pid: i32) -> String {
+    let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let first = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
+    let text = String::from_utf8_lossy(first);
+    Path::new(text.as_ref()).file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
 fn collect(group: &Path, found: &mut BTreeSet<i32>) {

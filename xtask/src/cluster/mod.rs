@@ -9,10 +9,15 @@ mod binaries;
 mod cgroup;
 mod config;
 mod control_plane;
+mod debian;
 mod down;
 mod env;
+mod image;
+mod images;
+mod inside;
 mod network;
 mod node;
+mod nodes;
 mod pki;
 mod plan;
 mod process;
@@ -46,11 +51,20 @@ pub(crate) enum Action {
     Status(status::Args),
     /// Print how to reach a bed
     Env(env::Args),
+    /// Import images into the nodes of a bed
+    Load(nodes::LoadArgs),
+    /// Lose a node, without warning
+    StopNode(nodes::NodeArgs),
+    /// Boot a node that was stopped
+    StartNode(nodes::NodeArgs),
     /// Build what beds run, so that the first `up` need not
     Build(BuildArgs),
     /// Become a program of a bed
     #[command(hide = true)]
     Launch(process::LaunchArgs),
+    /// Become the first process of a node
+    #[command(hide = true)]
+    InsideNode(inside::Args),
 }
 
 /// What to build.
@@ -74,8 +88,12 @@ pub(crate) fn run(action: &Action) -> Result<()> {
         Action::Down(args) => down::run(args),
         Action::Status(args) => status::run(args),
         Action::Env(args) => env::run(args),
+        Action::Load(args) => nodes::load(args),
+        Action::StopNode(args) => nodes::stop(args),
+        Action::StartNode(args) => nodes::start(args),
         Action::Build(args) => build(args),
         Action::Launch(args) => process::launch(args),
+        Action::InsideNode(args) => inside::run(args),
     }
 }
 

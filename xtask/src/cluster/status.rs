@@ -6,7 +6,7 @@ use super::{cgroup, control_plane, node, plan};
 use anyhow::Result;
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// What to look at.
 #[derive(Debug, clap::Args)]
@@ -65,7 +65,7 @@ fn print_unit(record: &Record, group: &str, programs: &[&str], log: impl Fn(&str
     let mut lines: BTreeMap<&str, Line> = BTreeMap::new();
     let (mut shims, mut pods) = (Line::default(), Line::default());
     for pid in cgroup::members(&groups) {
-        let name = program_name(pid);
+        let name = cgroup::program_name(pid);
         let line = match programs.iter().find(|program| name == **program) {
             Some(program) => lines.entry(program).or_default(),
             None if name == "containerd-shim-runc-v2" => &mut shims,
@@ -95,14 +95,6 @@ fn print_unit(record: &Record, group: &str, programs: &[&str], log: impl Fn(&str
         }
     }
     total
-}
-
-/// The name that a process was started under.
-fn program_name(pid: i32) -> String {
-    let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    let first = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
-    let text = String::from_utf8_lossy(first);
-    Path::new(text.as_ref()).file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
 /// The share of a process; nothing if it ended meanwhile.

@@ -6,9 +6,10 @@ use super::plan::{self, Bed, Cluster, Nodes, Shape};
 use super::process::Process;
 use super::report::Report;
 use super::state::{self, Record};
-use super::{cgroup, config, down, env, network, pki};
+use super::{cgroup, config, debian, down, env, images, network, node, pki};
 use crate::shell;
 use anyhow::{Context, Result, bail};
+use std::path::PathBuf;
 
 /// What to bring up.
 #[derive(Debug, clap::Args)]
@@ -29,6 +30,9 @@ pub(crate) struct Args {
     /// Run no kubelet: nodes are objects that are kept Ready, their pods run in name only
     #[arg(long)]
     control_plane_only: bool,
+    /// A built Forebay, to be packed as the image bed.forebay.dev/forebay:dev
+    #[arg(long, value_name = "PROGRAM", conflicts_with = "control_plane_only")]
+    forebay: Option<PathBuf>,
     #[command(flatten)]
     bed: super::BedArgs,
 }
@@ -56,7 +60,10 @@ pub(super) fn run(args: &Args) -> Result<()> {
         down::remove(&record)?;
     }
     let binaries = binaries::ensure(parts)?;
-    bring_up(&args.bed.name, shape, &binaries)
+    if shape.kind == Nodes::Real {
+        debian::ensure()?;
+    }
+    bring_up(args, shape, &binaries)
 }
 
 fn already_up(record: &Record, wanted: Shape) -> Result<()> {
@@ -76,14 +83,19 @@ fn check_machine() -> Result<()> {
     for program in ["ip", "unshare", "nsenter"] {
         shell::which(program).with_context(|| format!("{program} is not installed: iproute2 and util-linux are needed"))?;
     }
+    let home = state::home()?;
+    if let Some(hidden) = ["/run", "/var/lib", "/var/log", "/sys"].into_iter().find(|dir| home.starts_with(dir)) {
+        bail!("the cache folder {} lies in {hidden}, of which nodes have their own: set XDG_CACHE_HOME", home.display());
+    }
     Ok(())
 }
 
-fn bring_up(name: &str, shape: Shape, binaries: &Binaries) -> Result<()> {
+fn bring_up(args: &Args, shape: Shape, binaries: &Binaries) -> Result<()> {
+    let name = &args.bed.name;
     let report = Report::start();
     let hierarchies = cgroup::hierarchies()?;
     let mut record = state::reserve(name, shape, |bed| cgroup::roots(bed, &hierarchies))?;
-    if let Err(error) = start(&record, binaries, &report) {
+    if let Err(error) = start(&record, binaries, args, &report) {
         return Err(error.context(format!(
             "bed {name} did not come up; its logs are below {} until the next `up` or `down`",
             record.bed.dir.display()
@@ -96,24 +108,25 @@ fn bring_up(name: &str, shape: Shape, binaries: &Binaries) -> Result<()> {
     Ok(())
 }
 
-fn start(record: &Record, binaries: &Binaries, report: &Report) -> Result<()> {
+fn start(record: &Record, binaries: &Binaries, args: &Args, report: &Report) -> Result<()> {
     let bed = &record.bed;
     // An earlier bed may have died without its record.
     down::remove_running(record)?;
     network::apply(bed)?;
     report.say(&bed.name, "network ready");
+    let images = node_images(bed, binaries, args)?;
     let clusters = bed.clusters();
     std::thread::scope(|scope| {
         let starts: Vec<_> = clusters
             .iter()
-            .map(|cluster| scope.spawn(|| start_cluster(cluster, record, binaries, report)))
+            .map(|cluster| scope.spawn(|| start_cluster(cluster, record, binaries, &images, report)))
             .collect();
         // All are waited for before the first error is told: nothing may go on behind it.
-        let results: Vec<Result<Vec<Process>>> = starts
+        let results: Vec<Result<()>> = starts
             .into_iter()
             .map(|start| start.join().unwrap_or_else(|_| bail!("the start of a cluster panicked")))
             .collect();
-        results.into_iter().collect::<Result<Vec<_>>>()
+        results.into_iter().collect::<Result<()>>()
     })?;
     let accesses = clusters.iter().map(|cluster| config::Access::read(cluster, pki::ADMIN));
     let merged = config::merged_kubeconfig(accesses.collect::<Result<_>>()?);
@@ -124,8 +137,28 @@ fn start_cluster(
     cluster: &Cluster,
     record: &Record,
     binaries: &Binaries,
+    images: &[PathBuf],
     report: &Report,
-) -> Result<Vec<Process>> {
-    control_plane::start(cluster, binaries, &record.groups, report)
-        .with_context(|| format!("cluster {}", cluster.name))
+) -> Result<()> {
+    let mut processes = control_plane::start(cluster, binaries, &record.groups, report)
+        .with_context(|| format!("cluster {}", cluster.name))?;
+    let nodes: Vec<&plan::Node> = cluster.nodes.iter().collect();
+    if !nodes.is_empty() {
+        processes.extend(node::start(cluster, &nodes, binaries, images, &record.groups, report)?);
+    }
+    processes.iter_mut().try_for_each(Process::check)
+}
+
+/// The archives that every node of the bed imports when it starts.
+fn node_images(bed: &Bed, binaries: &Binaries, args: &Args) -> Result<Vec<PathBuf>> {
+    if bed.shape.kind == Nodes::Fake {
+        return Ok(Vec::new());
+    }
+    let mut archives = images::base(binaries)?;
+    if let Some(program) = &args.forebay {
+        let archive = bed.dir.join("forebay.tar");
+        images::forebay(program, &archive)?;
+        archives.push(archive);
+    }
+    Ok(archives)
 }
