@@ -199,6 +199,8 @@ sandbox = "{PAUSE_IMAGE}"
 
 [plugins."io.containerd.cri.v1.runtime"]
 enable_cdi = true
+# Pods are not spared when the machine runs out of memory at the cost of what is not of the bed.
+restrict_oom_score_adj = true
 [plugins."io.containerd.cri.v1.runtime".cni]
 bin_dirs = ["{bin}"]
 conf_dir = "{dir}/cni"

@@ -59,16 +59,18 @@ fn print_nodes(record: &Record, cluster: &Cluster) -> u64 {
     total
 }
 
-/// The programs of one group, each with its share of memory; everything else is pods.
+/// The programs of one group, each with its share of memory. A node's first process is this very
+/// program; everything unknown is in pods.
 fn print_unit(record: &Record, group: &str, programs: &[&str], log: impl Fn(&str) -> PathBuf) -> u64 {
     let groups: Vec<PathBuf> = record.groups.iter().map(|root| root.join(group)).collect();
     let mut lines: BTreeMap<&str, Line> = BTreeMap::new();
-    let (mut shims, mut pods) = (Line::default(), Line::default());
+    let (mut shims, mut pods, mut own) = (Line::default(), Line::default(), Line::default());
     for pid in cgroup::members(&groups) {
         let name = cgroup::program_name(pid);
         let line = match programs.iter().find(|program| name == **program) {
             Some(program) => lines.entry(program).or_default(),
             None if name == "containerd-shim-runc-v2" => &mut shims,
+            None if name == "xtask" => &mut own,
             None => &mut pods,
         };
         line.processes += 1;
@@ -87,7 +89,7 @@ fn print_unit(record: &Record, group: &str, programs: &[&str], log: impl Fn(&str
             None => {}
         }
     }
-    for (what, line) in [("containerd shims", shims), ("processes of pods", pods)] {
+    for (what, line) in [("first process", own), ("containerd shims", shims), ("processes of pods", pods)] {
         if line.processes > 0 {
             total += line.memory_kib;
             let title = format!("{} {what}", line.processes);
