@@ -80,7 +80,7 @@ pub(super) fn parse(own: &str, mounts: &str) -> Vec<Hierarchy> {
         .collect()
 }
 
-/// The bed's group in each hierarchy, made if need be.
+/// Where the bed's group is in each hierarchy.
 pub(super) fn roots(bed: &Bed, hierarchies: &[Hierarchy]) -> Vec<PathBuf> {
     let v2_only = hierarchies.iter().all(Hierarchy::is_v2);
     hierarchies
@@ -92,14 +92,18 @@ pub(super) fn roots(bed: &Bed, hierarchies: &[Hierarchy]) -> Vec<PathBuf> {
         .collect()
 }
 
-/// A group below each of the roots, ready for processes.
-pub(super) fn create(roots: &[PathBuf], name: &str) -> Result<Vec<PathBuf>> {
-    let mut groups = Vec::new();
-    for root in roots {
-        let group = root.join(name);
-        create_one(&group).with_context(|| format!("cannot make the group {}", group.display()))?;
-        groups.push(group);
+/// Makes groups, with those above them, ready for processes. No two threads may make the same.
+pub(super) fn create_all(groups: &[PathBuf]) -> Result<()> {
+    for group in groups {
+        create_one(group).with_context(|| format!("cannot make the group {}", group.display()))?;
     }
+    Ok(())
+}
+
+/// Makes a group below each of the roots.
+pub(super) fn create(roots: &[PathBuf], name: &str) -> Result<Vec<PathBuf>> {
+    let groups: Vec<PathBuf> = roots.iter().map(|root| root.join(name)).collect();
+    create_all(&groups)?;
     Ok(groups)
 }
 

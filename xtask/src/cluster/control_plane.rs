@@ -2,7 +2,7 @@
 //! need each other.
 
 use super::binaries::Binaries;
-use super::plan::{API_PORT, Cluster, log_file};
+use super::plan::{API_PORT, Cluster, Node, log_file};
 use super::process::{Process, Program, wait_for};
 use super::report::Report;
 use super::{cgroup, config, pki};
@@ -44,18 +44,7 @@ pub(super) fn start(
         .with_context(|| format!("cannot create {}", cluster.log_dir().display()))?;
     pki::issue(cluster)?;
     write_kubeconfigs(cluster)?;
-    let groups = cgroup::create(roots, &format!("{}/{GROUP}", cluster.name))?;
-    let program = |name: &str, arguments: Vec<String>| {
-        Program {
-            name: format!("{} of {}", name, cluster.name),
-            executable: binaries.program(name),
-            arguments,
-            netns: cluster.netns.clone(),
-            groups: groups.clone(),
-            log: log_file(&cluster.log_dir(), name),
-        }
-        .start()
-    };
+    let program = |name, arguments| start_program(cluster, binaries, roots, name, arguments);
 
     let mut processes = vec![program("etcd", config::etcd(cluster))?];
     processes.push(program("kube-apiserver", config::api_server(cluster))?);
@@ -72,18 +61,53 @@ pub(super) fn start(
     processes.push(program("kube-controller-manager", config::controller_manager(cluster))?);
     processes.push(program("kube-scheduler", config::scheduler(cluster))?);
     processes.push(program("caretaker", config::caretaker(cluster))?);
-    if !cluster.nodes.is_empty() {
-        let file = cluster.dir.join("kube-proxy.json");
-        write_json(&file, &config::proxy(cluster, &cluster.name))?;
-        let flag = format!("--config={}", file.display());
-        processes.push(program("kube-proxy", vec![flag])?);
-    }
     // Pods are refused until their namespace has it.
     wait_for("the default ServiceAccount exists", READY_LIMIT, &mut processes, || {
         Ok(!kubectl.run(&["get", "serviceaccount", "default", "--ignore-not-found", "-o=name"])?.is_empty())
     })?;
     report.say(&cluster.name, "control plane ready");
     Ok(processes)
+}
+
+/// Starts the kube-proxy beside the API server, by which the cluster's addresses are reached from
+/// outside and by the API server itself. It needs a node that it is the proxy of, or it waits 30 s
+/// for one: it takes the first, whose object exists.
+pub(super) fn start_proxy(
+    cluster: &Cluster,
+    binaries: &Binaries,
+    roots: &[PathBuf],
+    first: &Node,
+) -> Result<Process> {
+    let file = cluster.dir.join("kube-proxy.json");
+    write_json(&file, &config::proxy(cluster, &first.name))?;
+    let flag = format!("--config={}", file.display());
+    start_program(cluster, binaries, roots, "kube-proxy", vec![flag])
+}
+
+/// Waits until the API server answers under its cluster address, seen from the host.
+pub(super) fn wait_for_proxy(cluster: &Cluster, processes: &mut [Process]) -> Result<()> {
+    let service = SocketAddr::from((cluster.api_service(), 443));
+    wait_for("cluster addresses are reached from the host", READY_LIMIT, processes, || {
+        Ok(TcpStream::connect_timeout(&service, Duration::from_secs(1)).is_ok())
+    })
+}
+
+fn start_program(
+    cluster: &Cluster,
+    binaries: &Binaries,
+    roots: &[PathBuf],
+    name: &str,
+    arguments: Vec<String>,
+) -> Result<Process> {
+    Program {
+        name: format!("{name} of {}", cluster.name),
+        executable: binaries.program(name),
+        arguments,
+        netns: cluster.netns.clone(),
+        groups: cgroup::create(roots, &format!("{}/{GROUP}", cluster.name))?,
+        log: log_file(&cluster.log_dir(), name),
+    }
+    .start()
 }
 
 fn write_kubeconfigs(cluster: &Cluster) -> Result<()> {

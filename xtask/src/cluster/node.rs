@@ -21,6 +21,12 @@ pub(super) const PROGRAMS: [&str; 3] = ["containerd", "kubelet", "kube-proxy"];
 /// Until a node is Ready: 8 s on an idle machine, and much more while something is compiled.
 const READY_LIMIT: Duration = Duration::from_secs(180);
 
+/// Makes the objects of all nodes of a cluster.
+pub(super) fn register(cluster: &Cluster, binaries: &Binaries) -> Result<()> {
+    let objects = cluster.nodes.iter().enumerate().map(|(index, node)| config::node_object(node, index));
+    Kubectl::new(cluster, binaries).apply(objects.collect()).context("cannot make the nodes' objects")
+}
+
 /// Starts nodes of one cluster and waits until all are Ready.
 pub(super) fn start(
     cluster: &Cluster,
@@ -31,8 +37,6 @@ pub(super) fn start(
     report: &Report,
 ) -> Result<Vec<Process>> {
     let kubectl = Kubectl::new(cluster, binaries);
-    let objects = nodes.iter().enumerate().map(|(index, node)| config::node_object(node, index));
-    kubectl.apply(objects.collect()).context("cannot make the nodes' objects")?;
     let mut processes = Vec::new();
     for node in nodes {
         let process = start_one(cluster, node, binaries, images, roots);

@@ -112,6 +112,7 @@ fn start(record: &Record, binaries: &Binaries, args: &Args, report: &Report) -> 
     let bed = &record.bed;
     // An earlier bed may have died without its record.
     down::remove_running(record)?;
+    cgroup::create_all(&record.groups)?;
     network::apply(bed)?;
     report.say(&bed.name, "network ready");
     let images = node_images(bed, binaries, args)?;
@@ -142,9 +143,12 @@ fn start_cluster(
 ) -> Result<()> {
     let mut processes = control_plane::start(cluster, binaries, &record.groups, report)
         .with_context(|| format!("cluster {}", cluster.name))?;
-    let nodes: Vec<&plan::Node> = cluster.nodes.iter().collect();
-    if !nodes.is_empty() {
+    if let Some(first) = cluster.nodes.first() {
+        node::register(cluster, binaries)?;
+        processes.push(control_plane::start_proxy(cluster, binaries, &record.groups, first)?);
+        let nodes: Vec<&plan::Node> = cluster.nodes.iter().collect();
         processes.extend(node::start(cluster, &nodes, binaries, images, &record.groups, report)?);
+        control_plane::wait_for_proxy(cluster, &mut processes)?;
     }
     processes.iter_mut().try_for_each(Process::check)
 }
