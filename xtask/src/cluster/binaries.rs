@@ -127,12 +127,18 @@ fn module_dir() -> PathBuf {
 /// Where the programs are or will be.
 pub(super) fn locate() -> Result<Binaries> {
     let key = key(&module_dir())?;
-    Ok(Binaries { dir: state::home()?.join("bin").join(key) })
+    Ok(Binaries {
+        dir: state::home()?.join("bin").join(key),
+    })
 }
 
 /// The parts of these that are still to be built.
 pub(super) fn missing(binaries: &Binaries, parts: &[Part]) -> Vec<Part> {
-    parts.iter().copied().filter(|part| !binaries.has(*part)).collect()
+    parts
+        .iter()
+        .copied()
+        .filter(|part| !binaries.has(*part))
+        .collect()
 }
 
 /// Builds what is missing.
@@ -148,8 +154,9 @@ pub(super) fn ensure(parts: &[Part]) -> Result<Binaries> {
         eprintln!("waiting for another command that is building the same");
         lock.lock().context("cannot lock the cache folder")?;
     }
-    let go = shell::which("go")
-        .context("go is not in PATH: Kubernetes is built from its Go modules, install Go 1.26 or newer")?;
+    let go = shell::which("go").context(
+        "go is not in PATH: Kubernetes is built from its Go modules, install Go 1.26 or newer",
+    )?;
     check_disk(&binaries.dir)?;
     for part in missing(&binaries, parts) {
         build(&go, part, &binaries)?;
@@ -183,7 +190,8 @@ fn list(dir: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
 }
 
 fn check_disk(dir: &Path) -> Result<()> {
-    let stat = rustix::fs::statvfs(dir).with_context(|| format!("cannot examine {}", dir.display()))?;
+    let stat =
+        rustix::fs::statvfs(dir).with_context(|| format!("cannot examine {}", dir.display()))?;
     let free = stat.f_bavail * stat.f_frsize;
     if free < DISK_BYTES_MIN {
         bail!(
@@ -237,9 +245,14 @@ fn linker_flags(part: Part) -> Result<String> {
     let mut flags = "-s -w".to_owned();
     if part == Part::Kube {
         let file = module_dir().join("go.mod");
-        let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
-        let version = kubernetes_version(&text)
-            .with_context(|| format!("{}: no line `k8s.io/kubernetes v1.<minor>.<patch>`", file.display()))?;
+        let text =
+            fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        let version = kubernetes_version(&text).with_context(|| {
+            format!(
+                "{}: no line `k8s.io/kubernetes v1.<minor>.<patch>`",
+                file.display()
+            )
+        })?;
         flags += &version_flags(version);
     }
     Ok(flags)
@@ -248,17 +261,31 @@ fn linker_flags(part: Part) -> Result<String> {
 /// `v1.36.3` from the text of a `go.mod`.
 fn kubernetes_version(go_mod: &str) -> Option<&str> {
     go_mod.lines().find_map(|line| {
-        let mut words = line.split_whitespace().skip_while(|word| *word == "require");
-        (words.next() == Some("k8s.io/kubernetes")).then(|| words.next()).flatten()
+        let mut words = line
+            .split_whitespace()
+            .skip_while(|word| *word == "require");
+        (words.next() == Some("k8s.io/kubernetes"))
+            .then(|| words.next())
+            .flatten()
     })
 }
 
 fn version_flags(version: &str) -> String {
     let mut numbers = version.trim_start_matches('v').split('.');
-    let (major, minor) = (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default());
+    let (major, minor) = (
+        numbers.next().unwrap_or_default(),
+        numbers.next().unwrap_or_default(),
+    );
     let mut flags = String::new();
-    for package in ["k8s.io/component-base/version", "k8s.io/client-go/pkg/version"] {
-        for (field, value) in [("gitVersion", version), ("gitMajor", major), ("gitMinor", minor)] {
+    for package in [
+        "k8s.io/component-base/version",
+        "k8s.io/client-go/pkg/version",
+    ] {
+        for (field, value) in [
+            ("gitVersion", version),
+            ("gitMajor", major),
+            ("gitMinor", minor),
+        ] {
             flags += &format!(" -X {package}.{field}={value}");
         }
     }
@@ -288,7 +315,10 @@ fn follow(command: &mut Command, started: Instant) -> Result<()> {
         }
         if told.elapsed() >= NEWS {
             told = Instant::now();
-            eprintln!("  {:>4} s  {compiled} packages compiled, now {line}", started.elapsed().as_secs());
+            eprintln!(
+                "  {:>4} s  {compiled} packages compiled, now {line}",
+                started.elapsed().as_secs()
+            );
         }
     }
     let status = child.wait().context("lost sight of go")?;
@@ -309,22 +339,37 @@ mod tests {
 
     #[test]
     fn the_version_is_read_from_either_form_of_a_requirement() {
-        assert_eq!(kubernetes_version("require k8s.io/kubernetes v1.36.3\n"), Some("v1.36.3"));
-        assert_eq!(kubernetes_version("require (\n\tk8s.io/kubernetes v1.36.3\n)"), Some("v1.36.3"));
-        assert_eq!(kubernetes_version("replace k8s.io/api => k8s.io/api v0.36.3"), None);
+        assert_eq!(
+            kubernetes_version("require k8s.io/kubernetes v1.36.3\n"),
+            Some("v1.36.3")
+        );
+        assert_eq!(
+            kubernetes_version("require (\n\tk8s.io/kubernetes v1.36.3\n)"),
+            Some("v1.36.3")
+        );
+        assert_eq!(
+            kubernetes_version("replace k8s.io/api => k8s.io/api v0.36.3"),
+            None
+        );
     }
 
     #[test]
     fn the_pinned_module_names_a_version_that_can_be_stamped() {
         let text = fs::read_to_string(module_dir().join("go.mod")).expect("tools/cluster/go.mod");
         let flags = version_flags(kubernetes_version(&text).expect("a version"));
-        assert!(flags.contains("component-base/version.gitMajor=1 "), "{flags}");
+        assert!(
+            flags.contains("component-base/version.gitMajor=1 "),
+            "{flags}"
+        );
     }
 
     #[test]
     fn every_part_proves_itself_by_a_package_that_it_builds() {
         for part in NODES {
-            let built = part.packages().iter().any(|package| package.rsplit('/').next() == Some(part.proof()));
+            let built = part
+                .packages()
+                .iter()
+                .any(|package| package.rsplit('/').next() == Some(part.proof()));
             assert!(built, "{part:?}");
         }
     }

@@ -41,7 +41,8 @@ impl Hierarchy {
 /// Reads which hierarchies there are and where this process is in each.
 pub(super) fn hierarchies() -> Result<Vec<Hierarchy>> {
     let own = fs::read_to_string("/proc/self/cgroup").context("cannot read /proc/self/cgroup")?;
-    let mounts = fs::read_to_string("/proc/self/mounts").context("cannot read /proc/self/mounts")?;
+    let mounts =
+        fs::read_to_string("/proc/self/mounts").context("cannot read /proc/self/mounts")?;
     let found = parse(&own, &mounts);
     if found.is_empty() {
         bail!("no control group hierarchy is mounted: mount one at /sys/fs/cgroup");
@@ -60,7 +61,9 @@ pub(super) fn parse(own: &str, mounts: &str) -> Vec<Hierarchy> {
                 "cgroup2" => controllers.is_empty(),
                 "cgroup" => {
                     !controllers.is_empty()
-                        && controllers.split(',').all(|word| options.split(',').any(|o| o == word))
+                        && controllers
+                            .split(',')
+                            .all(|word| options.split(',').any(|o| o == word))
                 }
                 _ => false,
             };
@@ -86,7 +89,11 @@ pub(super) fn roots(bed: &Bed, hierarchies: &[Hierarchy]) -> Vec<PathBuf> {
     hierarchies
         .iter()
         .map(|hierarchy| {
-            let own = if v2_only { "" } else { hierarchy.own.trim_matches('/') };
+            let own = if v2_only {
+                ""
+            } else {
+                hierarchy.own.trim_matches('/')
+            };
             hierarchy.mount.join(own).join(PARENT).join(&bed.name)
         })
         .collect()
@@ -161,13 +168,20 @@ pub(super) fn program_name(pid: i32) -> String {
     let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let first = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
     let text = String::from_utf8_lossy(first);
-    Path::new(text.as_ref()).file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+    Path::new(text.as_ref())
+        .file_name()
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default()
 }
 
 fn collect(group: &Path, found: &mut BTreeSet<i32>) {
     // A group that vanished meanwhile has no members.
     let text = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
-    found.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()).filter(|pid| *pid > 0));
+    found.extend(
+        text.lines()
+            .filter_map(|line| line.parse::<i32>().ok())
+            .filter(|pid| *pid > 0),
+    );
     for child in children(group) {
         collect(&child, found);
     }
@@ -175,7 +189,10 @@ fn collect(group: &Path, found: &mut BTreeSet<i32>) {
 
 fn children(group: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(group).into_iter().flatten().flatten();
-    entries.filter(|e| e.file_type().is_ok_and(|kind| kind.is_dir())).map(|e| e.path()).collect()
+    entries
+        .filter(|e| e.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|e| e.path())
+        .collect()
 }
 
 /// Kills everything in these groups and removes them.
@@ -187,7 +204,10 @@ pub(super) fn end(groups: &[PathBuf]) -> Result<()> {
             break;
         }
         if Instant::now() > deadline {
-            bail!("processes {pids:?} did not end within {} s of being killed", KILL_LIMIT.as_secs());
+            bail!(
+                "processes {pids:?} did not end within {} s of being killed",
+                KILL_LIMIT.as_secs()
+            );
         }
         for pid in pids.into_iter().filter_map(Pid::from_raw) {
             // Gone already is as good.
@@ -218,7 +238,8 @@ fn remove(group: &Path, deadline: Instant) -> Result<()> {
                 std::thread::sleep(Duration::from_millis(20));
             }
             Err(error) => {
-                return Err(error).with_context(|| format!("cannot remove the group {}", group.display()));
+                return Err(error)
+                    .with_context(|| format!("cannot remove the group {}", group.display()));
             }
         }
     }

@@ -54,12 +54,21 @@ pub(super) fn api_server(cluster: &Cluster) -> Vec<String> {
         path_flag("tls-cert-file", &certificate(pki::API_SERVER)),
         path_flag("tls-private-key-file", &key(pki::API_SERVER)),
         path_flag("kubelet-certificate-authority", &certificate(pki::CA)),
-        path_flag("kubelet-client-certificate", &certificate(pki::KUBELET_CLIENT)),
+        path_flag(
+            "kubelet-client-certificate",
+            &certificate(pki::KUBELET_CLIENT),
+        ),
         path_flag("kubelet-client-key", &key(pki::KUBELET_CLIENT)),
         "--kubelet-preferred-address-types=InternalIP".to_owned(),
         flag("service-account-issuer", "https://kubernetes.default.svc"),
-        path_flag("service-account-signing-key-file", &key(pki::SERVICE_ACCOUNTS)),
-        path_flag("service-account-key-file", &pki::public_key(cluster, pki::SERVICE_ACCOUNTS)),
+        path_flag(
+            "service-account-signing-key-file",
+            &key(pki::SERVICE_ACCOUNTS),
+        ),
+        path_flag(
+            "service-account-key-file",
+            &pki::public_key(cluster, pki::SERVICE_ACCOUNTS),
+        ),
         path_flag("cert-dir", &pki::dir(cluster)),
     ]
 }
@@ -71,8 +80,14 @@ pub(super) fn controller_manager(cluster: &Cluster) -> Vec<String> {
         "--allocate-node-cidrs=false".to_owned(),
         flag("service-cluster-ip-range", cluster.service_net),
         path_flag("root-ca-file", &pki::certificate(cluster, pki::CA)),
-        path_flag("service-account-private-key-file", &pki::key(cluster, pki::SERVICE_ACCOUNTS)),
-        path_flag("cluster-signing-cert-file", &pki::certificate(cluster, pki::CA)),
+        path_flag(
+            "service-account-private-key-file",
+            &pki::key(cluster, pki::SERVICE_ACCOUNTS),
+        ),
+        path_flag(
+            "cluster-signing-cert-file",
+            &pki::certificate(cluster, pki::CA),
+        ),
         path_flag("cluster-signing-key-file", &pki::key(cluster, pki::CA)),
     ]);
     flags
@@ -279,7 +294,8 @@ impl Access {
     /// Reads what `pki::issue` wrote.
     pub(super) fn read(cluster: &Cluster, who: &str) -> Result<Self> {
         let encoded = |path: std::path::PathBuf| {
-            let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            let bytes =
+                fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
             anyhow::Ok(STANDARD.encode(bytes))
         };
         Ok(Self {

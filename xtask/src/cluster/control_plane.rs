@@ -49,22 +49,44 @@ pub(super) fn start(
     let mut processes = vec![program("etcd", config::etcd(cluster))?];
     processes.push(program("kube-apiserver", config::api_server(cluster))?);
     let api = SocketAddr::from((cluster.api, API_PORT));
-    wait_for("the API server listens", READY_LIMIT, &mut processes, || {
-        Ok(TcpStream::connect_timeout(&api, Duration::from_secs(1)).is_ok())
-    })?;
+    wait_for(
+        "the API server listens",
+        READY_LIMIT,
+        &mut processes,
+        || Ok(TcpStream::connect_timeout(&api, Duration::from_secs(1)).is_ok()),
+    )?;
     let kubectl = Kubectl::new(cluster, binaries);
-    wait_for("the API server is ready", READY_LIMIT, &mut processes, || {
-        Ok(kubectl.run(&["get", "--raw=/readyz"])? == "ok")
-    })?;
+    wait_for(
+        "the API server is ready",
+        READY_LIMIT,
+        &mut processes,
+        || Ok(kubectl.run(&["get", "--raw=/readyz"])? == "ok"),
+    )?;
     report.say(&cluster.name, "API server ready");
 
-    processes.push(program("kube-controller-manager", config::controller_manager(cluster))?);
+    processes.push(program(
+        "kube-controller-manager",
+        config::controller_manager(cluster),
+    )?);
     processes.push(program("kube-scheduler", config::scheduler(cluster))?);
     processes.push(program("caretaker", config::caretaker(cluster))?);
     // Pods are refused until their namespace has it.
-    wait_for("the default ServiceAccount exists", READY_LIMIT, &mut processes, || {
-        Ok(!kubectl.run(&["get", "serviceaccount", "default", "--ignore-not-found", "-o=name"])?.is_empty())
-    })?;
+    wait_for(
+        "the default ServiceAccount exists",
+        READY_LIMIT,
+        &mut processes,
+        || {
+            Ok(!kubectl
+                .run(&[
+                    "get",
+                    "serviceaccount",
+                    "default",
+                    "--ignore-not-found",
+                    "-o=name",
+                ])?
+                .is_empty())
+        },
+    )?;
     report.say(&cluster.name, "control plane ready");
     Ok(processes)
 }
@@ -87,9 +109,12 @@ pub(super) fn start_proxy(
 /// Waits until the API server answers under its cluster address, seen from the host.
 pub(super) fn wait_for_proxy(cluster: &Cluster, processes: &mut [Process]) -> Result<()> {
     let service = SocketAddr::from((cluster.api_service(), 443));
-    wait_for("cluster addresses are reached from the host", READY_LIMIT, processes, || {
-        Ok(TcpStream::connect_timeout(&service, Duration::from_secs(1)).is_ok())
-    })
+    wait_for(
+        "cluster addresses are reached from the host",
+        READY_LIMIT,
+        processes,
+        || Ok(TcpStream::connect_timeout(&service, Duration::from_secs(1)).is_ok()),
+    )
 }
 
 fn start_program(
@@ -111,9 +136,15 @@ fn start_program(
 }
 
 fn write_kubeconfigs(cluster: &Cluster) -> Result<()> {
-    write_json(&cluster.kubeconfig(), &config::kubeconfig(cluster, pki::ADMIN)?)?;
+    write_json(
+        &cluster.kubeconfig(),
+        &config::kubeconfig(cluster, pki::ADMIN)?,
+    )?;
     for who in [pki::CONTROLLER_MANAGER, pki::SCHEDULER, pki::PROXY] {
-        write_json(&config::kubeconfig_file(cluster, who), &config::kubeconfig(cluster, who)?)?;
+        write_json(
+            &config::kubeconfig_file(cluster, who),
+            &config::kubeconfig(cluster, who)?,
+        )?;
     }
     for node in &cluster.nodes {
         let file = config::kubeconfig_file(cluster, &node.name);
@@ -126,7 +157,12 @@ fn write_kubeconfigs(cluster: &Cluster) -> Result<()> {
 pub(super) fn write_json(path: &std::path::Path, value: &Value) -> Result<()> {
     use std::os::unix::fs::OpenOptionsExt;
     let write = || {
-        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(path)?;
         file.write_all(&serde_json::to_vec_pretty(value)?)
     };
     write().with_context(|| format!("cannot write {}", path.display()))
@@ -163,7 +199,11 @@ impl Kubectl {
 
     /// What kubectl printed.
     pub(super) fn run(&self, arguments: &[&str]) -> Result<String> {
-        let output = self.command(arguments).stdin(Stdio::null()).output().context("cannot start kubectl")?;
+        let output = self
+            .command(arguments)
+            .stdin(Stdio::null())
+            .output()
+            .context("cannot start kubectl")?;
         if !output.status.success() {
             let complaint = String::from_utf8_lossy(&output.stderr);
             anyhow::bail!("kubectl {}: {}", arguments.join(" "), complaint.trim());

@@ -30,7 +30,12 @@ pub(super) fn ensure() -> Result<()> {
             shell::capture(apt_get().args(["update", "-qq"]))?;
             install(&missing)
         })
-        .with_context(|| format!("nodes need {}: install by hand what your system calls so", missing.join(", ")))
+        .with_context(|| {
+            format!(
+                "nodes need {}: install by hand what your system calls so",
+                missing.join(", ")
+            )
+        })
 }
 
 fn install(packages: &[&str]) -> Result<()> {

@@ -25,7 +25,10 @@ pub(crate) struct Args {
 pub(super) fn run(args: &Args) -> Result<()> {
     plan::check_bed_name(&args.bed.name)?;
     let names = if args.all {
-        state::all()?.into_iter().map(|record| record.bed.name).collect()
+        state::all()?
+            .into_iter()
+            .map(|record| record.bed.name)
+            .collect()
     } else {
         vec![args.bed.name.clone()]
     };
@@ -45,7 +48,11 @@ pub(super) fn run(args: &Args) -> Result<()> {
 /// Whether every cluster of a bed still has processes.
 pub(super) fn is_alive(record: &Record) -> bool {
     record.bed.clusters().iter().all(|cluster| {
-        let groups: Vec<_> = record.groups.iter().map(|group| group.join(&cluster.name)).collect();
+        let groups: Vec<_> = record
+            .groups
+            .iter()
+            .map(|group| group.join(&cluster.name))
+            .collect();
         !cgroup::members(&groups).is_empty()
     })
 }
@@ -65,9 +72,14 @@ pub(super) fn remove_running(record: &Record) -> Result<()> {
 /// Everything that was mounted was mounted in namespaces that ended with their processes. Should a
 /// mount be left all the same, deleting would reach through it.
 fn remove_folder(bed: &Bed) -> Result<()> {
-    let mounts = fs::read_to_string("/proc/self/mounts").context("cannot read /proc/self/mounts")?;
+    let mounts =
+        fs::read_to_string("/proc/self/mounts").context("cannot read /proc/self/mounts")?;
     let dir = bed.dir.display().to_string();
-    if let Some(place) = mounts.lines().filter_map(|line| line.split(' ').nth(1)).find(|p| p.starts_with(&dir)) {
+    if let Some(place) = mounts
+        .lines()
+        .filter_map(|line| line.split(' ').nth(1))
+        .find(|p| p.starts_with(&dir))
+    {
         bail!("{place} is still mounted: unmount it, then run `down` again");
     }
     match fs::remove_dir_all(&bed.dir) {

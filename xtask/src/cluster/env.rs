@@ -28,7 +28,11 @@ pub(super) fn kubeconfig(bed: &Bed) -> PathBuf {
 
 /// The flag that names a bed, if it needs one.
 pub(super) fn bed_flag(name: &str) -> String {
-    if name == super::DEFAULT_BED { String::new() } else { format!(" --bed {name}") }
+    if name == super::DEFAULT_BED {
+        String::new()
+    } else {
+        format!(" --bed {name}")
+    }
 }
 
 /// Prints; an error if the bed is not up.
@@ -36,16 +40,30 @@ pub(super) fn run(args: &Args) -> Result<()> {
     let name = &args.bed.name;
     let record = Record::read(name)?
         .filter(|record| record.ready)
-        .with_context(|| format!("bed {name} is not up: `cargo xtask cluster up{}`", bed_flag(name)))?;
+        .with_context(|| {
+            format!(
+                "bed {name} is not up: `cargo xtask cluster up{}`",
+                bed_flag(name)
+            )
+        })?;
     let bin = binaries::locate()?.dir().to_owned();
     let bed = &record.bed;
     if args.json {
         println!("{:#}", describe(bed, &bin.display().to_string()));
         return Ok(());
     }
-    println!("export KUBECONFIG={}", quoted(&kubeconfig(bed).display().to_string())?);
-    println!("export FOREBAY_BED={}", quoted(&bed.dir.display().to_string())?);
-    println!("export PATH={}:\"$PATH\"", quoted(&bin.display().to_string())?);
+    println!(
+        "export KUBECONFIG={}",
+        quoted(&kubeconfig(bed).display().to_string())?
+    );
+    println!(
+        "export FOREBAY_BED={}",
+        quoted(&bed.dir.display().to_string())?
+    );
+    println!(
+        "export PATH={}:\"$PATH\"",
+        quoted(&bin.display().to_string())?
+    );
     Ok(())
 }
 

@@ -54,7 +54,11 @@ pub(super) fn write(image: &Image, archive: &Path) -> Result<()> {
     let fresh = archive.with_extension("new");
     let file = File::create(&fresh).with_context(|| format!("cannot write {}", fresh.display()))?;
     let mut tar = Builder::new(BufWriter::new(file));
-    for (name, bytes) in [(config_name.as_str(), &config), ("layer.tar", &layer), ("manifest.json", &manifest)] {
+    for (name, bytes) in [
+        (config_name.as_str(), &config),
+        ("layer.tar", &layer),
+        ("manifest.json", &manifest),
+    ] {
         add(&mut tar, name, EntryType::Regular, 0o644, bytes)?;
     }
     tar.into_inner()?.flush()?;
@@ -66,11 +70,20 @@ fn layer(image: &Image) -> Result<Vec<u8>> {
     for (place, content) in &image.files {
         match content {
             Content::Program(file) => {
-                let bytes = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+                let bytes =
+                    fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
                 add(&mut tar, place, EntryType::Regular, 0o755, &bytes)?;
             }
-            Content::Text(text) => add(&mut tar, place, EntryType::Regular, 0o644, text.as_bytes())?,
-            Content::Folder => add(&mut tar, &format!("{place}/"), EntryType::Directory, 0o1777, &[])?,
+            Content::Text(text) => {
+                add(&mut tar, place, EntryType::Regular, 0o644, text.as_bytes())?
+            }
+            Content::Folder => add(
+                &mut tar,
+                &format!("{place}/"),
+                EntryType::Directory,
+                0o1777,
+                &[],
+            )?,
             Content::Link(target) => {
                 let mut header = header(EntryType::Symlink, 0o777, 0);
                 tar.append_link(&mut header, place, target)?;
@@ -80,9 +93,16 @@ fn layer(image: &Image) -> Result<Vec<u8>> {
     Ok(tar.into_inner()?)
 }
 
-fn add<W: Write>(tar: &mut Builder<W>, place: &str, kind: EntryType, mode: u32, bytes: &[u8]) -> Result<()> {
+fn add<W: Write>(
+    tar: &mut Builder<W>,
+    place: &str,
+    kind: EntryType,
+    mode: u32,
+    bytes: &[u8],
+) -> Result<()> {
     let mut header = header(kind, mode, bytes.len() as u64);
-    tar.append_data(&mut header, place, bytes).with_context(|| format!("cannot pack {place}"))
+    tar.append_data(&mut header, place, bytes)
+        .with_context(|| format!("cannot pack {place}"))
 }
 
 fn header(kind: EntryType, mode: u32, size: u64) -> Header {
@@ -94,7 +114,10 @@ fn header(kind: EntryType, mode: u32, size: u64) -> Header {
 }
 
 fn digest(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    Sha256::digest(bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 fn architecture() -> &'static str {
@@ -106,9 +129,15 @@ fn architecture() -> &'static str {
 }
 
 /// A program with the shared libraries that it asks for, so that it runs where there is nothing.
-pub(super) fn program_with_libraries(program: &Path, place: &str) -> Result<BTreeMap<String, Content>> {
+pub(super) fn program_with_libraries(
+    program: &Path,
+    place: &str,
+) -> Result<BTreeMap<String, Content>> {
     let mut files = BTreeMap::from([(place.to_owned(), Content::Program(program.to_owned()))]);
-    let output = std::process::Command::new("ldd").arg(program).output().context("cannot start ldd")?;
+    let output = std::process::Command::new("ldd")
+        .arg(program)
+        .output()
+        .context("cannot start ldd")?;
     // ldd fails for a static program: it has nothing to list.
     for library in libraries(&String::from_utf8_lossy(&output.stdout)) {
         let inside = library.trim_start_matches('/').to_owned();
@@ -137,7 +166,13 @@ mod tests {
         let text = "\tlinux-vdso.so.1 (0x7ffd)\n\
                     \tlibc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x7f)\n\
                     \t/lib64/ld-linux-x86-64.so.2 (0x7f)\n";
-        assert_eq!(libraries(text), ["/lib/x86_64-linux-gnu/libc.so.6", "/lib64/ld-linux-x86-64.so.2"]);
+        assert_eq!(
+            libraries(text),
+            [
+                "/lib/x86_64-linux-gnu/libc.so.6",
+                "/lib64/ld-linux-x86-64.so.2"
+            ]
+        );
         assert!(libraries("\tnot a dynamic executable\n").is_empty());
     }
 
@@ -167,8 +202,11 @@ mod tests {
             std::io::Read::read_to_end(&mut entry, &mut bytes).expect("its bytes");
             parts.insert(name, bytes);
         }
-        let manifest: serde_json::Value = serde_json::from_slice(&parts["manifest.json"]).expect("JSON");
-        let config = manifest[0]["Config"].as_str().expect("the configuration's name");
+        let manifest: serde_json::Value =
+            serde_json::from_slice(&parts["manifest.json"]).expect("JSON");
+        let config = manifest[0]["Config"]
+            .as_str()
+            .expect("the configuration's name");
         let config: serde_json::Value = serde_json::from_slice(&parts[config]).expect("JSON");
         let layer = format!("sha256:{}", digest(&parts["layer.tar"]));
         assert_eq!(config["rootfs"]["diff_ids"], json!([layer]));

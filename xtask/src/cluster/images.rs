@@ -17,7 +17,10 @@ const FOREBAY: &str = "bed.forebay.dev/forebay:dev";
 /// The archives that every node imports, made once.
 pub(super) fn base(binaries: &Binaries) -> Result<Vec<PathBuf>> {
     let mut archives = Vec::new();
-    for (file, image) in [("pause.tar", pause as fn(&Binaries) -> Result<Image>), ("busybox.tar", busybox)] {
+    for (file, image) in [
+        ("pause.tar", pause as fn(&Binaries) -> Result<Image>),
+        ("busybox.tar", busybox),
+    ] {
         let archive = binaries.program(file);
         if !archive.is_file() {
             write(&image(binaries)?, &archive)?;
@@ -31,7 +34,10 @@ fn pause(binaries: &Binaries) -> Result<Image> {
     Ok(Image {
         tags: vec![PAUSE_IMAGE.to_owned()],
         entrypoint: vec!["/pause".to_owned()],
-        files: BTreeMap::from([("pause".to_owned(), Content::Program(binaries.program("pause")))]),
+        files: BTreeMap::from([(
+            "pause".to_owned(),
+            Content::Program(binaries.program("pause")),
+        )]),
     })
 }
 
@@ -43,14 +49,24 @@ fn busybox(_binaries: &Binaries) -> Result<Image> {
         files.entry(format!("bin/{applet}")).or_insert(link);
     }
     files.extend(surroundings());
-    Ok(Image { tags: vec![BUSYBOX.to_owned()], entrypoint: Vec::new(), files })
+    Ok(Image {
+        tags: vec![BUSYBOX.to_owned()],
+        entrypoint: Vec::new(),
+        files,
+    })
 }
 
 /// What programs expect around them.
 fn surroundings() -> BTreeMap<String, Content> {
     BTreeMap::from([
-        ("etc/passwd".to_owned(), Content::Text("root:x:0:0:root:/:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n")),
-        ("etc/group".to_owned(), Content::Text("root:x:0:\nnogroup:x:65534:\n")),
+        (
+            "etc/passwd".to_owned(),
+            Content::Text("root:x:0:0:root:/:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n"),
+        ),
+        (
+            "etc/group".to_owned(),
+            Content::Text("root:x:0:\nnogroup:x:65534:\n"),
+        ),
         ("tmp".to_owned(), Content::Folder),
     ])
 }
@@ -58,7 +74,10 @@ fn surroundings() -> BTreeMap<String, Content> {
 /// Packs a built Forebay, which need not be static.
 pub(super) fn forebay(program: &Path, archive: &Path) -> Result<()> {
     if !program.is_file() {
-        bail!("{} is not there: cargo build --release -p forebay", program.display());
+        bail!(
+            "{} is not there: cargo build --release -p forebay",
+            program.display()
+        );
     }
     let mut files = program_with_libraries(program, "usr/bin/forebay")?;
     files.extend(surroundings());

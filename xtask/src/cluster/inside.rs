@@ -70,14 +70,19 @@ pub(crate) struct Args {
 #[derive(Debug, PartialEq, Eq)]
 enum Step {
     /// A new file system at a folder, which is made if need be.
-    Mount { kind: &'static str, at: PathBuf, options: String },
+    Mount {
+        kind: &'static str,
+        at: PathBuf,
+        options: String,
+    },
     /// A file or folder in place of another.
     Bind { from: PathBuf, over: PathBuf },
 }
 
 /// Sets the node up and stays until one of its programs ends.
 pub(super) fn run(args: &Args) -> Result<()> {
-    let bytes = fs::read(&args.spec).with_context(|| format!("cannot read {}", args.spec.display()))?;
+    let bytes =
+        fs::read(&args.spec).with_context(|| format!("cannot read {}", args.spec.display()))?;
     let spec: Spec = serde_json::from_slice(&bytes).context("the node's file is damaged")?;
     copy_settings(&spec.dir)?;
     for step in plan(&spec) {
@@ -86,15 +91,25 @@ pub(super) fn run(args: &Args) -> Result<()> {
     leave_root_group(&spec.hierarchies)?;
     // Kubernetes hands mounts on between pods and the node, but they must not reach the machine:
     // this makes a new group of peers, in this namespace alone.
-    mount_change("/", MountPropagationFlags::SHARED | MountPropagationFlags::REC)
-        .context("cannot make the mounts shared")?;
+    mount_change(
+        "/",
+        MountPropagationFlags::SHARED | MountPropagationFlags::REC,
+    )
+    .context("cannot make the mounts shared")?;
 
     let mut children = vec![start(&spec.runtime)?];
     wait_for_runtime(&mut children)?;
     for image in &spec.images {
         shell::capture(
             Spawn::new(&spec.ctr)
-                .args(["--address", CONTAINERD_SOCKET, "--namespace", "k8s.io", "images", "import"])
+                .args([
+                    "--address",
+                    CONTAINERD_SOCKET,
+                    "--namespace",
+                    "k8s.io",
+                    "images",
+                    "import",
+                ])
                 .arg(image),
         )
         .with_context(|| format!("cannot import {}", image.display()))?;
@@ -126,14 +141,21 @@ fn plan(spec: &Spec) -> Vec<Step> {
         steps.push(if hierarchy.is_v2() {
             mount("cgroup2", &hierarchy.mount, "")
         } else if hierarchy.controllers.starts_with("name=") {
-            mount("cgroup", &hierarchy.mount, &format!("none,{}", hierarchy.controllers))
+            mount(
+                "cgroup",
+                &hierarchy.mount,
+                &format!("none,{}", hierarchy.controllers),
+            )
         } else {
             mount("cgroup", &hierarchy.mount, &hierarchy.controllers)
         });
     }
     steps.push(mount("tmpfs", Path::new("/run"), "mode=755"));
     for (folder, over) in [(VAR_LIB, "/var/lib"), (VAR_LOG, "/var/log")] {
-        steps.push(Step::Bind { from: spec.dir.join(folder), over: over.into() });
+        steps.push(Step::Bind {
+            from: spec.dir.join(folder),
+            over: over.into(),
+        });
     }
     steps.extend(SHADOWED.iter().map(|setting| Step::Bind {
         from: shadow(&spec.dir, setting),
@@ -146,7 +168,8 @@ fn apply(step: &Step) -> Result<()> {
     match step {
         Step::Mount { kind, at, options } => {
             if !at.is_dir() {
-                fs::create_dir_all(at).with_context(|| format!("cannot create {}", at.display()))?;
+                fs::create_dir_all(at)
+                    .with_context(|| format!("cannot create {}", at.display()))?;
             }
             let options = CString::new(options.as_str())?;
             mount(*kind, at, *kind, MountFlags::empty(), options.as_c_str())
@@ -163,7 +186,8 @@ fn shadow(dir: &Path, setting: &str) -> PathBuf {
 }
 
 fn copy_settings(dir: &Path) -> Result<()> {
-    fs::create_dir_all(dir.join("settings")).context("cannot create the folder of kernel settings")?;
+    fs::create_dir_all(dir.join("settings"))
+        .context("cannot create the folder of kernel settings")?;
     for setting in SHADOWED {
         let real = Path::new("/proc/sys").join(setting);
         let value = fs::read(&real).with_context(|| format!("cannot read {}", real.display()))?;
@@ -214,7 +238,10 @@ fn wait_for_runtime(children: &mut [Running<'_>]) -> Result<()> {
     while UnixStream::connect(CONTAINERD_SOCKET).is_err() {
         check(children)?;
         if Instant::now() > deadline {
-            bail!("containerd does not listen after {} s", RUNTIME_LIMIT.as_secs());
+            bail!(
+                "containerd does not listen after {} s",
+                RUNTIME_LIMIT.as_secs()
+            );
         }
         std::thread::sleep(Duration::from_millis(50));
     }
@@ -224,7 +251,11 @@ fn wait_for_runtime(children: &mut [Running<'_>]) -> Result<()> {
 fn check(children: &mut [Running<'_>]) -> Result<()> {
     for Running { command, child } in children {
         if let Some(status) = child.try_wait().context("lost sight of a program")? {
-            bail!("{} ended with {status}: {}", command.name, tail(&command.log));
+            bail!(
+                "{} ended with {status}: {}",
+                command.name,
+                tail(&command.log)
+            );
         }
     }
     Ok(())

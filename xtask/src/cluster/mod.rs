@@ -98,8 +98,11 @@ pub(crate) fn run(action: &Action) -> Result<()> {
 }
 
 fn build(args: &BuildArgs) -> Result<()> {
-    let parts: &[binaries::Part] =
-        if args.control_plane_only { &binaries::CONTROL_PLANE } else { &binaries::NODES };
+    let parts: &[binaries::Part] = if args.control_plane_only {
+        &binaries::CONTROL_PLANE
+    } else {
+        &binaries::NODES
+    };
     if args.check {
         let missing = binaries::missing(&binaries::locate()?, parts);
         anyhow::ensure!(missing.is_empty(), "not built yet: {missing:?}");

@@ -13,6 +13,7 @@
 use super::plan::{Bed, Cluster, Net, Node, Nodes};
 use crate::shell;
 use anyhow::{Context, Result, bail};
+use rustix::mount::{UnmountFlags, unmount};
 use serde::Deserialize;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -38,7 +39,10 @@ fn on_host(line: String) -> Step {
 }
 
 fn inside(netns: &str, line: String) -> Step {
-    Step { netns: Some(netns.to_owned()), line }
+    Step {
+        netns: Some(netns.to_owned()),
+        line,
+    }
 }
 
 /// Every namespace of the bed.
@@ -57,16 +61,24 @@ pub(super) fn plan(bed: &Bed) -> Vec<Step> {
     let link = bed.host_link();
     let mut steps = vec![
         inside(&fabric, "link set lo up".to_owned()),
-        on_host(format!("link add {link} type veth peer name host netns {fabric}")),
+        on_host(format!(
+            "link add {link} type veth peer name host netns {fabric}"
+        )),
         on_host(format!("addr add {}/30 dev {link}", bed.host_address())),
         on_host(format!("link set {link} up")),
-        inside(&fabric, format!("addr add {}/30 dev host", bed.fabric_address())),
+        inside(
+            &fabric,
+            format!("addr add {}/30 dev host", bed.fabric_address()),
+        ),
         inside(&fabric, "link set host up".to_owned()),
     ];
     for cluster in bed.clusters() {
         steps.extend(plan_cluster(&fabric, &cluster, bed.shape.kind));
         for range in cluster.routed() {
-            steps.push(on_host(format!("route add {range} via {}", bed.fabric_address())));
+            steps.push(on_host(format!(
+                "route add {range} via {}",
+                bed.fabric_address()
+            )));
         }
         for node in &cluster.nodes {
             steps.extend(plan_node(&cluster, node));
@@ -78,7 +90,10 @@ pub(super) fn plan(bed: &Bed) -> Vec<Step> {
 fn plan_cluster(fabric: &str, cluster: &Cluster, kind: Nodes) -> Vec<Step> {
     let Cluster { name, netns, .. } = cluster;
     let mut steps = vec![
-        inside(fabric, format!("link add {name} type veth peer name uplink netns {netns}")),
+        inside(
+            fabric,
+            format!("link add {name} type veth peer name uplink netns {netns}"),
+        ),
         inside(fabric, format!("addr add {}/30 dev {name}", cluster.fabric)),
         inside(fabric, format!("link set {name} up")),
         inside(netns, "link set lo up".to_owned()),
@@ -103,14 +118,27 @@ fn plan_cluster(fabric: &str, cluster: &Cluster, kind: Nodes) -> Vec<Step> {
         ));
     }
     let routes = cluster.routed();
-    steps.extend(routes.iter().map(|range| inside(fabric, format!("route add {range} via {}", cluster.uplink))));
+    steps.extend(
+        routes
+            .iter()
+            .map(|range| inside(fabric, format!("route add {range} via {}", cluster.uplink))),
+    );
     steps
 }
 
 fn plan_node(cluster: &Cluster, node: &Node) -> Vec<Step> {
-    let Node { netns, port, address, pod_net, .. } = node;
+    let Node {
+        netns,
+        port,
+        address,
+        pod_net,
+        ..
+    } = node;
     vec![
-        inside(&cluster.netns, format!("link add {port} type veth peer name eth0 netns {netns}")),
+        inside(
+            &cluster.netns,
+            format!("link add {port} type veth peer name eth0 netns {netns}"),
+        ),
         inside(&cluster.netns, format!("link set {port} master nodes")),
         inside(&cluster.netns, format!("link set {port} up")),
         inside(netns, "link set lo up".to_owned()),
@@ -126,13 +154,22 @@ fn plan_node(cluster: &Cluster, node: &Node) -> Vec<Step> {
 /// Builds the network. Whatever of it exists already is an error: `remove` comes first.
 pub(super) fn apply(bed: &Bed) -> Result<()> {
     let names = namespaces(bed);
-    let add: Vec<String> = names.iter().map(|name| format!("netns add {name}")).collect();
+    let add: Vec<String> = names
+        .iter()
+        .map(|name| format!("netns add {name}"))
+        .collect();
     run_batch(None, &add.join("\n"))?;
     for name in &names {
-        let writes: Vec<String> =
-            SETTINGS.iter().map(|(key, value)| format!("echo {value} > /proc/sys/{key}")).collect();
-        shell::capture(Command::new("ip").args(["netns", "exec", name, "sh", "-ec"]).arg(writes.join("\n")))
-            .with_context(|| format!("cannot set up forwarding in namespace {name}"))?;
+        let writes: Vec<String> = SETTINGS
+            .iter()
+            .map(|(key, value)| format!("echo {value} > /proc/sys/{key}"))
+            .collect();
+        shell::capture(
+            Command::new("ip")
+                .args(["netns", "exec", name, "sh", "-ec"])
+                .arg(writes.join("\n")),
+        )
+        .with_context(|| format!("cannot set up forwarding in namespace {name}"))?;
     }
     for group in plan(bed).chunk_by(|one, next| one.netns == next.netns) {
         let lines: Vec<&str> = group.iter().map(|step| step.line.as_str()).collect();
@@ -148,6 +185,11 @@ pub(super) fn remove(bed: &Bed) -> Result<()> {
     }
     for name in existing_namespaces(bed)? {
         shell::capture(Command::new("ip").args(["netns", "del", &name]))?;
+    }
+    // The first namespace of a machine makes this folder a mount. With none left it may go; while
+    // there is one, both refuse.
+    if unmount(NETNS_DIR, UnmountFlags::empty()).is_ok() {
+        let _ = std::fs::remove_dir(NETNS_DIR);
     }
     Ok(())
 }
@@ -192,7 +234,13 @@ pub(super) fn conflict(bed: &Bed) -> Result<Option<String>> {
         Net::parse(&route.dst).is_some_and(|range| ranges.iter().any(|own| own.overlaps(range)))
     };
     let found = routes.into_iter().find(clashes);
-    Ok(found.map(|route| format!("{} on {}", route.dst, route.dev.as_deref().unwrap_or("no interface"))))
+    Ok(found.map(|route| {
+        format!(
+            "{} on {}",
+            route.dst,
+            route.dev.as_deref().unwrap_or("no interface")
+        )
+    }))
 }
 
 /// A line of the routing table. `default` is no range and never clashes.
@@ -224,7 +272,10 @@ fn run_batch(netns: Option<&str>, lines: &str) -> Result<()> {
     if !output.status.success() {
         let place = netns.unwrap_or("the host");
         let complaint = String::from_utf8_lossy(&output.stderr);
-        bail!("ip refused a line in {place}: {}\n{lines}", complaint.trim());
+        bail!(
+            "ip refused a line in {place}: {}\n{lines}",
+            complaint.trim()
+        );
     }
     Ok(())
 }
@@ -238,14 +289,21 @@ mod tests {
         Bed {
             name: "t".to_owned(),
             slot: 0,
-            shape: Shape { clusters: 1, nodes: 1, kind },
+            shape: Shape {
+                clusters: 1,
+                nodes: 1,
+                kind,
+            },
             dir: PathBuf::from("/bed"),
         }
     }
 
     fn lines_in(kind: Nodes, netns: Option<&str>) -> Vec<String> {
         let steps = plan(&bed(kind)).into_iter();
-        steps.filter(|step| step.netns.as_deref() == netns).map(|step| step.line).collect()
+        steps
+            .filter(|step| step.netns.as_deref() == netns)
+            .map(|step| step.line)
+            .collect()
     }
 
     #[test]
@@ -281,7 +339,10 @@ mod tests {
     #[test]
     fn without_kubelets_the_addresses_of_services_are_refused_at_once() {
         let lines = lines_in(Nodes::Fake, Some("forebay-t-c1"));
-        assert!(lines.contains(&"route add unreachable 10.216.0.0/20".to_owned()), "{lines:?}");
+        assert!(
+            lines.contains(&"route add unreachable 10.216.0.0/20".to_owned()),
+            "{lines:?}"
+        );
         assert_eq!(namespaces(&bed(Nodes::Fake)), ["forebay-t", "forebay-t-c1"]);
     }
 }

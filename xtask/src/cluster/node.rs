@@ -23,8 +23,14 @@ const READY_LIMIT: Duration = Duration::from_secs(180);
 
 /// Makes the objects of all nodes of a cluster.
 pub(super) fn register(cluster: &Cluster, binaries: &Binaries) -> Result<()> {
-    let objects = cluster.nodes.iter().enumerate().map(|(index, node)| config::node_object(node, index));
-    Kubectl::new(cluster, binaries).apply(objects.collect()).context("cannot make the nodes' objects")
+    let objects = cluster
+        .nodes
+        .iter()
+        .enumerate()
+        .map(|(index, node)| config::node_object(node, index));
+    Kubectl::new(cluster, binaries)
+        .apply(objects.collect())
+        .context("cannot make the nodes' objects")
 }
 
 /// Starts nodes of one cluster and waits until all are Ready.
@@ -37,20 +43,32 @@ pub(super) fn start(
     report: &Report,
 ) -> Result<Vec<Process>> {
     let kubectl = Kubectl::new(cluster, binaries);
+    // A node that was up before says Ready until its kubelet reports anew.
+    let before: Vec<String> = nodes
+        .iter()
+        .map(|node| readiness(&kubectl, node))
+        .collect::<Result<_>>()?;
     let mut processes = Vec::new();
     for node in nodes {
         let process = start_one(cluster, node, binaries, images, roots);
         processes.push(process.with_context(|| format!("node {}", node.name))?);
     }
-    for node in nodes {
-        let path = "-o=jsonpath={.status.conditions[?(@.type==\"Ready\")].status}";
+    for (node, before) in nodes.iter().zip(before) {
         let what = format!("node {} is Ready", node.name);
         wait_for(&what, READY_LIMIT, &mut processes, || {
-            Ok(kubectl.run(&["get", "node", &node.name, path])? == "True")
+            let now = readiness(&kubectl, node)?;
+            Ok(now.starts_with("True") && now != before)
         })?;
         report.say(&node.name, "ready");
     }
     Ok(processes)
+}
+
+/// The Ready condition with the time of its last report.
+fn readiness(kubectl: &Kubectl, node: &Node) -> Result<String> {
+    let condition = ".status.conditions[?(@.type==\"Ready\")]";
+    let path = format!("-o=jsonpath={{{condition}.status}} {{{condition}.lastHeartbeatTime}}");
+    kubectl.run(&["get", "node", &node.name, &path])
 }
 
 fn start_one(
@@ -86,7 +104,12 @@ fn start_one(
 }
 
 /// Writes the node's files and says what is to be done inside.
-fn prepare(cluster: &Cluster, node: &Node, binaries: &Binaries, images: &[PathBuf]) -> Result<Spec> {
+fn prepare(
+    cluster: &Cluster,
+    node: &Node,
+    binaries: &Binaries,
+    images: &[PathBuf],
+) -> Result<Spec> {
     let dir = &node.dir;
     for folder in ["cni", "log", "containerd", inside::VAR_LIB, inside::VAR_LOG] {
         fs::create_dir_all(dir.join(folder))
@@ -94,7 +117,10 @@ fn prepare(cluster: &Cluster, node: &Node, binaries: &Binaries, images: &[PathBu
     }
     let runc = shell::which("runc").context("runc is not installed")?;
     let containerd_config = dir.join("containerd.toml");
-    fs::write(&containerd_config, config::containerd(node, binaries.dir(), &runc))?;
+    fs::write(
+        &containerd_config,
+        config::containerd(node, binaries.dir(), &runc),
+    )?;
     write_json(&dir.join("kubelet.json"), &config::kubelet(cluster, node))?;
     write_json(&dir.join("cni/10-pods.conflist"), &config::cni(node))?;
     let proxy_config = dir.join("kube-proxy.json");
@@ -108,11 +134,17 @@ fn prepare(cluster: &Cluster, node: &Node, binaries: &Binaries, images: &[PathBu
     Ok(Spec {
         dir: dir.clone(),
         hierarchies: cgroup::hierarchies()?,
-        runtime: command("containerd", vec![format!("--config={}", containerd_config.display())]),
+        runtime: command(
+            "containerd",
+            vec![format!("--config={}", containerd_config.display())],
+        ),
         ctr: binaries.program("ctr"),
         images: images.to_vec(),
         agents: vec![
-            command("kube-proxy", vec![format!("--config={}", proxy_config.display())]),
+            command(
+                "kube-proxy",
+                vec![format!("--config={}", proxy_config.display())],
+            ),
             command("kubelet", config::kubelet_flags(cluster, node)),
         ],
     })

@@ -59,10 +59,21 @@ pub(super) fn start(args: &NodeArgs) -> Result<()> {
     let group = node_group(&cluster, &node);
     let groups: Vec<PathBuf> = record.groups.iter().map(|root| root.join(&group)).collect();
     if !cgroup::members(&groups).is_empty() {
-        bail!("node {} is running: `cluster stop-node` it first", node.name);
+        bail!(
+            "node {} is running: `cluster stop-node` it first",
+            node.name
+        );
     }
     // Its images are on its disk already.
-    node::start(&cluster, &[&node], &binaries::locate()?, &[], &record.groups, &Report::start()).map(drop)
+    node::start(
+        &cluster,
+        &[&node],
+        &binaries::locate()?,
+        &[],
+        &record.groups,
+        &Report::start(),
+    )
+    .map(drop)
 }
 
 /// Imports images into every node that runs.
@@ -82,17 +93,28 @@ pub(super) fn load(args: &LoadArgs) -> Result<()> {
     for cluster in record.bed.clusters() {
         for node in &cluster.nodes {
             for archive in &archives {
-                import(&record, &cluster, node, &binaries, archive)
-                    .with_context(|| format!("cannot import {} into {}", archive.display(), node.name))?;
+                import(&record, &cluster, node, &binaries, archive).with_context(|| {
+                    format!("cannot import {} into {}", archive.display(), node.name)
+                })?;
             }
-            eprintln!("{}: {} image archive(s) imported", node.name, archives.len());
+            eprintln!(
+                "{}: {} image archive(s) imported",
+                node.name,
+                archives.len()
+            );
         }
     }
     Ok(())
 }
 
 /// containerd's socket lies in the node's own `/run`, which is reached by way of its process.
-fn import(record: &Record, cluster: &Cluster, node: &Node, binaries: &Binaries, archive: &Path) -> Result<()> {
+fn import(
+    record: &Record,
+    cluster: &Cluster,
+    node: &Node,
+    binaries: &Binaries,
+    archive: &Path,
+) -> Result<()> {
     let group = node_group(cluster, node);
     let groups: Vec<PathBuf> = record.groups.iter().map(|root| root.join(&group)).collect();
     let containerd = cgroup::members(&groups)
@@ -102,7 +124,10 @@ fn import(record: &Record, cluster: &Cluster, node: &Node, binaries: &Binaries, 
             let log = log_file(&node.log_dir(), "containerd");
             format!("containerd does not run; see {}", log.display())
         })?;
-    let socket = format!("/proc/{containerd}/root{}", super::config::CONTAINERD_SOCKET);
+    let socket = format!(
+        "/proc/{containerd}/root{}",
+        super::config::CONTAINERD_SOCKET
+    );
     let flags = ["--namespace", "k8s.io", "images", "import"];
     let mut ctr = Command::new(binaries.program("ctr"));
     shell::capture(ctr.args(["--address", &socket]).args(flags).arg(archive)).map(drop)
@@ -111,7 +136,12 @@ fn import(record: &Record, cluster: &Cluster, node: &Node, binaries: &Binaries, 
 fn ready(bed: &str) -> Result<Record> {
     Record::read(bed)?
         .filter(|record| record.ready)
-        .with_context(|| format!("bed {bed} is not up: `cargo xtask cluster up{}`", env::bed_flag(bed)))
+        .with_context(|| {
+            format!(
+                "bed {bed} is not up: `cargo xtask cluster up{}`",
+                env::bed_flag(bed)
+            )
+        })
 }
 
 fn find(record: &Record, name: &str) -> Result<(Cluster, Node)> {
@@ -124,5 +154,9 @@ fn find(record: &Record, name: &str) -> Result<(Cluster, Node)> {
             known.push(node.name);
         }
     }
-    bail!("bed {} has no node {name} with a kubelet; it has: {}", record.bed.name, known.join(", "))
+    bail!(
+        "bed {} has no node {name} with a kubelet; it has: {}",
+        record.bed.name,
+        known.join(", ")
+    )
 }

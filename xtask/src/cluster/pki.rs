@@ -63,14 +63,23 @@ pub(super) fn subjects(cluster: &Cluster) -> Vec<Subject> {
             common_name: "kube-apiserver".to_owned(),
             organization: None,
             usage: Usage::Server {
-                names: ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"]
-                    .map(str::to_owned)
-                    .to_vec(),
+                names: [
+                    "localhost",
+                    "kubernetes",
+                    "kubernetes.default",
+                    "kubernetes.default.svc",
+                ]
+                .map(str::to_owned)
+                .to_vec(),
                 addresses: vec![Ipv4Addr::LOCALHOST, cluster.api, cluster.api_service()],
                 also_client: false,
             },
         },
-        client(KUBELET_CLIENT, "kube-apiserver-kubelet-client", Some("system:masters")),
+        client(
+            KUBELET_CLIENT,
+            "kube-apiserver-kubelet-client",
+            Some("system:masters"),
+        ),
         client(ADMIN, "admin", Some("system:masters")),
         client(CONTROLLER_MANAGER, "system:kube-controller-manager", None),
         client(SCHEDULER, "system:kube-scheduler", None),
@@ -126,19 +135,28 @@ pub(super) fn issue(cluster: &Cluster) -> Result<()> {
     }
     let tokens = KeyPair::generate()?;
     write_secret(&key(cluster, SERVICE_ACCOUNTS), &tokens)?;
-    write_public(&public_key(cluster, SERVICE_ACCOUNTS), &tokens.public_key_pem())
+    write_public(
+        &public_key(cluster, SERVICE_ACCOUNTS),
+        &tokens.public_key_pem(),
+    )
 }
 
 fn authority(cluster: &str) -> Result<CertifiedIssuer<'static, KeyPair>> {
     let mut parameters = CertificateParams::default();
-    parameters.distinguished_name.push(DnType::CommonName, format!("forebay bed, cluster {cluster}"));
+    parameters.distinguished_name.push(
+        DnType::CommonName,
+        format!("forebay bed, cluster {cluster}"),
+    );
     parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     parameters.key_usages = vec![
         KeyUsagePurpose::KeyCertSign,
         KeyUsagePurpose::CrlSign,
         KeyUsagePurpose::DigitalSignature,
     ];
-    Ok(CertifiedIssuer::self_signed(parameters, KeyPair::generate()?)?)
+    Ok(CertifiedIssuer::self_signed(
+        parameters,
+        KeyPair::generate()?,
+    )?)
 }
 
 fn parameters(subject: &Subject) -> Result<CertificateParams> {
@@ -152,13 +170,19 @@ fn parameters(subject: &Subject) -> Result<CertificateParams> {
     let usages = &mut parameters.extended_key_usages;
     match &subject.usage {
         Usage::Client => usages.push(ExtendedKeyUsagePurpose::ClientAuth),
-        Usage::Server { names, addresses, also_client } => {
+        Usage::Server {
+            names,
+            addresses,
+            also_client,
+        } => {
             usages.push(ExtendedKeyUsagePurpose::ServerAuth);
             if *also_client {
                 usages.push(ExtendedKeyUsagePurpose::ClientAuth);
             }
             for name in names {
-                parameters.subject_alt_names.push(SanType::DnsName(name.as_str().try_into()?));
+                parameters
+                    .subject_alt_names
+                    .push(SanType::DnsName(name.as_str().try_into()?));
             }
             let addresses = addresses.iter().map(|a| SanType::IpAddress(IpAddr::V4(*a)));
             parameters.subject_alt_names.extend(addresses);
@@ -191,7 +215,11 @@ mod tests {
         let bed = Bed {
             name: "t".to_owned(),
             slot: 0,
-            shape: Shape { clusters: 1, nodes: 1, kind: Nodes::Real },
+            shape: Shape {
+                clusters: 1,
+                nodes: 1,
+                kind: Nodes::Real,
+            },
             dir: PathBuf::from("/bed"),
         };
         bed.clusters().remove(0)
@@ -230,7 +258,10 @@ mod tests {
         let ca = authority("c1").expect("an authority");
         for subject in subjects(&cluster()) {
             let pair = KeyPair::generate().expect("a key");
-            parameters(&subject).expect("valid names").signed_by(&pair, &ca).expect("a certificate");
+            parameters(&subject)
+                .expect("valid names")
+                .signed_by(&pair, &ca)
+                .expect("a certificate");
         }
     }
 }

@@ -153,7 +153,10 @@ impl Shape {
             Nodes::Real => NODES_MAX,
         };
         if self.clusters == 0 || self.clusters > CLUSTERS_MAX {
-            bail!("--clusters {}: 1 to {CLUSTERS_MAX} are possible", self.clusters);
+            bail!(
+                "--clusters {}: 1 to {CLUSTERS_MAX} are possible",
+                self.clusters
+            );
         }
         if self.nodes > nodes_max {
             bail!("--nodes {}: at most {nodes_max} are possible", self.nodes);
@@ -168,7 +171,11 @@ impl fmt::Display for Shape {
             Nodes::Fake => "fake ",
             Nodes::Real => "",
         };
-        write!(f, "{} cluster(s) with {} {kind}node(s) each", self.clusters, self.nodes)
+        write!(
+            f,
+            "{} cluster(s) with {} {kind}node(s) each",
+            self.clusters, self.nodes
+        )
     }
 }
 
@@ -217,7 +224,9 @@ impl Bed {
     }
 
     pub(super) fn clusters(&self) -> Vec<Cluster> {
-        (0..self.shape.clusters).map(|number| self.cluster(number)).collect()
+        (0..self.shape.clusters)
+            .map(|number| self.cluster(number))
+            .collect()
     }
 
     fn cluster(&self, number: u8) -> Cluster {
@@ -260,7 +269,12 @@ impl Bed {
 impl Cluster {
     /// The ranges that others reach through this cluster's uplink.
     pub(super) fn routed(&self) -> [Net; 4] {
-        [self.node_net, self.pod_net, self.service_net, self.balancer_net]
+        [
+            self.node_net,
+            self.pod_net,
+            self.service_net,
+            self.balancer_net,
+        ]
     }
 
     /// The cluster address of the API server: the first of the range, by Kubernetes' own rule.
@@ -349,7 +363,9 @@ mod tests {
 
     #[test]
     fn no_two_ranges_of_any_two_beds_overlap() {
-        let ranges: Vec<Net> = (0..SLOTS).flat_map(|slot| bed(slot, Nodes::Fake).ranges()).collect();
+        let ranges: Vec<Net> = (0..SLOTS)
+            .flat_map(|slot| bed(slot, Nodes::Fake).ranges())
+            .collect();
         for (index, one) in ranges.iter().enumerate() {
             for other in &ranges[index + 1..] {
                 assert!(!one.overlaps(*other), "{one} and {other}");
@@ -363,7 +379,11 @@ mod tests {
             for cluster in bed(slot, Nodes::Real).clusters() {
                 for node in &cluster.nodes {
                     assert!(cluster.pod_net.overlaps(node.pod_net), "{}", node.name);
-                    assert!(cluster.node_net.overlaps(Net::new(node.address, 32)), "{}", node.name);
+                    assert!(
+                        cluster.node_net.overlaps(Net::new(node.address, 32)),
+                        "{}",
+                        node.name
+                    );
                 }
             }
         }
@@ -373,7 +393,12 @@ mod tests {
     fn interface_names_fit_the_kernels_fifteen_bytes() {
         let bed = bed(SLOTS - 1, Nodes::Real);
         let mut names = vec![bed.host_link()];
-        names.extend(bed.clusters().into_iter().flat_map(|c| c.nodes).map(|n| n.port));
+        names.extend(
+            bed.clusters()
+                .into_iter()
+                .flat_map(|c| c.nodes)
+                .map(|n| n.port),
+        );
         assert!(names.iter().all(|name| name.len() <= 15), "{names:?}");
     }
 
@@ -389,7 +414,11 @@ mod tests {
 
     #[test]
     fn shapes_beyond_the_plan_are_refused() {
-        let shape = |clusters, nodes| Shape { clusters, nodes, kind: Nodes::Real };
+        let shape = |clusters, nodes| Shape {
+            clusters,
+            nodes,
+            kind: Nodes::Real,
+        };
         assert!(shape(1, 0).check().is_ok());
         assert!(shape(0, 1).check().is_err());
         assert!(shape(CLUSTERS_MAX + 1, 1).check().is_err());

@@ -60,7 +60,9 @@ impl Program {
             .open(&self.log)
             .with_context(|| format!("cannot write {}", self.log.display()))?;
         let mut command = Command::new(this_program()?);
-        command.args(["cluster", "launch", "--netns"]).arg(network::netns_file(&self.netns));
+        command
+            .args(["cluster", "launch", "--netns"])
+            .arg(network::netns_file(&self.netns));
         for group in &self.groups {
             command.arg("--group").arg(group);
         }
@@ -74,7 +76,11 @@ impl Program {
             .stderr(log)
             .spawn()
             .with_context(|| format!("cannot start {}", self.name))?;
-        Ok(Process { name: self.name.clone(), log: self.log.clone(), child })
+        Ok(Process {
+            name: self.name.clone(),
+            log: self.log.clone(),
+            child,
+        })
     }
 }
 
@@ -82,7 +88,9 @@ impl Program {
 pub(super) fn this_program() -> Result<PathBuf> {
     let path = fs::read_link("/proc/self/exe").context("cannot find this program's own file")?;
     let text = path.to_string_lossy();
-    Ok(text.strip_suffix(" (deleted)").map_or_else(|| path.clone(), PathBuf::from))
+    Ok(text
+        .strip_suffix(" (deleted)")
+        .map_or_else(|| path.clone(), PathBuf::from))
 }
 
 /// Becomes the program; returns only if that fails.
@@ -104,7 +112,12 @@ impl Process {
         let Some(status) = self.child.try_wait().context("lost sight of a program")? else {
             return Ok(());
         };
-        bail!("{} ended with {status}; the end of {}:\n{}", self.name, self.log.display(), tail(&self.log));
+        bail!(
+            "{} ended with {status}; the end of {}:\n{}",
+            self.name,
+            self.log.display(),
+            tail(&self.log)
+        );
     }
 }
 
@@ -114,7 +127,10 @@ pub(super) fn tail(log: &Path) -> String {
     const LINE_MAX: usize = 400;
     let bytes = fs::read(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes);
-    let lines: Vec<String> = text.lines().map(|l| l.chars().take(LINE_MAX).collect()).collect();
+    let lines: Vec<String> = text
+        .lines()
+        .map(|l| l.chars().take(LINE_MAX).collect())
+        .collect();
     lines[lines.len().saturating_sub(LINES)..].join("\n")
 }
 

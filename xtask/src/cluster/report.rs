@@ -10,11 +10,16 @@ pub(super) struct Report {
 
 impl Report {
     pub(super) fn start() -> Self {
-        Self { started: Instant::now() }
+        Self {
+            started: Instant::now(),
+        }
     }
 
     /// One step is done.
     pub(super) fn say(&self, who: &str, what: &str) {
-        eprintln!("[{:5.1} s] {who}: {what}", self.started.elapsed().as_secs_f64());
+        eprintln!(
+            "[{:5.1} s] {who}: {what}",
+            self.started.elapsed().as_secs_f64()
+        );
     }
 }

@@ -92,7 +92,11 @@ pub(super) fn lock(name: &str) -> Result<File> {
 }
 
 /// Gives a new bed its slot and writes its first record.
-pub(super) fn reserve(name: &str, shape: Shape, groups: impl Fn(&Bed) -> Vec<PathBuf>) -> Result<Record> {
+pub(super) fn reserve(
+    name: &str,
+    shape: Shape,
+    groups: impl Fn(&Bed) -> Vec<PathBuf>,
+) -> Result<Record> {
     // Two beds that start at once must not get one slot.
     let file = beds_dir()?.join("slots.lock");
     let lock = File::create(&file).with_context(|| format!("cannot write {}", file.display()))?;
@@ -100,16 +104,29 @@ pub(super) fn reserve(name: &str, shape: Shape, groups: impl Fn(&Bed) -> Vec<Pat
     let taken: Vec<u8> = all()?.into_iter().map(|record| record.bed.slot).collect();
     let mut conflict = None;
     for slot in (0..SLOTS).filter(|slot| !taken.contains(slot)) {
-        let bed = Bed { name: name.to_owned(), slot, shape, dir: beds_dir()?.join(name) };
+        let bed = Bed {
+            name: name.to_owned(),
+            slot,
+            shape,
+            dir: beds_dir()?.join(name),
+        };
         conflict = network::conflict(&bed)?;
         if conflict.is_none() {
-            let record = Record { groups: groups(&bed), bed, ready: false };
+            let record = Record {
+                groups: groups(&bed),
+                bed,
+                ready: false,
+            };
             record.write()?;
             return Ok(record);
         }
     }
     match conflict {
-        Some(route) => bail!("the addresses of every bed would shadow this host's route to {route}"),
-        None => bail!("{SLOTS} beds are up, and there is room for no more: end one with `cluster down`"),
+        Some(route) => {
+            bail!("the addresses of every bed would shadow this host's route to {route}")
+        }
+        None => {
+            bail!("{SLOTS} beds are up, and there is room for no more: end one with `cluster down`")
+        }
     }
 }

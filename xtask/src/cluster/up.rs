@@ -42,7 +42,11 @@ pub(super) fn run(args: &Args) -> Result<()> {
     let shape = Shape {
         clusters: args.clusters,
         nodes: args.nodes,
-        kind: if args.control_plane_only { Nodes::Fake } else { Nodes::Real },
+        kind: if args.control_plane_only {
+            Nodes::Fake
+        } else {
+            Nodes::Real
+        },
     };
     shape.check()?;
     plan::check_bed_name(&args.bed.name)?;
@@ -56,7 +60,10 @@ pub(super) fn run(args: &Args) -> Result<()> {
         if record.ready && down::is_alive(&record) {
             return already_up(&record, shape);
         }
-        eprintln!("cleaning up what an earlier run left of bed {}", args.bed.name);
+        eprintln!(
+            "cleaning up what an earlier run left of bed {}",
+            args.bed.name
+        );
         down::remove(&record)?;
     }
     let binaries = binaries::ensure(parts)?;
@@ -69,7 +76,9 @@ pub(super) fn run(args: &Args) -> Result<()> {
 fn already_up(record: &Record, wanted: Shape) -> Result<()> {
     let Bed { name, shape, .. } = &record.bed;
     if *shape != wanted {
-        bail!("bed {name} is up with {shape}: `cargo xtask cluster down` it first, or give --bed another name");
+        bail!(
+            "bed {name} is up with {shape}: `cargo xtask cluster down` it first, or give --bed another name"
+        );
     }
     eprintln!("bed {name} is up already");
     Ok(())
@@ -81,11 +90,19 @@ fn check_machine() -> Result<()> {
         bail!("network namespaces and control groups need root: run this as root");
     }
     for program in ["ip", "unshare", "nsenter"] {
-        shell::which(program).with_context(|| format!("{program} is not installed: iproute2 and util-linux are needed"))?;
+        shell::which(program).with_context(|| {
+            format!("{program} is not installed: iproute2 and util-linux are needed")
+        })?;
     }
     let home = state::home()?;
-    if let Some(hidden) = ["/run", "/var/lib", "/var/log", "/sys"].into_iter().find(|dir| home.starts_with(dir)) {
-        bail!("the cache folder {} lies in {hidden}, of which nodes have their own: set XDG_CACHE_HOME", home.display());
+    if let Some(hidden) = ["/run", "/var/lib", "/var/log", "/sys"]
+        .into_iter()
+        .find(|dir| home.starts_with(dir))
+    {
+        bail!(
+            "the cache folder {} lies in {hidden}, of which nodes have their own: set XDG_CACHE_HOME",
+            home.display()
+        );
     }
     Ok(())
 }
@@ -104,7 +121,10 @@ fn bring_up(args: &Args, shape: Shape, binaries: &Binaries) -> Result<()> {
     record.ready = true;
     record.write()?;
     report.say(name, &format!("up: {shape}"));
-    eprintln!("next: eval \"$(cargo xtask cluster env{})\"", env::bed_flag(name));
+    eprintln!(
+        "next: eval \"$(cargo xtask cluster env{})\"",
+        env::bed_flag(name)
+    );
     Ok(())
 }
 
@@ -120,16 +140,24 @@ fn start(record: &Record, binaries: &Binaries, args: &Args, report: &Report) -> 
     std::thread::scope(|scope| {
         let starts: Vec<_> = clusters
             .iter()
-            .map(|cluster| scope.spawn(|| start_cluster(cluster, record, binaries, &images, report)))
+            .map(|cluster| {
+                scope.spawn(|| start_cluster(cluster, record, binaries, &images, report))
+            })
             .collect();
         // All are waited for before the first error is told: nothing may go on behind it.
         let results: Vec<Result<()>> = starts
             .into_iter()
-            .map(|start| start.join().unwrap_or_else(|_| bail!("the start of a cluster panicked")))
+            .map(|start| {
+                start
+                    .join()
+                    .unwrap_or_else(|_| bail!("the start of a cluster panicked"))
+            })
             .collect();
         results.into_iter().collect::<Result<()>>()
     })?;
-    let accesses = clusters.iter().map(|cluster| config::Access::read(cluster, pki::ADMIN));
+    let accesses = clusters
+        .iter()
+        .map(|cluster| config::Access::read(cluster, pki::ADMIN));
     let merged = config::merged_kubeconfig(accesses.collect::<Result<_>>()?);
     write_json(&env::kubeconfig(bed), &merged)
 }
@@ -145,9 +173,21 @@ fn start_cluster(
         .with_context(|| format!("cluster {}", cluster.name))?;
     if let Some(first) = cluster.nodes.first() {
         node::register(cluster, binaries)?;
-        processes.push(control_plane::start_proxy(cluster, binaries, &record.groups, first)?);
+        processes.push(control_plane::start_proxy(
+            cluster,
+            binaries,
+            &record.groups,
+            first,
+        )?);
         let nodes: Vec<&plan::Node> = cluster.nodes.iter().collect();
-        processes.extend(node::start(cluster, &nodes, binaries, images, &record.groups, report)?);
+        processes.extend(node::start(
+            cluster,
+            &nodes,
+            binaries,
+            images,
+            &record.groups,
+            report,
+        )?);
         control_plane::wait_for_proxy(cluster, &mut processes)?;
     }
     processes.iter_mut().try_for_each(Process::check)
