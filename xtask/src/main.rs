@@ -5,8 +5,8 @@
 //! folder (`${XDG_CACHE_HOME:-$HOME/.cache}/forebay`).
 
 mod bench;
-mod dist;
 mod cluster;
+mod dist;
 mod fuzz;
 mod lint;
 mod python;

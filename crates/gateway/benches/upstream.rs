@@ -70,7 +70,7 @@ fn thread_cpu() -> Duration {
 }
 
 async fn our_client(address: SocketAddr) -> usize {
-    let idle = Idle::default();
+    let idle = Idle::new(std::sync::Arc::default());
     let headers = HeaderMap::new();
     let mut bytes = 0;
     for _ in 0..RESPONSES {

@@ -25,8 +25,6 @@ pub struct Shared {
     pub drain: watch::Sender<bool>,
     /// Where records go.
     pub telemetry: Arc<Telemetry>,
-    /// Open client connections.
-    pub connections: AtomicUsize,
     buffered_bytes: AtomicUsize,
     ports: Mutex<BTreeMap<u16, PortState>>,
 }
@@ -50,7 +48,6 @@ impl Shared {
             published: watch::Sender::new(0),
             drain: watch::Sender::new(false),
             telemetry,
-            connections: AtomicUsize::new(0),
             buffered_bytes: AtomicUsize::new(0),
             ports: Mutex::default(),
         }

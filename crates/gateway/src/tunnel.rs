@@ -12,7 +12,7 @@ pub(crate) fn join(client: OnUpgrade, upstream: Upgraded, mut settle: Settle) {
     let held = settle.hold_connection();
     tokio::task::spawn_local(async move {
         let _held = held;
-        let (mut upstream, early) = upstream.into_parts();
+        let (mut upstream, early, _counted) = upstream.into_parts();
         let Ok(client) = client.await else { return };
         let mut client = TokioIo::new(client);
         if client.write_all(&early).await.is_err() {

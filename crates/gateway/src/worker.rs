@@ -13,7 +13,6 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
@@ -35,7 +34,7 @@ use crate::budget::Purse;
 use crate::client_io::{ClientIo, Stream};
 use crate::exchange;
 use crate::shared::Shared;
-use crate::telemetry::Desk;
+use crate::telemetry::{Counted, Desk, WorkerConnections};
 use crate::upstream::Idle;
 use crate::view::{Newest, View};
 
@@ -72,6 +71,7 @@ pub(crate) struct Worker {
     draining: Cell<bool>,
     waiting: RefCell<FxHashMap<u64, Waker>>,
     accepted: Cell<u64>,
+    counts: Arc<WorkerConnections>,
     connections: Cell<usize>,
     released: Notify,
 }
@@ -93,6 +93,7 @@ pub(crate) fn run(shared: Arc<Shared>, seed: u64) {
         .build()
         .expect("a current-thread runtime needs only an epoll descriptor");
     let local = tokio::task::LocalSet::new();
+    let counts = shared.telemetry.metrics.worker_connections();
     let worker = Rc::new(Worker {
         retries: RefCell::new(RetryBudget::new(crate::clock::now())),
         desk: shared.telemetry.desk(),
@@ -103,7 +104,8 @@ pub(crate) fn run(shared: Arc<Shared>, seed: u64) {
         waiting: RefCell::default(),
         accepted: Cell::new(0),
         shared,
-        idle: Idle::default(),
+        idle: Idle::new(Arc::clone(&counts)),
+        counts,
         rng: RefCell::new(Rng::seeded(seed)),
         turns: RefCell::default(),
         hashes: RefCell::default(),
@@ -242,26 +244,32 @@ async fn accept(worker: Rc<Worker>, listener: TcpListener, port: u16) {
 
 /// Counts a connection for as long as it lives.
 #[derive(Debug)]
-pub(crate) struct Held(Rc<Worker>);
+pub(crate) struct Held {
+    worker: Rc<Worker>,
+    _counted: Counted,
+}
 
 impl Held {
     pub(crate) fn new(worker: Rc<Worker>) -> Self {
         worker.connections.set(worker.connections.get() + 1);
-        worker.shared.connections.fetch_add(1, Ordering::Relaxed);
-        Self(worker)
+        Self {
+            _counted: worker.counts.client(),
+            worker,
+        }
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.0.connections.set(self.0.connections.get() - 1);
-        self.0.shared.connections.fetch_sub(1, Ordering::Relaxed);
-        self.0.released.notify_waiters();
+        self.worker
+            .connections
+            .set(self.worker.connections.get() - 1);
+        self.worker.released.notify_waiters();
     }
 }
 
 async fn connection(held: Held, stream: TcpStream, address: SocketAddr, port: u16) {
-    let worker = Rc::clone(&held.0);
+    let worker = Rc::clone(&held.worker);
     if stream.set_nodelay(true).is_err() {
         return;
     }

@@ -250,8 +250,5 @@ fn many_who_connect_and_say_nothing_harm_nobody() {
         assert_eq!(world.ask(&get("/")).text(), "x");
     }
     drop(silent);
-    let connections = &world.gateway.shared().connections;
-    eventually("all are given back", || {
-        connections.load(std::sync::atomic::Ordering::Relaxed) == 0
-    });
+    eventually("all are given back", || world.counts("client", 0));
 }

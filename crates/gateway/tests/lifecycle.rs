@@ -185,6 +185,47 @@ fn a_drain_ends_in_time() {
 }
 
 #[test]
+fn connections_are_counted_on_both_sides() {
+    let (go, gone) = std::sync::mpsc::channel();
+    let gone = std::sync::Mutex::new(gone);
+    let upstream = Upstream::start(move |side| {
+        while let Some(request) = side.request() {
+            if request.start.contains("/slow") {
+                gone.lock().unwrap().recv().unwrap();
+            }
+            side.send(ok("x"));
+        }
+    });
+    let world = World::to(service(&[upstream.address]));
+    let counted = |client, busy, idle| {
+        let states = [
+            ("client", client),
+            ("upstream_busy", busy),
+            ("upstream_idle", idle),
+        ];
+        eventually(&format!("{states:?} are counted"), || {
+            states.iter().all(|(state, n)| world.counts(state, *n))
+        });
+    };
+    counted(0, 0, 0);
+    let (mut slow, mut quick) = (world.client(), world.client());
+    quick.send(get("/quick"));
+    assert_eq!(quick.response("GET").status(), 200);
+    counted(2, 0, 1);
+    slow.send(get("/slow"));
+    counted(2, 1, 0);
+    quick.send(get("/quick"));
+    assert_eq!(quick.response("GET").status(), 200);
+    counted(2, 1, 1);
+    go.send(()).unwrap();
+    assert_eq!(slow.response("GET").status(), 200);
+    counted(2, 0, 2);
+    drop((slow, quick));
+    world.publish(vec![entry("/", rule(vec![service(&[dead_address()])]))]);
+    counted(0, 0, 0);
+}
+
+#[test]
 fn connections_beyond_the_limit_wait_for_their_turn() {
     let upstream = Upstream::saying("x");
     let settings = Settings {

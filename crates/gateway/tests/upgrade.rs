@@ -60,16 +60,16 @@ fn an_upgraded_connection_passes_bytes_both_ways() {
 fn a_tunnel_is_a_connection_like_any_other() {
     let upstream = echo();
     let world = World::to(service(&[upstream.address]));
-    let open = || {
-        let connections = &world.gateway.shared().connections;
-        connections.load(std::sync::atomic::Ordering::Relaxed)
-    };
     let mut client = world.client();
     client.send(asks("upgrade"));
     client.until("early").unwrap();
-    eventually("the tunnel counts once", || open() == 1);
+    eventually("the tunnel counts once on either side", || {
+        world.counts("client", 1) && world.counts("upstream_busy", 1)
+    });
     drop(client);
-    eventually("and is given back", || open() == 0);
+    eventually("and is given back", || {
+        world.counts("client", 0) && world.counts("upstream_busy", 0)
+    });
 }
 
 #[test]

@@ -16,6 +16,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
+use super::connections::{Connections, WorkerConnections};
 use super::counts::{AllCounts, Names};
 
 /// Counters, histograms and gauges of the process.
@@ -28,24 +29,14 @@ pub struct Metrics {
     ejections: Family<PoolReason, Counter>,
     scrapes: Counter,
     scrape_errors: Family<Reason, Counter>,
-    connections: Family<ConnectionLabels, Gauge>,
+    connections: Connections,
+    connections_now: Family<ConnectionLabels, Gauge>,
     reload_successful: Gauge,
     reload_success_timestamp: Gauge,
     reloads: Family<ResultLabel, Counter>,
     spans: Family<ResultLabel, Counter>,
     /// Access log lines that the writer could not take.
     pub(super) log_lines_dropped: Counter,
-}
-
-/// What [`Metrics::connections`] counts.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum ConnectionState {
-    /// Open to a client.
-    Client,
-    /// Open to an endpoint and in use.
-    UpstreamBusy,
-    /// Open to an endpoint and kept for the next request.
-    UpstreamIdle,
 }
 
 /// What became of a span; see [`Metrics::span`].
@@ -91,7 +82,8 @@ impl Metrics {
             ejections: Family::default(),
             scrapes: Counter::default(),
             scrape_errors: Family::default(),
-            connections: Family::default(),
+            connections: Connections::default(),
+            connections_now: Family::default(),
             reload_successful: Gauge::default(),
             reload_success_timestamp: Gauge::default(),
             reloads: Family::default(),
@@ -124,7 +116,7 @@ impl Metrics {
         r.register(
             "forebay_connections",
             "Open connections",
-            self.connections.clone(),
+            self.connections_now.clone(),
         );
         r.register(
             "forebay_config_last_reload_successful",
@@ -175,16 +167,10 @@ impl Metrics {
         }
     }
 
-    /// The gauge of connections in `state`, to be kept by whoever opens and closes them.
+    /// Where one worker counts its connections.
     #[must_use]
-    pub fn connections(&self, state: ConnectionState) -> Gauge {
-        let state = match state {
-            ConnectionState::Client => "client",
-            ConnectionState::UpstreamBusy => "upstream_busy",
-            ConnectionState::UpstreamIdle => "upstream_idle",
-        };
-        self.connections
-            .get_or_create_owned(&ConnectionLabels { state })
+    pub fn worker_connections(&self) -> Arc<WorkerConnections> {
+        self.connections.worker()
     }
 
     /// A configuration was read; `ok` says whether it was taken over.
@@ -214,6 +200,12 @@ impl Metrics {
 
     /// Writes all of it as OpenMetrics text, without the end mark.
     pub(super) fn encode(&self, page: &mut String) -> fmt::Result {
+        for (state, count) in self.connections.by_state() {
+            let gauge = self
+                .connections_now
+                .get_or_create(&ConnectionLabels { state });
+            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
         text::encode_registry(page, &self.registry)
     }
 }

@@ -17,6 +17,7 @@ use crate::record::Record;
 
 mod access_log;
 mod bounded;
+mod connections;
 mod counts;
 mod current;
 pub mod metrics;
@@ -25,7 +26,8 @@ mod otlp;
 pub use access_log::{Format, LINES_QUEUED_MAX};
 pub(crate) use access_log::{ending, rfc3339};
 pub use bounded::{LABEL_VALUES_MAX, OTHER};
-pub use metrics::{ConnectionState, Metrics, to_prometheus_text};
+pub use connections::{Counted, WorkerConnections};
+pub use metrics::{Metrics, to_prometheus_text};
 pub use otlp::{SPANS_QUEUED_MAX, Settings as OtlpSettings, TraceContext};
 
 /// Bytes that are kept of a text that the client chose (path, host, model, id). A path may be as

@@ -23,6 +23,7 @@ use tokio::net::TcpStream;
 
 use super::chunked::Chunked;
 use super::{Answer, AnswerBody, Head, Idle, Outgoing, SendError, settle_fields};
+use crate::telemetry::Counted;
 
 /// Bytes of a response head. A longer head is an error of the endpoint.
 const HEAD_BYTES_MAX: usize = 64 << 10;
@@ -47,6 +48,7 @@ pub(super) struct Conn {
     io: TcpStream,
     address: SocketAddr,
     buf: BytesMut,
+    counted: Counted,
 }
 
 impl Conn {
@@ -86,12 +88,17 @@ pub(super) async fn tcp(address: SocketAddr, limit: Duration) -> Result<TcpStrea
     Ok(stream)
 }
 
-pub(super) async fn connect(address: SocketAddr, limit: Duration) -> Result<Conn, SendError> {
+pub(super) async fn connect(
+    idle: &Idle,
+    address: SocketAddr,
+    limit: Duration,
+) -> Result<Conn, SendError> {
     let io = tcp(address, limit).await?;
     Ok(Conn {
         io,
         address,
         buf: BytesMut::new(),
+        counted: idle.opened(),
     })
 }
 
@@ -107,6 +114,7 @@ pub(super) async fn send(
         mut io,
         address,
         mut buf,
+        counted,
     } = conn;
     buf.clear();
     let parsed = std::future::poll_fn(|cx| {
@@ -130,6 +138,7 @@ pub(super) async fn send(
         let body = AnswerBody::Upgraded(Upgraded {
             io,
             early: buf.freeze(),
+            counted,
         });
         return Ok(Answer {
             status,
@@ -144,7 +153,15 @@ pub(super) async fn send(
     settle_fields(status, &mut headers);
     let finished = matches!(framing, Framing::Length(0));
     let mut body = H1Body {
-        conn: Some((Conn { io, address, buf }, idle.clone())),
+        conn: Some((
+            Conn {
+                io,
+                address,
+                buf,
+                counted,
+            },
+            idle.clone(),
+        )),
         upload: (!upload.is_done()).then_some(upload),
         framing,
         keep,
@@ -616,12 +633,14 @@ fn take_frame(
 pub struct Upgraded {
     io: TcpStream,
     early: Bytes,
+    counted: Counted,
 }
 
 impl Upgraded {
-    /// The socket, and what the endpoint sent right behind its response.
+    /// The socket, what the endpoint sent right behind its response, and what counts the
+    /// connection.
     #[must_use]
-    pub fn into_parts(self) -> (TcpStream, Bytes) {
-        (self.io, self.early)
+    pub fn into_parts(self) -> (TcpStream, Bytes, Counted) {
+        (self.io, self.early, self.counted)
     }
 }

@@ -57,7 +57,9 @@ pub(super) async fn connect(
         .await
         .map_err(|e| SendError::Connect(std::io::Error::other(e)))?;
     // The connection lives as long as its requests; its errors reach them.
+    let counted = idle.opened();
     tokio::task::spawn_local(async move {
+        let _counted = counted;
         let _closed = connection.await;
     });
     let conn = Multiplexed(sender);

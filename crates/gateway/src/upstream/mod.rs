@@ -202,7 +202,9 @@ async fn connect(
         AppProtocol::H2c => Box::pin(h2::connect(idle, address, limit))
             .await
             .map(Kind::H2),
-        AppProtocol::Http => Box::pin(h1::connect(address, limit)).await.map(Kind::H1),
+        AppProtocol::Http => Box::pin(h1::connect(idle, address, limit))
+            .await
+            .map(Kind::H1),
     }
 }
 

@@ -131,6 +131,21 @@ impl World {
         client.response(&request[..request.find(' ').unwrap()])
     }
 
+    /// Whether the metrics page has this line.
+    pub fn shows(&self, line: &str) -> bool {
+        let shared = self.gateway.shared();
+        let live = shared.live.load();
+        let now = forebay_gateway::clock::now();
+        let page = shared.telemetry.render_metrics(&live, now);
+        page.lines().any(|own| own == line)
+    }
+
+    /// Whether so many connections are counted in this state.
+    pub fn counts(&self, state: &str, connections: usize) -> bool {
+        let line = format!("forebay_connections{{state=\"{state}\"}} {connections}");
+        self.shows(&line)
+    }
+
     /// Settled exchanges, newest first.
     pub fn records(&self) -> Vec<Record> {
         let decisions = &self.gateway.shared().telemetry.decisions;
