@@ -4,6 +4,7 @@
 //! A test that cannot run says so by appending one line, `name: reason`, to the file named by
 //! `FOREBAY_SKIPS`; a quiet skip would look like a pass. The tests themselves are cargo's.
 
+use crate::cluster::TestBed;
 use crate::{python, shell};
 use anyhow::{Context, Result, bail};
 use std::fs;
@@ -17,7 +18,8 @@ use std::time::Instant;
     cargo xtask test                       the whole workspace\n  \
     cargo xtask test -- -p forebay sdk     one crate's tests whose name has `sdk`\n\n\
     Tests find the prepared Python in FOREBAY_SDK_PYTHON, or in FOREBAY_SDK_SKIP why there is\n\
-    none, and append what they skip to the file FOREBAY_SKIPS as `name: reason`.")]
+    none; a Kubernetes API server with three fake nodes by FOREBAY_TEST_KUBECONFIG, or in\n\
+    FOREBAY_CLUSTER_SKIP why there is none; and append what they skip to the file FOREBAY_SKIPS as `name: reason`.")]
 pub(crate) struct Args {
     /// Arguments for `cargo test` in place of `--workspace`
     #[arg(last = true)]
@@ -48,6 +50,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         command.args(&args.cargo_args);
     }
     let sdk_skip = prepare_sdk(&mut command);
+    let (_bed, cluster_skip) = prepare_cluster(&mut command);
 
     let (tally, success) = tee(&mut command)?;
     let mut skips: Vec<String> = fs::read_to_string(&skip_log)
@@ -55,9 +58,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         .lines()
         .map(str::to_owned)
         .collect();
-    if let Some(reason) = sdk_skip.filter(|reason| !skips.iter().any(|line| line.contains(reason)))
-    {
-        skips.push(format!("sdk: {reason}"));
+    for (what, reason) in [("sdk", sdk_skip), ("cluster", cluster_skip)] {
+        let unsaid = |reason: &String| !skips.iter().any(|line| line.contains(reason));
+        if let Some(reason) = reason.filter(unsaid) {
+            skips.push(format!("{what}: {reason}"));
+        }
     }
     print_closing(&skips, &tally, success, started.elapsed().as_secs());
     if !success {
@@ -89,6 +94,24 @@ fn prepare_sdk(command: &mut Command) -> Option<String> {
                 .env_remove("FOREBAY_SDK_PYTHON")
                 .env("FOREBAY_SDK_SKIP", &reason);
             Some(reason)
+        }
+    }
+}
+
+/// Makes an API server known to the tests, which lives as long as the first value; returns why
+/// there is none otherwise.
+fn prepare_cluster(command: &mut Command) -> (Option<TestBed>, Option<String>) {
+    match TestBed::start() {
+        Ok(bed) => {
+            command.env("FOREBAY_TEST_KUBECONFIG", bed.kubeconfig());
+            (Some(bed), None)
+        }
+        Err(error) => {
+            let reason = format!("{error:#}");
+            command
+                .env_remove("FOREBAY_TEST_KUBECONFIG")
+                .env("FOREBAY_CLUSTER_SKIP", &reason);
+            (None, Some(reason))
         }
     }
 }

@@ -33,16 +33,23 @@ pub(super) fn run(args: &Args) -> Result<()> {
         vec![args.bed.name.clone()]
     };
     for name in names {
-        let _lock = state::lock(&name)?;
-        match Record::read(&name)? {
-            Some(record) => {
-                remove(&record)?;
-                eprintln!("bed {name} is down");
-            }
-            None => eprintln!("bed {name} is not up"),
-        }
+        let was_there = by_name(&name)?;
+        eprintln!(
+            "bed {name} is {}",
+            if was_there { "down" } else { "not up" }
+        );
     }
     Ok(())
+}
+
+/// Takes down a bed; false if there is none.
+pub(super) fn by_name(name: &str) -> Result<bool> {
+    let _lock = state::lock(name)?;
+    let Some(record) = Record::read(name)? else {
+        return Ok(false);
+    };
+    remove(&record)?;
+    Ok(true)
 }
 
 /// Whether every cluster of a bed still has processes.

@@ -12,6 +12,7 @@ mod control_plane;
 mod debian;
 mod down;
 mod env;
+mod for_tests;
 mod image;
 mod images;
 mod inside;
@@ -28,6 +29,7 @@ mod up;
 
 use anyhow::Result;
 use clap::Subcommand;
+pub(crate) use for_tests::TestBed;
 
 /// The name of the bed that is meant when none is given.
 const DEFAULT_BED: &str = "default";

@@ -9,7 +9,7 @@ use super::state::{self, Record};
 use super::{cgroup, config, debian, down, env, images, network, node, pki};
 use crate::shell;
 use anyhow::{Context, Result, bail};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What to bring up.
 #[derive(Debug, clap::Args)]
@@ -50,27 +50,29 @@ pub(super) fn run(args: &Args) -> Result<()> {
     };
     shape.check()?;
     plan::check_bed_name(&args.bed.name)?;
+    ensure(&args.bed.name, shape, args.forebay.as_deref())
+}
+
+/// Brings up a bed of this shape, unless there is one.
+pub(super) fn ensure(name: &str, shape: Shape, forebay: Option<&Path>) -> Result<()> {
     check_machine()?;
     let parts: &[binaries::Part] = match shape.kind {
         Nodes::Fake => &binaries::CONTROL_PLANE,
         Nodes::Real => &binaries::NODES,
     };
-    let _lock = state::lock(&args.bed.name)?;
-    if let Some(record) = Record::read(&args.bed.name)? {
+    let _lock = state::lock(name)?;
+    if let Some(record) = Record::read(name)? {
         if record.ready && down::is_alive(&record) {
             return already_up(&record, shape);
         }
-        eprintln!(
-            "cleaning up what an earlier run left of bed {}",
-            args.bed.name
-        );
+        eprintln!("cleaning up what an earlier run left of bed {name}");
         down::remove(&record)?;
     }
     let binaries = binaries::ensure(parts)?;
     if shape.kind == Nodes::Real {
         debian::ensure()?;
     }
-    bring_up(args, shape, &binaries)
+    bring_up(name, shape, &binaries, forebay)
 }
 
 fn already_up(record: &Record, wanted: Shape) -> Result<()> {
@@ -89,7 +91,7 @@ fn check_machine() -> Result<()> {
     if !shell::is_root() {
         bail!("network namespaces and control groups need root: run this as root");
     }
-    for program in ["ip", "unshare", "nsenter"] {
+    for program in ["ip", "unshare"] {
         shell::which(program).with_context(|| {
             format!("{program} is not installed: iproute2 and util-linux are needed")
         })?;
@@ -107,12 +109,11 @@ fn check_machine() -> Result<()> {
     Ok(())
 }
 
-fn bring_up(args: &Args, shape: Shape, binaries: &Binaries) -> Result<()> {
-    let name = &args.bed.name;
+fn bring_up(name: &str, shape: Shape, binaries: &Binaries, forebay: Option<&Path>) -> Result<()> {
     let report = Report::start();
     let hierarchies = cgroup::hierarchies()?;
     let mut record = state::reserve(name, shape, |bed| cgroup::roots(bed, &hierarchies))?;
-    if let Err(error) = start(&record, binaries, args, &report) {
+    if let Err(error) = start(&record, binaries, forebay, &report) {
         return Err(error.context(format!(
             "bed {name} did not come up; its logs are below {} until the next `up` or `down`",
             record.bed.dir.display()
@@ -128,14 +129,19 @@ fn bring_up(args: &Args, shape: Shape, binaries: &Binaries) -> Result<()> {
     Ok(())
 }
 
-fn start(record: &Record, binaries: &Binaries, args: &Args, report: &Report) -> Result<()> {
+fn start(
+    record: &Record,
+    binaries: &Binaries,
+    forebay: Option<&Path>,
+    report: &Report,
+) -> Result<()> {
     let bed = &record.bed;
     // An earlier bed may have died without its record.
     down::remove_running(record)?;
     cgroup::create_all(&record.groups)?;
     network::apply(bed)?;
     report.say(&bed.name, "network ready");
-    let images = node_images(bed, binaries, args)?;
+    let images = node_images(bed, binaries, forebay)?;
     let clusters = bed.clusters();
     std::thread::scope(|scope| {
         let starts: Vec<_> = clusters
@@ -194,12 +200,12 @@ fn start_cluster(
 }
 
 /// The archives that every node of the bed imports when it starts.
-fn node_images(bed: &Bed, binaries: &Binaries, args: &Args) -> Result<Vec<PathBuf>> {
+fn node_images(bed: &Bed, binaries: &Binaries, forebay: Option<&Path>) -> Result<Vec<PathBuf>> {
     if bed.shape.kind == Nodes::Fake {
         return Ok(Vec::new());
     }
     let mut archives = images::base(binaries)?;
-    if let Some(program) = &args.forebay {
+    if let Some(program) = forebay {
         let archive = bed.dir.join("forebay.tar");
         images::forebay(program, &archive)?;
         archives.push(archive);
