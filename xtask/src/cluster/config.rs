@@ -333,3 +333,84 @@ pub(super) fn merged_kubeconfig(accesses: Vec<Access>) -> Value {
         "current-context": current,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::plan::{Bed, Nodes, Shape};
+    use super::*;
+    use std::collections::BTreeSet;
+    use std::path::PathBuf;
+
+    fn cluster(kind: Nodes) -> Cluster {
+        let bed = Bed {
+            name: "t".to_owned(),
+            slot: 0,
+            shape: Shape {
+                clusters: 1,
+                nodes: 1,
+                kind,
+            },
+            dir: PathBuf::from("/bed"),
+        };
+        bed.clusters().remove(0)
+    }
+
+    /// Every word in these flags that is a path below this folder.
+    fn paths_below(folder: &Path, flags: &[String]) -> BTreeSet<PathBuf> {
+        let values = flags.iter().filter_map(|flag| flag.split_once('='));
+        let paths = values.map(|(_, value)| PathBuf::from(value));
+        paths.filter(|path| path.parent() == Some(folder)).collect()
+    }
+
+    #[test]
+    fn every_certificate_and_key_that_a_program_is_told_of_is_issued() {
+        let cluster = cluster(Nodes::Real);
+        let mut issued = BTreeSet::from([
+            pki::certificate(&cluster, pki::CA),
+            pki::key(&cluster, pki::CA),
+            pki::key(&cluster, pki::SERVICE_ACCOUNTS),
+            pki::public_key(&cluster, pki::SERVICE_ACCOUNTS),
+        ]);
+        for subject in pki::subjects(&cluster) {
+            issued.insert(pki::certificate(&cluster, &subject.file));
+            issued.insert(pki::key(&cluster, &subject.file));
+        }
+        let flags = [api_server(&cluster), controller_manager(&cluster)].concat();
+        let told = paths_below(&pki::dir(&cluster), &flags);
+        assert_eq!(told.len(), 8, "{told:?}");
+        assert!(told.is_subset(&issued), "{:?}", told.difference(&issued));
+    }
+
+    #[test]
+    fn only_a_cluster_without_kubelets_has_its_nodes_faked() {
+        let fakes = |kind| {
+            let flags = caretaker(&cluster(kind));
+            flags.iter().any(|flag| flag.starts_with("--fake-nodes"))
+        };
+        assert!(fakes(Nodes::Fake));
+        assert!(!fakes(Nodes::Real));
+    }
+
+    #[test]
+    fn a_merged_kubeconfig_has_a_context_per_cluster_and_starts_with_the_first() {
+        let access = |name: &str| Access {
+            context: name.to_owned(),
+            server: format!("https://{name}"),
+            ca: String::new(),
+            certificate: String::new(),
+            key: String::new(),
+        };
+        let merged = merged_kubeconfig(vec![access("c1"), access("c2")]);
+        assert_eq!(merged["current-context"], "c1");
+        assert_eq!(merged["contexts"][1]["context"]["cluster"], "c2");
+        assert_eq!(merged["clusters"][1]["cluster"]["server"], "https://c2");
+    }
+
+    #[test]
+    fn a_nodes_pods_get_addresses_of_the_nodes_own_range() {
+        let cluster = cluster(Nodes::Real);
+        let node = &cluster.nodes[0];
+        let range = &cni(node)["plugins"][0]["ipam"]["ranges"][0][0]["subnet"];
+        assert_eq!(*range, node_object(node, 0)["spec"]["podCIDR"]);
+    }
+}
