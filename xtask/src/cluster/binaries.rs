@@ -1,5 +1,5 @@
-//! The programs of Kubernetes, built once from `tools/cluster` by the Go toolchain and kept in the
-//! cache folder under a key made of everything that goes into them.
+//! The programs of Kubernetes and of the conformance suites, built once from the Go modules below
+//! `tools` and kept in the cache folder under a key made of everything that goes into them.
 //!
 //! The parts are built when first needed: a control plane needs only the first. What Go itself
 //! caches (modules, compiled packages) is where Go keeps it.
@@ -44,6 +44,24 @@ pub(super) enum Part {
     Cni,
     /// The program of the pause image.
     Pause,
+    /// The servers that the Gateway API's conformance suite sends requests to.
+    Backends,
+}
+
+/// A Go module that pins versions. Those of the conformance suites are their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Module {
+    Cluster,
+    Conformance,
+}
+
+impl Module {
+    pub(super) fn dir(self) -> PathBuf {
+        shell::root().join(match self {
+            Self::Cluster => "tools/cluster",
+            Self::Conformance => "tools/conformance",
+        })
+    }
 }
 
 /// What a control plane runs.
@@ -52,6 +70,13 @@ pub(super) const CONTROL_PLANE: [Part; 1] = [Part::Kube];
 pub(super) const NODES: [Part; 4] = [Part::Kube, Part::Containerd, Part::Cni, Part::Pause];
 
 impl Part {
+    fn module(self) -> Module {
+        match self {
+            Self::Kube | Self::Containerd | Self::Cni | Self::Pause => Module::Cluster,
+            Self::Backends => Module::Conformance,
+        }
+    }
+
     /// A file that is there when the part is.
     fn proof(self) -> &'static str {
         match self {
@@ -59,6 +84,7 @@ impl Part {
             Self::Containerd => "containerd",
             Self::Cni => "ptp",
             Self::Pause => "pause",
+            Self::Backends => "echo-basic",
         }
     }
 
@@ -69,6 +95,7 @@ impl Part {
             Self::Containerd => "containerd (about 3 CPU minutes from nothing)",
             Self::Cni => "the CNI plugins",
             Self::Pause => "the pause program",
+            Self::Backends => "the backends of the conformance suite",
         }
     }
 
@@ -87,6 +114,10 @@ impl Part {
                 "github.com/containernetworking/plugins/plugins/meta/portmap",
             ],
             Self::Pause => &["./pause"],
+            Self::Backends => &[
+                "sigs.k8s.io/gateway-api/conformance/echo-basic",
+                "./coredns",
+            ],
         }
     }
 
@@ -94,7 +125,7 @@ impl Part {
         match self {
             Self::Kube => "grpcnotrace,notest",
             Self::Containerd => "grpcnotrace,no_btrfs,no_devmapper,no_zfs",
-            Self::Cni | Self::Pause => "",
+            Self::Cni | Self::Pause | Self::Backends => "",
         }
     }
 }
@@ -119,14 +150,9 @@ impl Binaries {
     }
 }
 
-/// The module that pins the versions.
-fn module_dir() -> PathBuf {
-    shell::root().join("tools/cluster")
-}
-
-/// Where the programs are or will be.
-pub(super) fn locate() -> Result<Binaries> {
-    let key = key(&module_dir())?;
+/// Where the programs of a module are or will be.
+pub(super) fn locate(module: Module) -> Result<Binaries> {
+    let key = key(&module.dir())?;
     Ok(Binaries {
         dir: state::home()?.join("bin").join(key),
     })
@@ -141,9 +167,9 @@ pub(super) fn missing(binaries: &Binaries, parts: &[Part]) -> Vec<Part> {
         .collect()
 }
 
-/// Builds what is missing.
-pub(super) fn ensure(parts: &[Part]) -> Result<Binaries> {
-    let binaries = locate()?;
+/// Builds what is missing. The parts are of one module.
+pub(super) fn ensure(module: Module, parts: &[Part]) -> Result<Binaries> {
+    let binaries = locate(module)?;
     if missing(&binaries, parts).is_empty() {
         return Ok(binaries);
     }
@@ -219,7 +245,7 @@ fn build(go: &Path, part: Part, binaries: &Binaries) -> Result<()> {
         .args(["-ldflags", &linker_flags(part)?, "-o"])
         .arg(&fresh)
         .args(part.packages())
-        .current_dir(module_dir())
+        .current_dir(part.module().dir())
         .env("CGO_ENABLED", "0");
     follow(&mut command, started)?;
     for entry in fs::read_dir(&fresh)? {
@@ -244,7 +270,7 @@ fn build(go: &Path, part: Part, binaries: &Binaries) -> Result<()> {
 fn linker_flags(part: Part) -> Result<String> {
     let mut flags = "-s -w".to_owned();
     if part == Part::Kube {
-        let file = module_dir().join("go.mod");
+        let file = part.module().dir().join("go.mod");
         let text =
             fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
         let version = kubernetes_version(&text).with_context(|| {
@@ -355,7 +381,8 @@ mod tests {
 
     #[test]
     fn the_pinned_module_names_a_version_that_can_be_stamped() {
-        let text = fs::read_to_string(module_dir().join("go.mod")).expect("tools/cluster/go.mod");
+        let text =
+            fs::read_to_string(Module::Cluster.dir().join("go.mod")).expect("tools/cluster/go.mod");
         let flags = version_flags(kubernetes_version(&text).expect("a version"));
         assert!(
             flags.contains("component-base/version.gitMajor=1 "),
@@ -365,7 +392,7 @@ mod tests {
 
     #[test]
     fn every_part_proves_itself_by_a_package_that_it_builds() {
-        for part in NODES {
+        for part in NODES.into_iter().chain([Part::Backends]) {
             let built = part
                 .packages()
                 .iter()

@@ -1,6 +1,6 @@
 //! `cluster env`: how programs and people reach a bed, as lines for a shell or as JSON.
 
-use super::binaries;
+use super::binaries::{self, Module};
 use super::plan::{Bed, Cluster};
 use super::state::Record;
 use anyhow::{Context, Result, bail};
@@ -46,7 +46,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
                 bed_flag(name)
             )
         })?;
-    let bin = binaries::locate()?.dir().to_owned();
+    let bin = binaries::locate(Module::Cluster)?.dir().to_owned();
     let bed = &record.bed;
     if args.json {
         println!("{:#}", describe(bed, &bin.display().to_string()));

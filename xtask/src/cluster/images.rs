@@ -1,11 +1,12 @@
 //! The images of a bed: what every node has from the start, and Forebay's own.
 
-use super::binaries::Binaries;
+use super::binaries::{self, Binaries, Module, Part};
 use super::config::PAUSE_IMAGE;
 use super::image::{Content, Image, program_with_libraries, write};
 use crate::shell;
 use anyhow::{Context, Result, bail};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -87,4 +88,109 @@ pub(super) fn forebay(program: &Path, archive: &Path) -> Result<()> {
         files,
     };
     write(&image, archive)
+}
+
+/// What the manifests of the conformance suite run: the end of the image's name, and the program.
+const BACKENDS: [&str; 2] = ["echo-basic", "coredns"];
+
+/// The archives of the conformance suite's backends. They have the names under which the manifests
+/// of the pinned suite ask for them, so that these apply unchanged.
+pub(super) fn backends() -> Result<Vec<PathBuf>> {
+    let built = binaries::ensure(Module::Conformance, &[Part::Backends])?;
+    let mut archives = Vec::new();
+    for name in BACKENDS {
+        let archive = built.program(&format!("{name}.tar"));
+        if !archive.is_file() {
+            let image = Image {
+                tags: images_of_suite(name)?,
+                entrypoint: vec![format!("/{name}")],
+                files: BTreeMap::from([(name.to_owned(), Content::Program(built.program(name)))]),
+            };
+            write(&image, &archive)?;
+        }
+        archives.push(archive);
+    }
+    Ok(archives)
+}
+
+/// Every tag of one image in the suite's manifests.
+fn images_of_suite(name: &str) -> Result<Vec<String>> {
+    let suite = "sigs.k8s.io/gateway-api/conformance";
+    let folder = shell::capture(
+        Command::new("go")
+            .args(["list", "-m", "-f", "{{.Dir}}", suite])
+            .current_dir(Module::Conformance.dir()),
+    )?;
+    let mut tags = BTreeSet::new();
+    find_images(Path::new(&folder), &format!("/{name}:"), &mut tags)?;
+    if tags.is_empty() {
+        bail!(
+            "no manifest of {suite} uses an image {name}: tools/conformance is out of step with it"
+        );
+    }
+    Ok(tags.into_iter().collect())
+}
+
+/// The images with this in their name that manifests in a folder use.
+fn find_images(folder: &Path, part: &str, found: &mut BTreeSet<String>) -> Result<()> {
+    let entries =
+        fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))?;
+    for entry in entries {
+        let path = entry?.path();
+        if path.is_dir() {
+            find_images(&path, part, found)?;
+        } else if path.extension().is_some_and(|ending| ending == "yaml") {
+            let text = fs::read_to_string(&path)
+                .with_context(|| format!("cannot read {}", path.display()))?;
+            let images = text.lines().filter_map(image_of);
+            found.extend(
+                images
+                    .filter(|image| image.contains(part))
+                    .map(str::to_owned),
+            );
+        }
+    }
+    Ok(())
+}
+
+/// The image that a line of a manifest names.
+fn image_of(line: &str) -> Option<&str> {
+    let value = line
+        .trim_start()
+        .trim_start_matches("- ")
+        .strip_prefix("image:")?;
+    Some(value.trim().trim_matches(['"', '\'']))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_are_read_from_the_lines_of_manifests() {
+        assert_eq!(
+            image_of("        image: a.example/echo:v1"),
+            Some("a.example/echo:v1")
+        );
+        assert_eq!(image_of("      - image: \"echo:v1\""), Some("echo:v1"));
+        assert_eq!(image_of("        imagePullPolicy: Always"), None);
+    }
+
+    #[test]
+    fn every_manifest_below_a_folder_is_searched_and_each_image_is_found_once() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let inner = folder.path().join("tests");
+        fs::create_dir(&inner).expect("a folder in it");
+        let manifest = "image: r.example/echo-basic:v1\nimage: r.example/other:v1\n";
+        for path in [folder.path().join("base.yaml"), inner.join("one.yaml")] {
+            fs::write(path, manifest).expect("a manifest");
+        }
+        fs::write(inner.join("notes.txt"), "image: r.example/echo-basic:v9").expect("notes");
+        let mut found = BTreeSet::new();
+        find_images(folder.path(), "/echo-basic:", &mut found).expect("a search");
+        assert_eq!(
+            found.into_iter().collect::<Vec<_>>(),
+            ["r.example/echo-basic:v1"]
+        );
+    }
 }

@@ -28,6 +28,7 @@ mod status;
 mod up;
 
 use anyhow::Result;
+use binaries::Module;
 use clap::Subcommand;
 pub(crate) use for_tests::TestBed;
 
@@ -106,11 +107,11 @@ fn build(args: &BuildArgs) -> Result<()> {
         &binaries::NODES
     };
     if args.check {
-        let missing = binaries::missing(&binaries::locate()?, parts);
+        let missing = binaries::missing(&binaries::locate(Module::Cluster)?, parts);
         anyhow::ensure!(missing.is_empty(), "not built yet: {missing:?}");
         return Ok(());
     }
-    let built = binaries::ensure(parts)?;
+    let built = binaries::ensure(Module::Cluster, parts)?;
     println!("{}", built.dir().display());
     Ok(())
 }

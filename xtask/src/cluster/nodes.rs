@@ -1,6 +1,6 @@
 //! `cluster stop-node`, `start-node` and `load`: what can be done to the nodes of a bed that is up.
 
-use super::binaries::{self, Binaries};
+use super::binaries::{self, Binaries, Module};
 use super::plan::{Cluster, Node, log_file, node_group};
 use super::report::Report;
 use super::state::{self, Record};
@@ -26,6 +26,7 @@ pub(crate) struct NodeArgs {
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     cargo xtask cluster load --forebay target/release/forebay\n  \
+    cargo xtask cluster load --conformance\n  \
     cargo xtask cluster load image.tar\n\n\
     Forebay becomes bed.forebay.dev/forebay:dev. Set imagePullPolicy to Never or IfNotPresent: there\n\
     is no registry to ask. Running pods keep the image that they started with.")]
@@ -33,6 +34,9 @@ pub(crate) struct LoadArgs {
     /// A built Forebay, to be packed and imported
     #[arg(long, value_name = "PROGRAM")]
     forebay: Option<PathBuf>,
+    /// The backends of the Gateway API's conformance suite, under the names that its manifests use
+    #[arg(long)]
+    conformance: bool,
     /// Archives as `docker save` writes them
     archives: Vec<PathBuf>,
     #[command(flatten)]
@@ -68,7 +72,7 @@ pub(super) fn start(args: &NodeArgs) -> Result<()> {
     node::start(
         &cluster,
         &[&node],
-        &binaries::locate()?,
+        &binaries::locate(Module::Cluster)?,
         &[],
         &record.groups,
         &Report::start(),
@@ -80,15 +84,18 @@ pub(super) fn start(args: &NodeArgs) -> Result<()> {
 pub(super) fn load(args: &LoadArgs) -> Result<()> {
     let _lock = state::lock(&args.bed.name)?;
     let record = ready(&args.bed.name)?;
-    let binaries = binaries::locate()?;
+    let binaries = binaries::locate(Module::Cluster)?;
     let mut archives = args.archives.clone();
     if let Some(program) = &args.forebay {
         let archive = record.bed.dir.join("forebay.tar");
         images::forebay(program, &archive)?;
         archives.push(archive);
     }
+    if args.conformance {
+        archives.extend(images::backends()?);
+    }
     if archives.is_empty() {
-        bail!("nothing to load: give --forebay or archives");
+        bail!("nothing to load: give --forebay, --conformance or archives");
     }
     for cluster in record.bed.clusters() {
         for node in &cluster.nodes {

@@ -1,6 +1,6 @@
 //! `cluster up`: from nothing, or from what a crash left, to a bed that is ready.
 
-use super::binaries::{self, Binaries};
+use super::binaries::{self, Binaries, Module};
 use super::control_plane::{self, write_json};
 use super::plan::{self, Bed, Cluster, Nodes, Shape};
 use super::process::Process;
@@ -68,7 +68,7 @@ pub(super) fn ensure(name: &str, shape: Shape, forebay: Option<&Path>) -> Result
         eprintln!("cleaning up what an earlier run left of bed {name}");
         down::remove(&record)?;
     }
-    let binaries = binaries::ensure(parts)?;
+    let binaries = binaries::ensure(Module::Cluster, parts)?;
     if shape.kind == Nodes::Real {
         debian::ensure()?;
     }
