@@ -6,12 +6,13 @@
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use forebay_decide::{Considered, Report};
 use forebay_model::ObjectName;
 use serde::{Deserialize, Serialize};
 
+use crate::per_worker::{PerWorker, lock};
 use crate::record::Record;
 use crate::telemetry::{Measured, ending, millis, rfc3339};
 
@@ -22,7 +23,7 @@ pub const DECISIONS_PER_WORKER_MAX: usize = 64;
 
 /// The last exchanges of all workers.
 #[derive(Debug, Default)]
-pub struct Decisions(Mutex<Vec<Arc<Ring>>>);
+pub struct Decisions(PerWorker<Ring>);
 
 /// The last exchanges of one worker.
 #[derive(Debug, Default)]
@@ -31,7 +32,7 @@ pub(crate) struct Ring(Mutex<VecDeque<Arc<Record>>>);
 impl Ring {
     /// Keeps `record`, and gives up the oldest at [`DECISIONS_PER_WORKER_MAX`].
     pub(crate) fn push(&self, record: Arc<Record>) {
-        let mut ring = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ring = lock(&self.0);
         let full = ring.len() >= DECISIONS_PER_WORKER_MAX;
         let oldest = full.then(|| ring.pop_front());
         ring.push_back(record);
@@ -55,24 +56,16 @@ pub struct Query {
 impl Decisions {
     /// A ring for one worker.
     pub(crate) fn add_worker(&self) -> Arc<Ring> {
-        let ring = Arc::default();
-        let mut rings = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        rings.push(Arc::clone(&ring));
-        ring
+        self.0.add()
     }
 
     /// The exchanges that `query` asks for, newest first.
     #[must_use]
     pub fn find(&self, query: &Query) -> Vec<Entry> {
-        let rings = self
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
         let limit = query.limit.unwrap_or(usize::MAX);
         let mut found: Vec<Arc<Record>> = Vec::new();
-        for ring in rings {
-            let ring = ring.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for ring in self.0.all() {
+            let ring = lock(&ring.0);
             let newest_first = ring.iter().rev().filter(|record| query.matches(record));
             found.extend(newest_first.take(limit).cloned());
         }

@@ -16,6 +16,7 @@ mod filters;
 mod inference;
 mod mirror;
 mod peek;
+mod per_worker;
 pub mod pools;
 mod queue;
 pub mod record;

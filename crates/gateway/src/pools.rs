@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::ops::{Deref, DerefMut};
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use arc_swap::ArcSwap;
 use forebay_decide::{
@@ -22,6 +22,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::catalogue::Catalogue;
 use crate::clock;
+use crate::per_worker::lock;
 use crate::tls::{self, TlsPorts};
 use crate::worker::Worker;
 
@@ -207,9 +208,7 @@ impl PoolRuntime {
     }
 
     fn lock(&self) -> MutexGuard<'_, Books> {
-        // A panic while the lock is held is a bug that took its request with it; the state is
-        // counters and caches, usable whatever happened to one of them.
-        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.books)
     }
 
     /// The pool as last configured.

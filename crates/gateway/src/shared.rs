@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
+use crate::per_worker::lock;
 use crate::pools::Live;
 use crate::settings::Settings;
 use crate::telemetry::Telemetry;
@@ -55,7 +56,7 @@ impl Shared {
 
     /// Notes how opening a port went.
     pub(crate) fn bound(&self, port: u16, result: io::Result<()>) {
-        let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ports = lock(&self.ports);
         let state = ports.entry(port).or_default();
         match result {
             Ok(()) => {
@@ -73,7 +74,7 @@ impl Shared {
 
     /// Notes that a worker stopped listening on a port.
     pub(crate) fn unbound(&self, port: u16) {
-        let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ports = lock(&self.ports);
         if let Some(state) = ports.get_mut(&port) {
             state.bound = state.bound.saturating_sub(1);
         }
@@ -81,17 +82,14 @@ impl Shared {
 
     /// Drops what is known of ports that are neither configured nor open.
     pub(crate) fn forget_ports(&self, configured: impl Fn(u16) -> bool) {
-        let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ports = lock(&self.ports);
         ports.retain(|port, state| state.bound > 0 || configured(*port));
     }
 
     /// The ports as they are now.
     #[must_use]
     pub fn ports(&self) -> BTreeMap<u16, PortState> {
-        self.ports
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        lock(&self.ports).clone()
     }
 
     /// Whether a body of so many bytes could be buffered now. Takes nothing.

@@ -77,7 +77,7 @@ pub(crate) struct Worker {
 }
 
 /// Where a connection came from.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Client {
     pub(crate) address: SocketAddr,
     /// Its IP address, as `X-Forwarded-For` says it.
@@ -297,7 +297,8 @@ async fn connection(held: Held, stream: TcpStream, address: SocketAddr, port: u1
         let worker = Rc::clone(&worker);
         service_fn(move |request| {
             let (worker, client) = (Rc::clone(&worker), Rc::clone(&client));
-            // In a box: hyper moves the future once more, and it is several kilobytes.
+            // In a box of its own: hyper keeps room for the future as long as the connection lives,
+            // and this one takes several kilobytes, which an idle connection need not hold.
             Box::pin(
                 async move { Ok::<_, Infallible>(exchange::serve(worker, client, request).await) },
             )

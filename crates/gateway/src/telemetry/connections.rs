@@ -3,8 +3,10 @@
 
 use std::marker::PhantomData;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::per_worker::PerWorker;
 
 /// The connections of one worker. Only that worker writes.
 #[derive(Debug, Default)]
@@ -81,22 +83,17 @@ impl Drop for Counted {
 
 /// The connections of all workers.
 #[derive(Debug, Default)]
-pub(super) struct Connections {
-    workers: Mutex<Vec<Arc<WorkerConnections>>>,
-}
+pub(super) struct Connections(PerWorker<WorkerConnections>);
 
 impl Connections {
     /// The counts of a further worker.
     pub(super) fn worker(&self) -> Arc<WorkerConnections> {
-        let worker = Arc::<WorkerConnections>::default();
-        let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
-        workers.push(Arc::clone(&worker));
-        worker
+        self.0.add()
     }
 
     /// Open ones by state.
     pub(super) fn by_state(&self) -> [(&'static str, usize); 3] {
-        let workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
+        let workers = self.0.all();
         let sum = |count: fn(&WorkerConnections) -> &AtomicUsize| {
             let counts = workers.iter().map(|w| count(w).load(Ordering::Relaxed));
             counts.sum::<usize>()

@@ -9,7 +9,7 @@ use std::borrow::Borrow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use forebay_model::ObjectName;
 use prometheus_client::collector::Collector;
@@ -19,7 +19,8 @@ use rustc_hash::FxHashMap;
 
 use super::Measured;
 use super::bounded::{Bounded, OTHER};
-use crate::record::Record;
+use crate::per_worker::{PerWorker, lock};
+use crate::record::{Ending, Record};
 
 /// Seconds of whole exchanges: from a cache hit on a small model to a long agentic answer.
 const DURATION_S: [f64; 15] = [
@@ -241,7 +242,6 @@ impl Counts {
 
 /// The reason of an exchange that has none of its own.
 fn reason_of(record: &Record) -> &'static str {
-    use crate::record::Ending;
     match record.end {
         Ending::Complete => "",
         Ending::ClientGone => "ClientGone",
@@ -265,20 +265,13 @@ impl Tokens {
 
 /// The counts of all workers.
 #[derive(Clone, Debug, Default)]
-pub(super) struct AllCounts(Arc<Mutex<Vec<Arc<Mutex<Counts>>>>>);
+pub(super) struct AllCounts(Arc<PerWorker<Mutex<Counts>>>);
 
 impl AllCounts {
     /// A place to count in, for one worker.
     pub(super) fn add_worker(&self) -> Arc<Mutex<Counts>> {
-        let counts = Arc::default();
-        lock(&self.0).push(Arc::clone(&counts));
-        counts
+        self.0.add()
     }
-}
-
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Numbers stay numbers, whatever happened to whoever was adding to them.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Everything that was counted, by the texts of the labels.
@@ -329,9 +322,8 @@ impl Sums {
 
 impl Collector for AllCounts {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let workers = lock(&self.0).clone();
         let mut sums = Sums::default();
-        for worker in workers {
+        for worker in self.0.all() {
             sums.add(&lock(&worker));
         }
         let mut page = Page(encoder);

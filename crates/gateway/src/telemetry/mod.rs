@@ -12,6 +12,7 @@ use forebay_model::Moment;
 
 use self::counts::Counts;
 use crate::explain::{Decisions, Ring};
+use crate::per_worker::lock;
 use crate::pools::Live;
 use crate::record::Record;
 
@@ -145,7 +146,7 @@ impl Desk {
             ..
         } = &*self.telemetry;
         let measured = Measured::of(&record);
-        counts::lock(&self.counts).observe(&metrics.names, &record, &measured);
+        lock(&self.counts).observe(&metrics.names, &record, &measured);
         let record: Arc<Record> = record.into();
         if let Some(log) = access_log {
             log.log(&record);
