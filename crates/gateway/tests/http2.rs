@@ -145,16 +145,7 @@ fn a_client_with_prior_knowledge_is_served_over_http1() {
 
 #[test]
 fn streams_of_one_connection_do_not_wait_for_each_other() {
-    let (go, gone) = std::sync::mpsc::channel();
-    let gone = Mutex::new(gone);
-    let upstream = Upstream::start(move |side| {
-        while let Some(request) = side.request() {
-            if request.start.contains("/slow") {
-                gone.lock().unwrap().recv().unwrap();
-            }
-            side.send(ok("x"));
-        }
-    });
+    let (upstream, go) = Upstream::holding_slow();
     let world = World::to(service(&[upstream.address]));
     run(async {
         let mut client = connect(&world).await;

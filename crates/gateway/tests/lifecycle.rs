@@ -186,16 +186,7 @@ fn a_drain_ends_in_time() {
 
 #[test]
 fn connections_are_counted_on_both_sides() {
-    let (go, gone) = std::sync::mpsc::channel();
-    let gone = std::sync::Mutex::new(gone);
-    let upstream = Upstream::start(move |side| {
-        while let Some(request) = side.request() {
-            if request.start.contains("/slow") {
-                gone.lock().unwrap().recv().unwrap();
-            }
-            side.send(ok("x"));
-        }
-    });
+    let (upstream, go) = Upstream::holding_slow();
     let world = World::to(service(&[upstream.address]));
     let counted = |client, busy, idle| {
         let states = [

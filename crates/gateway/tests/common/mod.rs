@@ -17,7 +17,7 @@ mod wire;
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use forebay_gateway::Gateway;
@@ -369,6 +369,21 @@ impl Script {
 }
 
 impl Upstream {
+    /// Answers every request; one for `/slow` only after it is told to go on.
+    pub fn holding_slow() -> (Self, mpsc::Sender<()>) {
+        let (go, gone) = mpsc::channel();
+        let gone = Mutex::new(gone);
+        let upstream = Self::start(move |side| {
+            while let Some(request) = side.request() {
+                if request.start.contains("/slow") {
+                    gone.lock().unwrap().recv().unwrap();
+                }
+                side.send(ok("x"));
+            }
+        });
+        (upstream, go)
+    }
+
     /// Plays `script` on each connection, in a thread of its own.
     pub fn start(script: impl Fn(&mut Script) + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
