@@ -99,6 +99,11 @@ pub(super) fn roots(bed: &Bed, hierarchies: &[Hierarchy]) -> Vec<PathBuf> {
         .collect()
 }
 
+/// The group of this name in each hierarchy.
+pub(super) fn under(roots: &[PathBuf], name: &str) -> Vec<PathBuf> {
+    roots.iter().map(|root| root.join(name)).collect()
+}
+
 /// Makes groups, with those above them, ready for processes. No two threads may make the same.
 pub(super) fn create_all(groups: &[PathBuf]) -> Result<()> {
     for group in groups {
@@ -109,7 +114,7 @@ pub(super) fn create_all(groups: &[PathBuf]) -> Result<()> {
 
 /// Makes a group below each of the roots.
 pub(super) fn create(roots: &[PathBuf], name: &str) -> Result<Vec<PathBuf>> {
-    let groups: Vec<PathBuf> = roots.iter().map(|root| root.join(name)).collect();
+    let groups = under(roots, name);
     create_all(&groups)?;
     Ok(groups)
 }

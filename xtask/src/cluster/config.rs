@@ -342,23 +342,13 @@ pub(super) fn merged_kubeconfig(accesses: Vec<Access>) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use super::super::plan::{Bed, Nodes, Shape};
+    use super::super::plan::{Bed, Nodes};
     use super::*;
     use std::collections::BTreeSet;
     use std::path::PathBuf;
 
     fn cluster(kind: Nodes) -> Cluster {
-        let bed = Bed {
-            name: "t".to_owned(),
-            slot: 0,
-            shape: Shape {
-                clusters: 1,
-                nodes: 1,
-                kind,
-            },
-            dir: PathBuf::from("/bed"),
-        };
-        bed.clusters().remove(0)
+        Bed::small(kind).clusters().remove(0)
     }
 
     /// Every word in these flags that is a path below this folder.

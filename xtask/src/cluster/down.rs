@@ -55,11 +55,7 @@ pub(super) fn by_name(name: &str) -> Result<bool> {
 /// Whether every cluster of a bed still has processes.
 pub(super) fn is_alive(record: &Record) -> bool {
     record.bed.clusters().iter().all(|cluster| {
-        let groups: Vec<_> = record
-            .groups
-            .iter()
-            .map(|group| group.join(&cluster.name))
-            .collect();
+        let groups = cgroup::under(&record.groups, &cluster.name);
         !cgroup::members(&groups).is_empty()
     })
 }

@@ -282,24 +282,10 @@ fn run_batch(netns: Option<&str>, lines: &str) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::plan::Shape;
     use super::*;
 
-    fn bed(kind: Nodes) -> Bed {
-        Bed {
-            name: "t".to_owned(),
-            slot: 0,
-            shape: Shape {
-                clusters: 1,
-                nodes: 1,
-                kind,
-            },
-            dir: PathBuf::from("/bed"),
-        }
-    }
-
     fn lines_in(kind: Nodes, netns: Option<&str>) -> Vec<String> {
-        let steps = plan(&bed(kind)).into_iter();
+        let steps = plan(&Bed::small(kind)).into_iter();
         steps
             .filter(|step| step.netns.as_deref() == netns)
             .map(|step| step.line)
@@ -343,6 +329,9 @@ mod tests {
             lines.contains(&"route add unreachable 10.216.0.0/20".to_owned()),
             "{lines:?}"
         );
-        assert_eq!(namespaces(&bed(Nodes::Fake)), ["forebay-t", "forebay-t-c1"]);
+        assert_eq!(
+            namespaces(&Bed::small(Nodes::Fake)),
+            ["forebay-t", "forebay-t-c1"]
+        );
     }
 }

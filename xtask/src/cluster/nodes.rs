@@ -48,8 +48,7 @@ pub(super) fn stop(args: &NodeArgs) -> Result<()> {
     let _lock = state::lock(&args.bed.name)?;
     let record = ready(&args.bed.name)?;
     let (cluster, node) = find(&record, &args.node)?;
-    let group = node_group(&cluster, &node);
-    let groups: Vec<PathBuf> = record.groups.iter().map(|root| root.join(&group)).collect();
+    let groups = cgroup::under(&record.groups, &node_group(&cluster, &node));
     cgroup::end(&groups)?;
     eprintln!("node {} is gone", node.name);
     Ok(())
@@ -60,8 +59,7 @@ pub(super) fn start(args: &NodeArgs) -> Result<()> {
     let _lock = state::lock(&args.bed.name)?;
     let record = ready(&args.bed.name)?;
     let (cluster, node) = find(&record, &args.node)?;
-    let group = node_group(&cluster, &node);
-    let groups: Vec<PathBuf> = record.groups.iter().map(|root| root.join(&group)).collect();
+    let groups = cgroup::under(&record.groups, &node_group(&cluster, &node));
     if !cgroup::members(&groups).is_empty() {
         bail!(
             "node {} is running: `cluster stop-node` it first",
@@ -122,8 +120,7 @@ fn import(
     binaries: &Binaries,
     archive: &Path,
 ) -> Result<()> {
-    let group = node_group(cluster, node);
-    let groups: Vec<PathBuf> = record.groups.iter().map(|root| root.join(&group)).collect();
+    let groups = cgroup::under(&record.groups, &node_group(cluster, node));
     let containerd = cgroup::members(&groups)
         .into_iter()
         .find(|pid| cgroup::program_name(*pid) == "containerd")

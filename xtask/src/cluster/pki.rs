@@ -208,21 +208,11 @@ fn write_secret(path: &Path, pair: &KeyPair) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::plan::{Bed, Nodes, Shape};
+    use super::super::plan::{Bed, Nodes};
     use super::*;
 
     fn cluster() -> Cluster {
-        let bed = Bed {
-            name: "t".to_owned(),
-            slot: 0,
-            shape: Shape {
-                clusters: 1,
-                nodes: 1,
-                kind: Nodes::Real,
-            },
-            dir: PathBuf::from("/bed"),
-        };
-        bed.clusters().remove(0)
+        Bed::small(Nodes::Real).clusters().remove(0)
     }
 
     #[test]

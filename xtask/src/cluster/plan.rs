@@ -312,6 +312,24 @@ pub(super) fn log_file(dir: &Path, program: &str) -> PathBuf {
 }
 
 #[cfg(test)]
+impl Bed {
+    /// One cluster of one node, for the tests of what is made of a plan.
+    pub(super) fn small(kind: Nodes) -> Self {
+        let shape = Shape {
+            clusters: 1,
+            nodes: 1,
+            kind,
+        };
+        Self {
+            name: "t".to_owned(),
+            slot: 0,
+            shape,
+            dir: PathBuf::from("/bed"),
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

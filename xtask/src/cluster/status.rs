@@ -96,7 +96,7 @@ fn gather(record: &Record) -> Vec<Unit> {
 /// What runs in one group. A node's first process is this very program; what is not known by name
 /// belongs to pods.
 fn rows(record: &Record, group: &str, programs: &[&str], logs: &Path) -> Vec<Row> {
-    let groups: Vec<PathBuf> = record.groups.iter().map(|root| root.join(group)).collect();
+    let groups = cgroup::under(&record.groups, group);
     let mut known: BTreeMap<&str, u64> = BTreeMap::new();
     let mut others: BTreeMap<&str, (u32, u64)> = BTreeMap::new();
     for pid in cgroup::members(&groups) {
