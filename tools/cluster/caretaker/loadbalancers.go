@@ -3,7 +3,6 @@ package caretaker
 import (
 	"context"
 	"net/netip"
-	"time"
 
 	core "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/errors"
@@ -13,7 +12,6 @@ import (
 	"k8s.io/client-go/kubernetes"
 	listers "k8s.io/client-go/listers/core/v1"
 	"k8s.io/client-go/tools/cache"
-	"k8s.io/client-go/util/workqueue"
 	"k8s.io/klog/v2"
 )
 
@@ -26,21 +24,18 @@ type loadBalancers struct {
 	addresses *pool
 	lister    listers.ServiceLister
 	synced    cache.InformerSynced
-	queue     workqueue.TypedRateLimitingInterface[string]
+	queue     keyQueue
 }
 
 func newLoadBalancers(client kubernetes.Interface, factory informers.SharedInformerFactory, addresses *pool) *loadBalancers {
 	informer := factory.Core().V1().Services()
-	balancers := &loadBalancers{
+	return &loadBalancers{
 		client:    client,
 		addresses: addresses,
 		lister:    informer.Lister(),
 		synced:    informer.Informer().HasSynced,
-		queue: workqueue.NewTypedRateLimitingQueue(
-			workqueue.NewTypedItemExponentialFailureRateLimiter[string](50*time.Millisecond, 5*time.Second)),
+		queue:     newQueue(informer.Informer()),
 	}
-	enqueue(informer.Informer(), balancers.queue)
-	return balancers
 }
 
 func (b *loadBalancers) run(ctx context.Context) error {

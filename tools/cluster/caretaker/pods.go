@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"time"
 
 	core "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/errors"
@@ -14,8 +13,6 @@ import (
 	"k8s.io/client-go/kubernetes"
 	listers "k8s.io/client-go/listers/core/v1"
 	"k8s.io/client-go/tools/cache"
-	"k8s.io/client-go/util/workqueue"
-	"k8s.io/klog/v2"
 )
 
 // podIPAnnotation on a pod fixes the address that it gets on a fake node, for a test that runs the
@@ -33,36 +30,19 @@ type fakePods struct {
 	addresses *pool
 	lister    listers.PodLister
 	synced    cache.InformerSynced
-	queue     workqueue.TypedRateLimitingInterface[string]
+	queue     keyQueue
 }
 
 func newFakePods(client kubernetes.Interface, factory informers.SharedInformerFactory, nodes *fakeNodes, addresses *pool) *fakePods {
 	informer := factory.Core().V1().Pods()
-	pods := &fakePods{
+	return &fakePods{
 		client:    client,
 		nodes:     nodes,
 		addresses: addresses,
 		lister:    informer.Lister(),
 		synced:    informer.Informer().HasSynced,
-		queue: workqueue.NewTypedRateLimitingQueue(
-			workqueue.NewTypedItemExponentialFailureRateLimiter[string](50*time.Millisecond, 5*time.Second)),
+		queue:     newQueue(informer.Informer()),
 	}
-	enqueue(informer.Informer(), pods.queue)
-	return pods
-}
-
-// enqueue puts the key of every object that comes, changes or goes into the queue.
-func enqueue(informer cache.SharedIndexInformer, queue workqueue.TypedRateLimitingInterface[string]) {
-	add := func(object any) {
-		if key, err := cache.DeletionHandlingMetaNamespaceKeyFunc(object); err == nil {
-			queue.Add(key)
-		}
-	}
-	_, _ = informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc:    add,
-		UpdateFunc: func(_, object any) { add(object) },
-		DeleteFunc: add,
-	})
 }
 
 func (p *fakePods) run(ctx context.Context) error {
@@ -80,35 +60,6 @@ func (p *fakePods) run(ctx context.Context) error {
 		}
 	}
 	return work(ctx, p.queue, podWorkers, p.sync)
-}
-
-// work drains the queue with some workers until the context ends. A key that failed comes again.
-func work(ctx context.Context, queue workqueue.TypedRateLimitingInterface[string], workers int, sync func(context.Context, string) error) error {
-	done := make(chan struct{}, workers)
-	for range workers {
-		go func() {
-			defer func() { done <- struct{}{} }()
-			for {
-				key, shutdown := queue.Get()
-				if shutdown {
-					return
-				}
-				if err := sync(ctx, key); err != nil && ctx.Err() == nil {
-					klog.ErrorS(err, "trying again", "object", key)
-					queue.AddRateLimited(key)
-				} else {
-					queue.Forget(key)
-				}
-				queue.Done(key)
-			}
-		}()
-	}
-	<-ctx.Done()
-	queue.ShutDown()
-	for range workers {
-		<-done
-	}
-	return nil
 }
 
 func (p *fakePods) sync(ctx context.Context, key string) error {
