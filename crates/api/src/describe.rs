@@ -1,16 +1,20 @@
 //! A snapshot and its statuses as compact text, for people (`forebay check`) and for tests, which
 //! compare it whole. Keys and certificates are named, never shown.
 
+use std::collections::HashMap;
 use std::fmt::{self, Display, Write};
+use std::sync::Arc;
 
 use forebay_model::picker::PickerKind;
 use forebay_model::route::{
-    Entry, Filter, HeaderEdits, HostPattern, Matcher, PathEdit, PathMatch, RouteTable, Target,
-    TextMatch,
+    Entry, Filter, HeaderEdits, HostPattern, Matcher, PathEdit, PathMatch, RouteTable, ServicePort,
+    ServiceTarget, Target, TextMatch,
 };
 use forebay_model::{AppProtocol, PickerConfig, Pool, Role, Snapshot};
 
 use crate::status::{Condition, ObjectStatus};
+
+type Services = HashMap<ServicePort, Arc<ServiceTarget>>;
 
 /// The whole snapshot: ports, listeners, rules in order of precedence, pools, problems.
 #[must_use]
@@ -70,7 +74,7 @@ fn write_snapshot(out: &mut String, snapshot: &Snapshot) -> fmt::Result {
             }
             let reads = listener.routes.reads_model;
             writeln!(out, "{}", if reads { " reads model" } else { "" })?;
-            write_table(out, &listener.routes)?;
+            write_table(out, &listener.routes, &snapshot.services)?;
         }
     }
     let mut pools: Vec<_> = snapshot.pools.values().collect();
@@ -92,7 +96,7 @@ fn host(host: Option<&HostPattern>) -> String {
     }
 }
 
-fn write_table(out: &mut String, table: &RouteTable) -> fmt::Result {
+fn write_table(out: &mut String, table: &RouteTable, services: &Services) -> fmt::Result {
     let exact = table.exact.iter().map(|(host, list)| (host.clone(), list));
     let suffix = table
         .suffix
@@ -101,13 +105,13 @@ fn write_table(out: &mut String, table: &RouteTable) -> fmt::Result {
     let any = std::iter::once(("*".to_owned(), &table.any));
     for (host, entries) in exact.chain(suffix).chain(any) {
         for entry in entries {
-            write_entry(out, &host, entry)?;
+            write_entry(out, &host, entry, services)?;
         }
     }
     Ok(())
 }
 
-fn write_entry(out: &mut String, host: &str, entry: &Entry) -> fmt::Result {
+fn write_entry(out: &mut String, host: &str, entry: &Entry, services: &Services) -> fmt::Result {
     let rule = &entry.rule;
     let matcher = matcher(&entry.matcher);
     write!(
@@ -116,12 +120,17 @@ fn write_entry(out: &mut String, host: &str, entry: &Entry) -> fmt::Result {
         rule.route, rule.index
     )?;
     for filter in &rule.filters {
-        write!(out, " {}", self::filter(filter))?;
+        write!(out, " {}", self::filter(filter, services))?;
     }
     for backend in &rule.targets {
-        write!(out, " | {} x {}", backend.weight, target(&backend.target))?;
+        write!(
+            out,
+            " | {} x {}",
+            backend.weight,
+            target(&backend.target, services)
+        )?;
         for filter in &backend.filters {
-            write!(out, " {}", self::filter(filter))?;
+            write!(out, " {}", self::filter(filter, services))?;
         }
     }
     let limits = [
@@ -166,22 +175,22 @@ fn matcher(matcher: &Matcher) -> String {
     out
 }
 
-fn target(target: &Target) -> String {
+fn target(target: &Target, services: &Services) -> String {
     match target {
-        Target::Pool(pool) => format!("pool {}", pool.name),
-        Target::Service(service) => {
-            let protocol = protocol(service.protocol);
-            let endpoints = join(&service.endpoints);
-            format!(
-                "service {}:{}{protocol} [{endpoints}]",
-                service.name, service.port
-            )
+        Target::Pool(name) => format!("pool {name}"),
+        Target::Service(of) => {
+            let found = services.get(of);
+            let protocol = found.map(|service| protocol(service.protocol));
+            let protocol = protocol.unwrap_or_default();
+            let endpoints = found.map(|service| join(&service.endpoints));
+            let endpoints = endpoints.unwrap_or_default();
+            format!("service {}:{}{protocol} [{endpoints}]", of.name, of.port)
         }
         Target::Broken(broken) => format!("{} {}", broken.status, broken.reason),
     }
 }
 
-fn filter(filter: &Filter) -> String {
+fn filter(filter: &Filter, services: &Services) -> String {
     let path = |path: &Option<PathEdit>| match path {
         None => String::new(),
         Some(PathEdit::Full(path)) => format!(" path={path}"),
@@ -214,7 +223,7 @@ fn filter(filter: &Filter) -> String {
             "mirror({}/{} {})",
             mirror.numerator,
             mirror.denominator,
-            target(&mirror.target)
+            target(&mirror.target, services)
         ),
         Filter::Cors(cors) => format!(
             "cors({}{} methods {} headers {} expose {} {}s)",

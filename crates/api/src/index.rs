@@ -244,6 +244,7 @@ impl Index {
     fn replace_last(&mut self, pools: HashMap<ObjectName, Arc<Pool>>, lowered: Lowered) {
         let Lowered {
             ports,
+            services,
             problems,
             statuses,
         } = lowered;
@@ -252,11 +253,16 @@ impl Index {
         all.extend(of_pools.cloned().chain(problems));
         let problems = bounded(all);
         let last = &self.last.snapshot;
-        if !same_pools(&pools, &last.pools) || ports != last.ports || problems != last.problems {
+        let same = same_pools(&pools, &last.pools)
+            && ports == last.ports
+            && services == last.services
+            && problems == last.problems;
+        if !same {
             self.last.snapshot = Arc::new(Snapshot {
                 generation: last.generation + 1,
                 ports,
                 pools,
+                services,
                 problems,
             });
         }

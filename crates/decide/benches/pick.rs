@@ -36,6 +36,7 @@ fn pool(endpoints: u16) -> Pool {
         protocol: AppProtocol::Http,
         picker: PickerConfig::default(),
         objectives: Default::default(),
+        external: None,
         rewrites: Vec::new(),
     }
 }

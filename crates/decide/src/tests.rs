@@ -46,6 +46,7 @@ fn pool_of(addresses: impl IntoIterator<Item = SocketAddr>, picker: PickerConfig
         protocol: AppProtocol::Http,
         picker,
         objectives: Default::default(),
+        external: None,
         rewrites: Vec::new(),
     }
 }

@@ -4,7 +4,7 @@
 //! the kernel's accounting; the stand-in endpoints run in another. Promises: 100 endpoints every
 //! 50 ms with a page of 50 KB take at most 0.15 core; a settled exchange at most 2 µs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
@@ -18,7 +18,7 @@ use forebay_gateway::pools::Live;
 use forebay_gateway::record::{Ending, Record, Try};
 use forebay_gateway::telemetry::{Format, Settings, Telemetry};
 use forebay_gateway::{clock, signals};
-use forebay_model::route::{Entry, Matcher, PathMatch, RouteTable, Rule, Target};
+use forebay_model::route::{Entry, Matcher, PathMatch, RouteTable, Rule, Speaks, Target};
 use forebay_model::route::{Timeouts, WeightedTarget};
 use forebay_model::snapshot::{Listener, Port};
 use forebay_model::{
@@ -159,11 +159,13 @@ fn configured(endpoints: &[SocketAddr]) -> Live {
         protocol: AppProtocol::Http,
         picker: PickerConfig::default(),
         objectives: BTreeMap::new(),
+        external: None,
         rewrites: Vec::new(),
     });
-    let target = Target::Pool(Arc::clone(&pool));
+    let target = Target::Pool(pool.name.clone());
     let rule = Rule {
         route: ObjectName::new("default", "route"),
+        speaks: Speaks::Http,
         index: 0,
         filters: Vec::new(),
         targets: vec![WeightedTarget {
@@ -186,6 +188,7 @@ fn configured(endpoints: &[SocketAddr]) -> Live {
         name: "http".into(),
         hostname: None,
         certificates: Vec::new(),
+        clients: None,
         routes: Arc::new(RouteTable::build(vec![(
             None,
             Entry {
@@ -193,17 +196,20 @@ fn configured(endpoints: &[SocketAddr]) -> Live {
                 rule: Arc::new(rule),
             },
         )])),
+        tls_routes: None,
     };
     let snapshot = Snapshot {
         generation: 1,
         ports: BTreeMap::from([(
             80,
             Port {
+                number: 80,
                 tls: false,
                 listeners: vec![listener],
             },
         )]),
         pools: [(pool.name.clone(), pool)].into(),
+        services: HashMap::new(),
         problems: Vec::new(),
     };
     Live::empty().next(Arc::new(snapshot), clock::now())

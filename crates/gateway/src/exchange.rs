@@ -164,7 +164,7 @@ impl Exchange {
         let response = match &chosen.target {
             Target::Broken(broken) => return Err(Refusal::broken(broken)),
             Target::Service(to) => Box::pin(service::serve(self, rule, to, onward)).await?,
-            Target::Pool(pool) => inference::serve(self, rule, pool, onward).await?,
+            Target::Pool(name) => inference::serve(self, rule, name, onward).await?,
         };
         Ok(self.decorate(response))
     }

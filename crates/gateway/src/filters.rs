@@ -261,6 +261,7 @@ mod tests {
             },
             rule: Arc::new(Rule {
                 route: ObjectName::new("default", "r"),
+                speaks: forebay_model::route::Speaks::Http,
                 index: 0,
                 filters: Vec::new(),
                 targets: Vec::new(),

@@ -18,8 +18,8 @@ use forebay_decide::{
 use forebay_dialect::observe::ResponseObserver;
 use forebay_dialect::splice::{ModelRestorer, replace_model};
 use forebay_dialect::{Api, BodyKind, Scan, Span, Text, multipart, scan};
-use forebay_model::Pool;
 use forebay_model::route::Rule;
+use forebay_model::{ObjectName, Pool};
 use http::{HeaderMap, Response, StatusCode, header};
 use http_body::Frame;
 use smallvec::SmallVec;
@@ -113,15 +113,14 @@ struct Served {
 pub(crate) async fn serve(
     ex: &mut Exchange,
     rule: &Rule,
-    pool: &Arc<Pool>,
+    name: &ObjectName,
     mut onward: Onward,
 ) -> Result<Response<Body>, Refusal> {
-    ex.record.pool = Some(ex.live.name(&pool.name));
+    ex.record.pool = Some(ex.live.name(name));
     let live = Rc::clone(&ex.live);
-    let runtime = live
-        .pools
-        .get(&pool.name)
-        .ok_or_else(|| unknown_pool(pool))?;
+    let (Some(pool), Some(runtime)) = (live.snapshot.pools.get(name), live.pools.get(name)) else {
+        return Err(unknown_pool(name));
+    };
     let api = ex.record.api;
     if api == Api::Models {
         return Box::pin(catalogue::list(ex, runtime)).await;
@@ -677,10 +676,7 @@ fn is_event_stream(headers: &HeaderMap) -> bool {
         .is_some_and(|v| v.trim_start().starts_with("text/event-stream"))
 }
 
-fn unknown_pool(pool: &Pool) -> Refusal {
-    let message = format!(
-        "InferencePool {} is not in the configuration in force",
-        pool.name
-    );
+fn unknown_pool(name: &ObjectName) -> Refusal {
+    let message = format!("InferencePool {name} is not in the configuration in force");
     Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "pool_not_found", message)
 }

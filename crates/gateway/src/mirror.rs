@@ -81,14 +81,17 @@ impl Drop for Copying {
 fn destination(ex: &Exchange, target: &Target) -> Option<(SocketAddr, AppProtocol)> {
     let drawn = |len: usize| ex.worker.rng.borrow_mut().below(len);
     match target {
-        Target::Service(to) if !to.endpoints.is_empty() => {
-            Some((to.endpoints[drawn(to.endpoints.len())], to.protocol))
+        Target::Service(to) => {
+            let to = ex.live.snapshot.services.get(to)?;
+            let some = !to.endpoints.is_empty();
+            some.then(|| (to.endpoints[drawn(to.endpoints.len())], to.protocol))
         }
-        Target::Pool(pool) => {
+        Target::Pool(name) => {
+            let pool = ex.live.snapshot.pools.get(name)?;
             let ready: Vec<_> = pool.ready().map(|e| e.address).collect();
             (!ready.is_empty()).then(|| (ready[drawn(ready.len())], pool.protocol))
         }
-        Target::Service(_) | Target::Broken(_) => None,
+        Target::Broken(_) => None,
     }
 }
 

@@ -15,7 +15,6 @@ use arc_swap::ArcSwap;
 use forebay_decide::{
     Ask, End, EndKind, Flight, GateRefusal, Offer, PoolState, Refusal, Ticket, Waiter,
 };
-use forebay_model::route::Target;
 use forebay_model::{Moment, ObjectName, Pool, Snapshot};
 use rustc_hash::FxHashMap;
 use tokio::sync::{oneshot, watch};
@@ -370,23 +369,8 @@ fn addresses(snapshot: &Snapshot) -> HashSet<SocketAddr> {
         .pools
         .values()
         .flat_map(|pool| pool.endpoints.iter().map(|e| e.address));
-    let tables = snapshot
-        .ports
-        .values()
-        .flat_map(|port| &port.listeners)
-        .map(|l| &l.routes);
-    let entries = tables.flat_map(|table| {
-        let hosts = table
-            .exact
-            .values()
-            .chain(table.suffix.iter().map(|(_, list)| list));
-        hosts.chain([&table.any]).flatten()
-    });
-    let services = entries
-        .flat_map(|entry| &entry.rule.targets)
-        .flat_map(|to| match &to.target {
-            Target::Service(service) => service.endpoints.as_slice(),
-            Target::Pool(_) | Target::Broken(_) => &[],
-        });
-    pools.chain(services.copied()).collect()
+    let services = snapshot.services.values();
+    pools
+        .chain(services.flat_map(|service| service.endpoints.iter().copied()))
+        .collect()
 }

@@ -6,7 +6,7 @@
 use std::net::SocketAddr;
 use std::rc::Rc;
 
-use forebay_model::route::{Rule, ServiceTarget};
+use forebay_model::route::{Rule, ServicePort, ServiceTarget};
 use http::{Response, StatusCode};
 use tokio::time::Instant;
 
@@ -29,11 +29,17 @@ const TURNS_MAX: usize = 10_000;
 pub(crate) async fn serve(
     ex: &mut Exchange,
     rule: &Rule,
-    to: &ServiceTarget,
+    to: &ServicePort,
     mut onward: Onward,
 ) -> Result<Response<Body>, Refusal> {
+    let live = Rc::clone(&ex.live);
+    let Some(to) = live.snapshot.services.get(to) else {
+        let message = format!("Service {to} is not in the configuration in force");
+        let status = StatusCode::INTERNAL_SERVER_ERROR;
+        return Err(Refusal::new(status, "service_not_found", message));
+    };
     if to.endpoints.is_empty() {
-        let message = format!("Service {} port {} has no ready endpoint", to.name, to.port);
+        let message = format!("Service {} has no ready endpoint", to.of);
         return Err(Refusal {
             retry_after_s: Some(1),
             ..Refusal::new(
@@ -172,7 +178,8 @@ async fn attempt(
             .await
             .unwrap_or(Err(SendError::Timeout("the route's time limit"))),
     };
-    let answer = sent.map_err(|error| Refusal::not_sent(&error, &format!("Service {}", to.name)));
+    let answer =
+        sent.map_err(|error| Refusal::not_sent(&error, &format!("Service {}", to.of.name)));
     answer.map(|answer| (answer, deadline))
 }
 
@@ -182,8 +189,7 @@ fn turn(ex: &Exchange, to: &ServiceTarget) -> SocketAddr {
     if turns.len() >= TURNS_MAX {
         turns.clear();
     }
-    let key = (to.name.clone(), to.port);
-    let at = turns.entry(key).or_insert(0);
+    let at = turns.entry(to.of.clone()).or_insert(0);
     *at = at.wrapping_add(1);
     to.endpoints[*at % to.endpoints.len()]
 }

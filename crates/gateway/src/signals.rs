@@ -229,7 +229,7 @@ fn routed_pools(live: &Live) -> Vec<Arc<PoolRuntime>> {
             targets.extend(mirrors(&weighted.filters));
         }
         seen.extend(targets.into_iter().filter_map(|target| match target {
-            Target::Pool(pool) => Some(pool.name.clone()),
+            Target::Pool(name) => Some(name),
             Target::Service(_) | Target::Broken(_) => None,
         }));
     }

@@ -17,7 +17,7 @@ use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use forebay_decide::{RetryBudget, Rng};
-use forebay_model::ObjectName;
+use forebay_model::route::ServicePort;
 use http::HeaderValue;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -57,7 +57,7 @@ pub(crate) struct Worker {
     pub(crate) rng: RefCell<Rng>,
     pub(crate) retries: RefCell<RetryBudget>,
     /// Whose turn it is among the endpoints of each Service's port.
-    pub(crate) turns: RefCell<FxHashMap<(ObjectName, u16), usize>>,
+    pub(crate) turns: RefCell<FxHashMap<ServicePort, usize>>,
     /// Scratch space for block hashes.
     pub(crate) hashes: RefCell<Vec<forebay_decide::BlockHash>>,
     /// Where exchanges are reported.

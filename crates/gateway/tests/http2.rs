@@ -112,10 +112,10 @@ async fn echoed(
 }
 
 fn h2c_pool(address: std::net::SocketAddr) -> Target {
-    Target::Pool(Arc::new(Pool {
+    to_pool(Pool {
         protocol: AppProtocol::H2c,
         ..pool_of("pool", &[address])
-    }))
+    })
 }
 
 fn h2c_service(address: std::net::SocketAddr) -> Target {

@@ -5,8 +5,6 @@
 
 mod common;
 
-use std::sync::Arc;
-
 use common::*;
 use forebay_model::Pool;
 use forebay_model::pool::{RewriteRule, RewriteTarget};
@@ -293,10 +291,10 @@ fn rewritten(models: &[&str], to: &str, servers: &[Upstream]) -> Target {
             model: to.into(),
         }],
     };
-    Target::Pool(Arc::new(Pool {
+    to_pool(Pool {
         rewrites: vec![rule],
         ..pool_of("pool", &addresses(servers))
-    }))
+    })
 }
 
 #[test]
@@ -354,7 +352,7 @@ fn routes_match_on_the_model_of_the_body_and_not_on_the_clients_word() {
         Upstream::saying("rest"),
     );
     let on_model = |model: &str, pool: Pool| {
-        let mut entry = entry("/", rule(vec![Target::Pool(Arc::new(pool))]));
+        let mut entry = entry("/", rule(vec![to_pool(pool)]));
         let wanted = TextMatch::Exact(model.into());
         entry.matcher.headers = vec![(MODEL_HEADER.into(), wanted)];
         entry

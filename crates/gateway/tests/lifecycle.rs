@@ -18,6 +18,7 @@ use forebay_model::snapshot::Port;
 fn port_to(target: forebay_model::route::Target) -> Port {
     let entries = vec![(None, entry("/", rule(vec![target])))];
     Port {
+        number: 80,
         tls: false,
         listeners: vec![listener(None, RouteTable::build(entries))],
     }

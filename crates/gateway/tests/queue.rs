@@ -97,11 +97,11 @@ fn narrow() -> PickerConfig {
 
 fn pool_with(picker: PickerConfig, endpoints: &[SocketAddr]) -> Target {
     let priorities = [("urgent", 5), ("normal", 0), ("batch", -1)];
-    Target::Pool(Arc::new(Pool {
+    to_pool(Pool {
         picker,
         objectives: priorities.map(|(name, p)| (name.into(), p)).into(),
         ..pool_of("pool", endpoints)
-    }))
+    })
 }
 
 impl Scene {

@@ -4,12 +4,9 @@
 
 mod common;
 
-use std::sync::Arc;
-
 use common::*;
 use forebay_model::Pool;
 use forebay_model::pool::{RewriteRule, RewriteTarget};
-use forebay_model::route::Target;
 use serde_json::Value;
 
 const EVENT: &str =
@@ -135,7 +132,7 @@ fn what_was_held_back_comes_before_the_error() {
         rewrites,
         ..pool_of("pool", &addresses(&servers))
     };
-    let world = World::to(Target::Pool(Arc::new(pool)));
+    let world = World::to(to_pool(pool));
     let body = r#"{"model":"gpt-4","stream":true}"#;
     let got = world.ask(&post("/v1/chat/completions", body));
     assert!(got.complete);

@@ -54,6 +54,7 @@ fn tls_port(listeners: Vec<(Option<&str>, Arc<Certificate>)>, upstream: &Upstrea
         })
         .collect();
     Port {
+        number: 443,
         tls: true,
         listeners,
     }

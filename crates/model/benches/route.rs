@@ -10,7 +10,7 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use forebay_model::ObjectName;
 use forebay_model::route::{
     Entry, HostPattern, MODEL_HEADER, Matcher, PathMatch, Pattern, RequestHead, RouteTable, Rule,
-    TextMatch, Timeouts,
+    Speaks, TextMatch, Timeouts,
 };
 
 struct Head {
@@ -62,6 +62,7 @@ fn entry(index: usize) -> (Option<HostPattern>, Entry) {
     };
     let rule = Rule {
         route: ObjectName::new("default", &format!("r{index}")),
+        speaks: Speaks::Http,
         index: 0,
         filters: Vec::new(),
         targets: Vec::new(),

@@ -1,6 +1,7 @@
 //! Inference pools.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::endpoint::Endpoint;
@@ -20,8 +21,33 @@ pub struct Pool {
     pub picker: PickerConfig,
     /// `InferenceObjective` name to priority; higher is more critical, negative may be shed.
     pub objectives: BTreeMap<Arc<str>, i32>,
+    /// Who chooses in place of the built-in picker, if the pool names somebody.
+    pub external: Option<ExternalPicker>,
     /// Model rewrites in order of precedence: the first rule that matches wins.
     pub rewrites: Vec<RewriteRule>,
+}
+
+/// `InferencePool.spec.endpointPickerRef`, resolved.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ExternalPicker {
+    /// The Service.
+    pub service: ObjectName,
+    /// Its port.
+    pub port: u16,
+    /// Its ready addresses, ordered; empty if the picker is down or the reference does not hold.
+    pub endpoints: Vec<SocketAddr>,
+    /// What happens to requests when the picker does not answer.
+    pub failure_mode: FailureMode,
+}
+
+/// `endpointPickerRef.failureMode`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum FailureMode {
+    /// They are refused.
+    #[default]
+    FailClose,
+    /// The built-in picker chooses.
+    FailOpen,
 }
 
 /// `InferencePool.spec.appProtocol`.

@@ -3,12 +3,14 @@
 //! Building a table from rules and finding the rule of a request live in [`crate::matching`].
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::name::ObjectName;
-use crate::pool::{AppProtocol, Pool};
+use crate::pool::AppProtocol;
+use crate::snapshot::Certificate;
 
 /// The request line and headers that matching looks at.
 pub trait RequestHead {
@@ -124,8 +126,10 @@ pub const PATTERN_BYTES_MAX: usize = 256 << 10;
 /// One rule of one route.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Rule {
-    /// The `HTTPRoute`.
+    /// The `HTTPRoute` or `GRPCRoute`.
     pub route: ObjectName,
+    /// Which of the two, and so the form in which a refusal is answered.
+    pub speaks: Speaks,
     /// Position of the rule in the route.
     pub index: usize,
     /// Filters in the order given.
@@ -136,6 +140,32 @@ pub struct Rule {
     pub timeouts: Timeouts,
     /// Retries, when the rule asks for them; pools retry before the first byte in any case.
     pub retry: Option<Retry>,
+}
+
+/// What the clients of a rule speak.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Speaks {
+    /// HTTP: a refusal is a status and a body.
+    #[default]
+    Http,
+    /// gRPC: a refusal is 200 with `grpc-status` and `grpc-message`.
+    Grpc,
+}
+
+/// Routes of a listener of protocol TLS, by the server name of the client's first message.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct TlsRoutes {
+    /// Most specific host first; the first that covers the server name wins.
+    pub routes: Vec<(Option<HostPattern>, Arc<TlsRule>)>,
+}
+
+/// Where the connections of a `TLSRoute` go.
+#[derive(Clone, PartialEq, Debug)]
+pub struct TlsRule {
+    /// The `TLSRoute`.
+    pub route: ObjectName,
+    /// Services by weight. Without one, and for a share that is broken, connections are closed.
+    pub targets: Vec<WeightedTarget>,
 }
 
 /// A target and its share.
@@ -149,28 +179,77 @@ pub struct WeightedTarget {
     pub filters: Vec<Filter>,
 }
 
-/// Where a request goes.
+/// Where a request goes. Pools and Services are named, not held: a table stays as it is when an
+/// endpoint comes or goes, however many rules lead there.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Target {
-    /// An inference pool.
-    Pool(Arc<Pool>),
-    /// A Service's endpoints, taken in turn by load.
-    Service(Arc<ServiceTarget>),
+    /// An inference pool, one of [`Snapshot::pools`](crate::Snapshot::pools).
+    Pool(ObjectName),
+    /// A Service's endpoints, one of [`Snapshot::services`](crate::Snapshot::services), taken in
+    /// turn.
+    Service(ServicePort),
     /// A reference that does not hold. It keeps its share and answers with its status.
     Broken(Arc<Broken>),
+}
+
+/// A port of a Service, by name.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ServicePort {
+    /// The Service.
+    pub name: ObjectName,
+    /// `spec.ports[].port`.
+    pub port: u16,
+}
+
+impl fmt::Display for ServicePort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} port {}", self.name, self.port)
+    }
 }
 
 /// The resolved port of a Service.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ServiceTarget {
-    /// The Service.
-    pub name: ObjectName,
-    /// Its port.
-    pub port: u16,
+    /// Which.
+    pub of: ServicePort,
     /// How requests travel.
     pub protocol: AppProtocol,
+    /// TLS towards the endpoints, from a `BackendTLSPolicy`; `None` is cleartext.
+    pub tls: Option<Arc<BackendTls>>,
     /// Ready addresses, ordered.
     pub endpoints: Vec<SocketAddr>,
+}
+
+/// How endpoints of a Service prove who they are.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct BackendTls {
+    /// The server name that is sent, and that the certificate must be for unless
+    /// [`names`](Self::names) says otherwise.
+    pub hostname: Arc<str>,
+    /// Who may have signed.
+    pub trust: Trust,
+    /// Names one of which the certificate must carry; empty for the hostname.
+    pub names: Vec<SubjectName>,
+    /// What this side shows when asked: the Gateway's `spec.tls.backend.clientCertificateRef`.
+    pub client: Option<Arc<Certificate>>,
+}
+
+/// Roots of trust.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum Trust {
+    /// Those of the machine.
+    System,
+    /// Those of a bundle, as PEM.
+    Bundle(Arc<[u8]>),
+}
+
+/// A subject alternative name.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum SubjectName {
+    /// A DNS name, lower case.
+    Hostname(Arc<str>),
+    /// A URI, such as a SPIFFE id.
+    Uri(Arc<str>),
 }
 
 /// A target that cannot serve.

@@ -6,17 +6,19 @@ use std::sync::Arc;
 
 use crate::name::ObjectName;
 use crate::pool::Pool;
-use crate::route::{HostPattern, RouteTable};
+use crate::route::{HostPattern, RouteTable, ServicePort, ServiceTarget, TlsRoutes, Trust};
 
 /// Everything that the runtime needs to serve. A request takes one snapshot and keeps it.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Snapshot {
     /// Grows by one with each published snapshot that differs from the one before.
     pub generation: u64,
-    /// What to listen on, by port.
+    /// What to listen on, by the port that is bound.
     pub ports: BTreeMap<u16, Port>,
     /// Every pool, also those that no route reaches.
     pub pools: HashMap<ObjectName, Arc<Pool>>,
+    /// The Services that some route leads to.
+    pub services: HashMap<ServicePort, Arc<ServiceTarget>>,
     /// What is wrong with the configuration, for logs, status and metrics.
     pub problems: Vec<Problem>,
 }
@@ -24,6 +26,9 @@ pub struct Snapshot {
 /// One TCP port and the Gateway listeners that share it.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Port {
+    /// The port as clients know it: that of the listeners. It differs from the one that is bound
+    /// where a Service leads from one to the other.
+    pub number: u16,
     /// Whether connections start with TLS.
     pub tls: bool,
     /// Listeners, most specific hostname first; the first that matches the host serves.
@@ -41,12 +46,27 @@ pub struct Listener {
     pub hostname: Option<HostPattern>,
     /// Certificates of a TLS listener, first one is the default.
     pub certificates: Vec<Arc<Certificate>>,
-    /// The routes attached to it.
+    /// Whom clients must be, where the Gateway asks for a certificate of theirs.
+    pub clients: Option<Arc<ClientTrust>>,
+    /// The HTTP routes attached to it.
     pub routes: Arc<RouteTable>,
+    /// Of a listener of protocol TLS: its connections are no HTTP and go where these say; ended
+    /// here if the listener has certificates, and passed on as they are if not.
+    pub tls_routes: Option<Arc<TlsRoutes>>,
+}
+
+/// `spec.tls.frontend`: certificates that clients show.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ClientTrust {
+    /// Who may have signed them.
+    pub trust: Trust,
+    /// Whether a client without a certificate, or with one that does not hold, is served all the
+    /// same (`AllowInsecureFallback`).
+    pub optional: bool,
 }
 
 /// A certificate chain and its key, as PEM, from a `kubernetes.io/tls` Secret.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Certificate {
     /// The Secret.
     pub secret: ObjectName,

@@ -270,7 +270,7 @@ fn note_pools(rules: &Rules<'_>, gateway: &ObjectName, accepted: bool, parents: 
     let targets = rules.rules.iter().flat_map(|(rule, _)| &rule.targets);
     for target in targets {
         if let Target::Pool(pool) = &target.target {
-            let of_pool = parents.entry(pool.name.clone()).or_default();
+            let of_pool = parents.entry(pool.clone()).or_default();
             *of_pool.entry(gateway.clone()).or_default() |= accepted;
         }
     }

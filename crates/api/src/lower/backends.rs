@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use forebay_model::route::{Broken, ServiceTarget, Target};
+use forebay_model::route::{Broken, ServicePort as PortName, ServiceTarget, Target};
 use forebay_model::snapshot::Certificate;
 use forebay_model::{AppProtocol, ObjectName, Pool};
 
@@ -27,7 +27,7 @@ pub(super) struct Backends<'a> {
     objects: &'a Objects,
     pools: &'a HashMap<ObjectName, Arc<Pool>>,
     slices: HashMap<ObjectName, Vec<&'a EndpointSlice>>,
-    services: HashMap<(ObjectName, u16), Result<Arc<ServiceTarget>, Fault>>,
+    services: HashMap<PortName, Result<Arc<ServiceTarget>, Fault>>,
 }
 
 impl<'a> Backends<'a> {
@@ -63,26 +63,33 @@ impl<'a> Backends<'a> {
         match kind {
             ("", _) => {
                 let port = to.port.unwrap_or_default();
-                self.service(&name, port).map(Target::Service)
+                self.service(PortName { name, port }).map(Target::Service)
             }
             _ => match self.pools.get(&name) {
-                Some(pool) => Ok(Target::Pool(Arc::clone(pool))),
+                Some(_) => Ok(Target::Pool(name)),
                 None => Err(not_found(&format!("InferencePool {name}"))),
             },
         }
     }
 
-    fn service(&mut self, name: &ObjectName, port: u16) -> Result<Arc<ServiceTarget>, Fault> {
-        let key = (name.clone(), port);
-        if let Some(known) = self.services.get(&key) {
-            return known.clone();
-        }
-        let found = self.find_service(name, port).map(Arc::new);
-        self.services.insert(key, found.clone());
-        found
+    /// The Services that were found.
+    pub(super) fn into_services(self) -> HashMap<PortName, Arc<ServiceTarget>> {
+        let found = self.services.into_iter();
+        found.filter_map(|(of, to)| Some((of, to.ok()?))).collect()
     }
 
-    fn find_service(&self, name: &ObjectName, number: u16) -> Result<ServiceTarget, Fault> {
+    fn service(&mut self, of: PortName) -> Result<PortName, Fault> {
+        if let Some(known) = self.services.get(&of) {
+            return known.as_ref().map(|_| of).map_err(Fault::clone);
+        }
+        let found = self.find_service(&of).map(Arc::new);
+        let answer = found.as_ref().map(|_| of.clone()).map_err(Fault::clone);
+        self.services.insert(of, found);
+        answer
+    }
+
+    fn find_service(&self, of: &PortName) -> Result<ServiceTarget, Fault> {
+        let (name, number) = (&of.name, of.port);
         let objects = self.objects;
         let missing = || not_found(&format!("Service {name}"));
         let service = objects.services.get(name).ok_or_else(missing)?;
@@ -112,9 +119,9 @@ impl<'a> Backends<'a> {
             None => self.addresses_of_pods(name, service, port),
         };
         Ok(ServiceTarget {
-            name: name.clone(),
-            port: number,
+            of: of.clone(),
             protocol: protocol(name, port)?,
+            tls: None,
             endpoints: endpoints.into_iter().collect(),
         })
     }

@@ -231,10 +231,11 @@ pub(super) fn finish(
                 continue;
             }
             let serves = listener.serves();
-            let port = listener.spec.port;
+            let number = listener.spec.port;
             // A listener whose certificate is missing keeps the port open, so that its clients see
             // a refused handshake and a mended Secret needs no new socket.
-            let port = ports.entry(port).or_insert_with(|| Port {
+            let port = ports.entry(number).or_insert_with(|| Port {
+                number,
                 tls: listener.tls,
                 listeners: Vec::new(),
             });
@@ -271,10 +272,12 @@ fn served(gateway: &ObjectName, listener: ListenerState<'_>, last: &Snapshot) ->
         name: listener.spec.name.as_str().into(),
         hostname: listener.hostname,
         certificates: listener.certificates,
+        clients: None,
         routes: match before {
             Some(before) if *before.routes == table => Arc::clone(&before.routes),
             _ => Arc::new(table),
         },
+        tls_routes: None,
     }
 }
 

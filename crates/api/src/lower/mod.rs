@@ -13,6 +13,7 @@ pub(crate) mod rules;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use forebay_model::route::{ServicePort, ServiceTarget};
 use forebay_model::snapshot::{Port, Problem};
 use forebay_model::{ObjectName, Pool, Snapshot};
 
@@ -24,6 +25,7 @@ use crate::{index, reason};
 /// What routing is made of, and what is said about it.
 pub(crate) struct Lowered {
     pub(crate) ports: BTreeMap<u16, Port>,
+    pub(crate) services: HashMap<ServicePort, Arc<ServiceTarget>>,
     pub(crate) problems: Vec<Problem>,
     pub(crate) statuses: Vec<ObjectStatus>,
 }
@@ -49,6 +51,7 @@ pub(crate) fn lower(
     statuses.sort_by(|a, b| (a.kind, &a.name).cmp(&(b.kind, &b.name)));
     Lowered {
         ports,
+        services: backends.into_services(),
         problems: notes.problems,
         statuses,
     }

@@ -66,6 +66,7 @@ pub(crate) fn lower(
             },
             picker: picker(name, object, &mut notes),
             objectives: policy.objectives,
+            external: None,
             rewrites: by_precedence(policy.rules),
         };
         let kept = last.and_then(|last| last.pools.get(name));

@@ -6,7 +6,7 @@ use std::time::Duration;
 use forebay_model::ObjectName;
 use forebay_model::route::{
     Cors, Filter, HeaderEdits, Matcher, Mirror, PathEdit, PathMatch, Pattern, Redirect, Retry,
-    Rule, TextMatch, Timeouts, UrlRewrite, WeightedTarget,
+    Rule, Speaks, TextMatch, Timeouts, UrlRewrite, WeightedTarget,
 };
 
 use super::backends::{Backends, broken};
@@ -127,6 +127,7 @@ impl Lowering<'_, '_> {
         }
         Rule {
             route: route.clone(),
+            speaks: Speaks::Http,
             index,
             filters: filters.unwrap_or_default(),
             targets,

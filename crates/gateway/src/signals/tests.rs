@@ -7,7 +7,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use forebay_decide::{EndpointView, Standing};
-use forebay_model::route::{Entry, Matcher, PathMatch, RouteTable, Timeouts, WeightedTarget};
+use forebay_model::route::{
+    Entry, Matcher, PathMatch, RouteTable, Speaks, Timeouts, WeightedTarget,
+};
 use forebay_model::snapshot::{Listener, Port};
 use forebay_model::{AppProtocol, Endpoint as ModelEndpoint, PickerConfig, Pool, Role, Topology};
 
@@ -33,6 +35,7 @@ fn pool(name: &str, endpoints: &[SocketAddr]) -> Arc<Pool> {
         protocol: AppProtocol::Http,
         picker: PickerConfig::default(),
         objectives: BTreeMap::new(),
+        external: None,
         rewrites: Vec::new(),
     })
 }
@@ -41,13 +44,14 @@ fn pool(name: &str, endpoints: &[SocketAddr]) -> Arc<Pool> {
 pub(crate) fn snapshot(routed: &[Arc<Pool>], idle: &[Arc<Pool>]) -> Arc<Snapshot> {
     let rule = Rule {
         route: ObjectName::new("default", "route"),
+        speaks: Speaks::Http,
         index: 0,
         filters: Vec::new(),
         targets: routed
             .iter()
             .map(|pool| WeightedTarget {
                 weight: 1,
-                target: Target::Pool(Arc::clone(pool)),
+                target: Target::Pool(pool.name.clone()),
                 filters: Vec::new(),
             })
             .collect(),
@@ -70,7 +74,9 @@ pub(crate) fn snapshot(routed: &[Arc<Pool>], idle: &[Arc<Pool>]) -> Arc<Snapshot
         name: "http".into(),
         hostname: None,
         certificates: Vec::new(),
+        clients: None,
         routes: Arc::new(RouteTable::build(vec![(None, entry)])),
+        tls_routes: None,
     };
     let pools = routed
         .iter()
@@ -80,6 +86,7 @@ pub(crate) fn snapshot(routed: &[Arc<Pool>], idle: &[Arc<Pool>]) -> Arc<Snapshot
     let ports = BTreeMap::from([(
         8080,
         Port {
+            number: 8080,
             tls: false,
             listeners: vec![listener],
         },
@@ -88,6 +95,7 @@ pub(crate) fn snapshot(routed: &[Arc<Pool>], idle: &[Arc<Pool>]) -> Arc<Snapshot
         generation: 7,
         ports,
         pools,
+        services: HashMap::new(),
         problems: Vec::new(),
     })
 }

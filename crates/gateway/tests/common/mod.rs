@@ -14,6 +14,7 @@
 
 mod wire;
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
@@ -26,8 +27,8 @@ use forebay_gateway::settings::Settings;
 use forebay_gateway::telemetry::{Format, Settings as TelemetrySettings, Telemetry};
 use forebay_model::endpoint::{Endpoint, Role, Topology};
 use forebay_model::route::{
-    Entry, Filter, HostPattern, Matcher, PathMatch, RouteTable, Rule, ServiceTarget, Target,
-    Timeouts, WeightedTarget,
+    Entry, Filter, HostPattern, Matcher, PathMatch, RouteTable, Rule, ServicePort, ServiceTarget,
+    Speaks, Target, Timeouts, WeightedTarget,
 };
 use forebay_model::snapshot::{Listener, Port};
 use forebay_model::{AppProtocol, ObjectName, PickerConfig, Pool, Snapshot};
@@ -91,6 +92,7 @@ impl World {
         self.publish_ports([(
             self.port,
             Port {
+                number: self.port,
                 tls: false,
                 listeners: vec![listener],
             },
@@ -98,14 +100,15 @@ impl World {
         self.wait_bound(self.port);
     }
 
-    /// Publishes these ports, with the pools that their routes name.
+    /// Publishes these ports, with the pools and Services that this test has named.
     pub fn publish_ports(&self, ports: impl IntoIterator<Item = (u16, Port)>) {
         let mut generation = self.generation.lock().unwrap();
         *generation += 1;
         let ports: std::collections::BTreeMap<_, _> = ports.into_iter().collect();
         let snapshot = Snapshot {
             generation: *generation,
-            pools: pools(&ports),
+            pools: KNOWN.with_borrow(|known| known.pools.clone()),
+            services: KNOWN.with_borrow(|known| known.services.clone()),
             ports,
             problems: Vec::new(),
         };
@@ -189,31 +192,15 @@ fn watch_for_panics() {
     });
 }
 
-fn pools(ports: &std::collections::BTreeMap<u16, Port>) -> HashMap<ObjectName, Arc<Pool>> {
-    let tables = ports.values().flat_map(|p| &p.listeners).map(|l| &l.routes);
-    let entries = tables.flat_map(|table| {
-        let lists = table
-            .exact
-            .values()
-            .chain(table.suffix.iter().map(|(_, l)| l));
-        lists.chain([&table.any]).flatten()
-    });
-    let targets = entries.flat_map(|entry| &entry.rule.targets);
-    targets
-        .filter_map(|to| match &to.target {
-            Target::Pool(pool) => Some((pool.name.clone(), Arc::clone(pool))),
-            Target::Service(_) | Target::Broken(_) => None,
-        })
-        .collect()
-}
-
 pub fn listener(host: Option<&str>, routes: RouteTable) -> Listener {
     Listener {
         gateway: ObjectName::new("default", "edge"),
         name: host.unwrap_or("http").into(),
         hostname: host.map(HostPattern::parse),
         certificates: Vec::new(),
+        clients: None,
         routes: Arc::new(routes),
+        tls_routes: None,
     }
 }
 
@@ -237,6 +224,17 @@ pub fn dead_address() -> SocketAddr {
 
 // === routes ===
 
+/// What targets name. Each test runs on a thread of its own.
+#[derive(Default)]
+struct Known {
+    pools: HashMap<ObjectName, Arc<Pool>>,
+    services: HashMap<ServicePort, Arc<ServiceTarget>>,
+}
+
+thread_local! {
+    static KNOWN: RefCell<Known> = RefCell::default();
+}
+
 pub fn entry(prefix: &str, rule: Rule) -> Entry {
     Entry {
         matcher: Matcher {
@@ -253,6 +251,7 @@ pub fn entry(prefix: &str, rule: Rule) -> Entry {
 pub fn rule(targets: Vec<Target>) -> Rule {
     Rule {
         route: ObjectName::new("default", "route"),
+        speaks: Speaks::Http,
         index: 0,
         filters: Vec::new(),
         targets: targets
@@ -284,16 +283,31 @@ pub fn service(endpoints: &[SocketAddr]) -> Target {
 }
 
 pub fn service_over(protocol: AppProtocol, endpoints: &[SocketAddr]) -> Target {
-    Target::Service(Arc::new(ServiceTarget {
-        name: ObjectName::new("default", "svc"),
-        port: 80,
-        protocol,
-        endpoints: endpoints.to_vec(),
-    }))
+    KNOWN.with_borrow_mut(|known| {
+        let of = ServicePort {
+            name: ObjectName::new("default", "svc"),
+            port: u16::try_from(known.services.len()).unwrap(),
+        };
+        let target = ServiceTarget {
+            of: of.clone(),
+            protocol,
+            tls: None,
+            endpoints: endpoints.to_vec(),
+        };
+        known.services.insert(of.clone(), Arc::new(target));
+        Target::Service(of)
+    })
 }
 
 pub fn pool(endpoints: &[SocketAddr]) -> Target {
-    Target::Pool(Arc::new(pool_of("pool", endpoints)))
+    to_pool(pool_of("pool", endpoints))
+}
+
+/// The target that `pool` is from now on, for all that this test publishes.
+pub fn to_pool(pool: Pool) -> Target {
+    let name = pool.name.clone();
+    KNOWN.with_borrow_mut(|known| known.pools.insert(name.clone(), Arc::new(pool)));
+    Target::Pool(name)
 }
 
 /// A pool that takes turns, so that tests know where a request goes.
@@ -306,6 +320,7 @@ pub fn pool_of(name: &str, endpoints: &[SocketAddr]) -> Pool {
         protocol: AppProtocol::Http,
         picker: PickerConfig::round_robin(),
         objectives: std::collections::BTreeMap::new(),
+        external: None,
         rewrites: Vec::new(),
     }
 }

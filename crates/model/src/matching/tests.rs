@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::ObjectName;
-use crate::route::{Pattern, Rule, Timeouts};
+use crate::route::{Pattern, Rule, Speaks, Timeouts};
 
 /// `METHOD host/path?query name=value...`, the way a test writes a request.
 struct Head {
@@ -90,6 +90,7 @@ fn entry(index: usize, text: &str) -> (Option<HostPattern>, Entry) {
     }
     let rule = Arc::new(Rule {
         route: ObjectName::new("default", "r"),
+        speaks: Speaks::Http,
         index,
         filters: Vec::new(),
         targets: Vec::new(),
