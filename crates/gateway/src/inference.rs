@@ -33,7 +33,7 @@ use crate::queue::{self, Place};
 use crate::record::Try;
 use crate::relay::{Body, Passing, Relay, Settle};
 use crate::respond::Refusal;
-use crate::upstream::{self, Answer, AnswerBody, Head, Outgoing, SendError};
+use crate::upstream::{self, Answer, AnswerBody, Head, Outgoing, SendError, Streamed};
 use crate::{catalogue, clock, tunnel};
 
 /// Endpoints tried for one request, the first included. More would let a broken request wear out
@@ -180,7 +180,7 @@ pub(crate) async fn serve(
         avoid: &[],
     };
     let upgrade = onward.upgrade.take();
-    let (body, _held) = outgoing(onward.body, reading.model_at, served_name.as_deref());
+    let (body, _held) = outgoing(ex, onward.body, reading.model_at, served_name.as_deref());
     let head = Head {
         method: &onward.method,
         target: &onward.target,
@@ -383,14 +383,15 @@ fn rewrite(ex: &mut Exchange, pool: &Pool, reading: &Reading) -> Option<Arc<str>
 
 /// The body towards endpoints, and what keeps its memory accounted for.
 fn outgoing(
+    ex: &Exchange,
     body: ClientBody,
     model: Option<ModelAt>,
     served: Option<&str>,
 ) -> (Outgoing, Option<Peeked>) {
     let peeked = match body {
         ClientBody::Stream(incoming) => {
-            let length = http_body::Body::size_hint(&incoming).exact();
-            return (Outgoing::Stream(incoming, length), None);
+            let limit = ex.worker.shared.settings.body_stall_timeout;
+            return (Outgoing::Stream(Streamed::new(incoming, limit)), None);
         }
         ClientBody::Read(peeked) => peeked,
     };
@@ -544,7 +545,9 @@ impl Sending<'_> {
                     SendError::Connect(_) => FailureKind::Connect,
                     SendError::Timeout(_) => FailureKind::Timeout,
                     SendError::Reset(_) | SendError::Protocol(_) => FailureKind::Reset,
-                    SendError::ClientBody => return Err(Refusal::not_sent(&error, "client")),
+                    SendError::ClientBody | SendError::ClientStalled(_) => {
+                        return Err(Refusal::not_sent(&error, "client"));
+                    }
                 });
                 Err(Refusal::not_sent(&error, &format!("endpoint {address}")))
             }

@@ -170,6 +170,7 @@ impl Relay {
         let (ending, kind) = match error {
             SendError::Timeout(_) => (Ending::TimedOut, EndKind::Failed(FailureKind::Timeout)),
             SendError::ClientBody => (Ending::ClientGone, EndKind::Cancelled),
+            SendError::ClientStalled(_) => (Ending::TimedOut, EndKind::Cancelled),
             SendError::Connect(_) | SendError::Reset(_) | SendError::Protocol(_) => {
                 (Ending::UpstreamDied, EndKind::Failed(FailureKind::Reset))
             }

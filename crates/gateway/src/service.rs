@@ -14,7 +14,7 @@ use crate::exchange::{ClientBody, Exchange, Onward};
 use crate::record::Try;
 use crate::relay::{Body, Passing, Relay, Settle};
 use crate::respond::Refusal;
-use crate::upstream::{self, Answer, AnswerBody, Head, Outgoing, SendError};
+use crate::upstream::{self, Answer, AnswerBody, Head, Outgoing, SendError, Streamed};
 use crate::{clock, tunnel};
 
 /// Bodies up to this size are kept for the retries that a route asks for; a longer one is sent
@@ -59,7 +59,8 @@ pub(crate) async fn serve(
             let body = if length == Some(0) {
                 Outgoing::Empty
             } else {
-                Outgoing::Stream(incoming, length)
+                let limit = ex.worker.shared.settings.body_stall_timeout;
+                Outgoing::Stream(Streamed::new(incoming, limit))
             };
             (body, None)
         }

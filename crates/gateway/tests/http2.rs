@@ -55,6 +55,8 @@ struct Echo {
     address: std::net::SocketAddr,
     heads: Arc<Mutex<Vec<http::request::Parts>>>,
     connections: Arc<AtomicUsize>,
+    /// Requests whose body broke off.
+    broken: Arc<AtomicUsize>,
     close: Arc<tokio::sync::Notify>,
 }
 
@@ -65,11 +67,13 @@ fn echo() -> Echo {
         address: listener.local_addr().unwrap(),
         heads: Arc::default(),
         connections: Arc::default(),
+        broken: Arc::default(),
         close: Arc::default(),
     };
-    let (heads, connections, close) = (
+    let (heads, connections, broken, close) = (
         Arc::clone(&echo.heads),
         Arc::clone(&echo.connections),
+        Arc::clone(&echo.broken),
         Arc::clone(&echo.close),
     );
     std::thread::spawn(move || {
@@ -82,8 +86,11 @@ fn echo() -> Echo {
             while let Ok((stream, _)) = listener.accept().await {
                 connections.fetch_add(1, Ordering::SeqCst);
                 let (heads, close) = (Arc::clone(&heads), Arc::clone(&close));
+                let broken = Arc::clone(&broken);
                 tokio::spawn(async move {
-                    let service = hyper::service::service_fn(|r| echoed(r, Arc::clone(&heads)));
+                    let service = hyper::service::service_fn(|r| {
+                        echoed(r, Arc::clone(&heads), Arc::clone(&broken))
+                    });
                     let io = hyper_util::rt::TokioIo::new(stream);
                     let builder = hyper::server::conn::http2::Builder::new(Spawner);
                     tokio::select! {
@@ -100,10 +107,15 @@ fn echo() -> Echo {
 async fn echoed(
     request: Request<Incoming>,
     heads: Arc<Mutex<Vec<http::request::Parts>>>,
+    broken: Arc<AtomicUsize>,
 ) -> Result<Response<Body>, Infallible> {
     let (parts, body) = request.into_parts();
     heads.lock().unwrap().push(parts);
-    let bytes = body.collect().await.unwrap().to_bytes();
+    let Ok(whole) = body.collect().await else {
+        broken.fetch_add(1, Ordering::SeqCst);
+        return Ok(Response::new(full("")));
+    };
+    let bytes = whole.to_bytes();
     let mut trailers = HeaderMap::new();
     trailers.insert("grpc-status", 0.into());
     let frames = [Frame::data(bytes), Frame::trailers(trailers)].map(Ok::<_, std::io::Error>);
@@ -268,6 +280,27 @@ fn http2_to_http2_keeps_bodies_and_trailers() {
             assert_eq!(trailers.unwrap()["grpc-status"], "0");
         }
     });
+}
+
+#[test]
+fn an_upload_that_stops_is_reset_at_its_http2_endpoint() {
+    let echo = echo();
+    let settings = forebay_gateway::settings::Settings {
+        body_stall_timeout: std::time::Duration::from_millis(100),
+        ..settings()
+    };
+    let world = World::with(
+        settings,
+        vec![entry("/", rule(vec![h2c_service(echo.address)]))],
+    );
+    let mut client = world.client();
+    client.send("POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 100\r\n\r\nbeginning");
+    assert_eq!(client.response("POST").status(), 408);
+    eventually("the endpoint's stream is reset", || {
+        echo.broken.load(Ordering::SeqCst) == 1
+    });
+    assert_eq!(world.ask(&post("/", "x")).text(), "x");
+    assert_eq!(echo.connections.load(Ordering::SeqCst), 1);
 }
 
 #[test]

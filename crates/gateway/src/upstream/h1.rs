@@ -15,14 +15,13 @@ use std::time::Duration;
 use bytes::{Buf, Bytes, BytesMut};
 use http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
-use http_body::{Body, Frame};
-use hyper::body::Incoming;
+use http_body::Frame;
 use smallvec::SmallVec;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 
 use super::chunked::Chunked;
-use super::{Answer, AnswerBody, Head, Idle, Outgoing, SendError, settle_fields};
+use super::{Answer, AnswerBody, Head, Idle, Outgoing, SendError, Streamed, settle_fields};
 use crate::telemetry::Counted;
 
 /// Bytes of a response head. A longer head is an error of the endpoint.
@@ -184,7 +183,7 @@ pub(super) async fn send(
 #[derive(Debug)]
 struct Upload {
     queue: SmallVec<[Bytes; 4]>,
-    source: Option<Incoming>,
+    source: Option<Streamed>,
     chunked: bool,
     failed: bool,
 }
@@ -193,14 +192,14 @@ impl Upload {
     fn new(head: &Head<'_>, body: Outgoing) -> Self {
         let mut text = BytesMut::with_capacity(1024 + INLINE_BODY_BYTES_MAX);
         write_head(&mut text, head, &body);
-        let chunked = matches!(body, Outgoing::Stream(_, None));
+        let chunked = body.length().is_none();
         let mut queue = SmallVec::new();
         let mut source = None;
         match body {
             Outgoing::Empty => queue.push(text.freeze()),
-            Outgoing::Stream(incoming, _) => {
+            Outgoing::Stream(streamed) => {
                 queue.push(text.freeze());
-                source = Some(incoming);
+                source = Some(streamed);
             }
             Outgoing::Pieces(pieces) => {
                 let length: usize = pieces.iter().map(Bytes::len).sum();
@@ -248,7 +247,7 @@ impl Upload {
             let Some(source) = &mut self.source else {
                 return Poll::Ready(Ok(()));
             };
-            match ready!(Pin::new(source).poll_frame(cx)) {
+            match ready!(source.poll_frame(cx)) {
                 Some(Ok(frame)) => {
                     if let Ok(data) = frame.into_data() {
                         self.push(data);
