@@ -15,6 +15,7 @@ pub mod explain;
 mod filters;
 mod inference;
 mod mirror;
+mod onward;
 mod peek;
 mod per_worker;
 pub mod pools;

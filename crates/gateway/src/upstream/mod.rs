@@ -71,7 +71,7 @@ impl Outgoing {
 }
 
 /// The head of a request towards an endpoint: hop-by-hop fields already removed.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Head<'a> {
     /// Method.
     pub method: &'a Method,
