@@ -9,6 +9,7 @@ pub mod admin;
 mod budget;
 mod catalogue;
 mod client_io;
+mod client_streams;
 pub mod clock;
 mod exchange;
 pub mod explain;

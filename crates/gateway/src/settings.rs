@@ -26,7 +26,8 @@ pub struct Settings {
     pub head_timeout: Duration,
     /// How long a client may take for the next piece of its body while it is waited for; then 408.
     pub body_stall_timeout: Duration,
-    /// How long a client may leave a response unread before it is cut off.
+    /// How long a client may leave a response unread before its connection, or its stream of
+    /// HTTP/2, is cut off.
     pub write_stall_timeout: Duration,
     /// How long connecting to an endpoint may take.
     pub connect_timeout: Duration,

@@ -28,17 +28,19 @@ use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::task::{JoinHandle, spawn_local};
+use tokio::time::MissedTickBehavior;
 use tokio_rustls::TlsAcceptor;
 
 use crate::budget::Purse;
 use crate::client_io::{ClientIo, Stream};
+use crate::client_streams::{StreamBody, StreamExecutor, Streams};
 use crate::exchange;
 use crate::shared::Shared;
 use crate::telemetry::{Counted, Desk, WorkerConnections};
 use crate::upstream::Idle;
 use crate::view::{Newest, View};
 
-/// How often idle upstream connections are looked through.
+/// How often it is looked what has been idle, or has waited for its client, for too long.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// How long after a failed bind it is tried again.
 const BIND_AGAIN_AFTER: Duration = Duration::from_secs(1);
@@ -46,6 +48,8 @@ const BIND_AGAIN_AFTER: Duration = Duration::from_secs(1);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest wait between two looks at the first bytes of a connection.
 const PREFACE_POLL_MAX: Duration = Duration::from_millis(256);
+/// Streams of one HTTP/2 connection at a time; its client has to wait with further ones.
+const STREAMS_PER_CONNECTION_MAX: u32 = 1024;
 /// What hyper insists on.
 const HEAD_BYTES_LEAST: usize = 8192;
 
@@ -54,6 +58,8 @@ const HEAD_BYTES_LEAST: usize = 8192;
 pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
     pub(crate) idle: Idle,
+    /// Towards clients.
+    pub(crate) streams: Streams,
     pub(crate) rng: RefCell<Rng>,
     pub(crate) retries: RefCell<RetryBudget>,
     /// Whose turn it is among the endpoints of each Service's port.
@@ -105,6 +111,7 @@ pub(crate) fn run(shared: Arc<Shared>, seed: u64) {
         accepted: Cell::new(0),
         shared,
         idle: Idle::new(Arc::clone(&counts)),
+        streams: Streams::default(),
         counts,
         rng: RefCell::new(Rng::seeded(seed)),
         turns: RefCell::default(),
@@ -132,14 +139,15 @@ async fn serve(worker: Rc<Worker>) {
     let mut drain = worker.shared.drain.subscribe();
     spawn_local(follow_ejections(Rc::clone(&worker)));
     let mut ports: HashMap<u16, JoinHandle<()>> = HashMap::new();
-    let mut sweep = tokio::time::interval(SWEEP_EVERY);
+    let mut sweep_at = tokio::time::interval(SWEEP_EVERY);
+    sweep_at.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let unbound = open_ports(&worker, &mut ports);
         tokio::select! {
             changed = generation.changed() => if changed.is_err() { break },
             _ = drain.wait_for(|draining| *draining) => break,
             () = tokio::time::sleep(BIND_AGAIN_AFTER), if unbound => {}
-            _ = sweep.tick() => sweep_idle(&worker),
+            _ = sweep_at.tick() => sweep(&worker),
         }
     }
     ports.values().for_each(JoinHandle::abort);
@@ -147,7 +155,11 @@ async fn serve(worker: Rc<Worker>) {
     let limit = worker.shared.settings.drain_timeout;
     let _cut_off = tokio::time::timeout(limit, async {
         while worker.connections.get() > 0 {
-            worker.released.notified().await;
+            tokio::select! {
+                () = worker.released.notified() => {}
+                // A drain does not wait for clients that do not read.
+                _ = sweep_at.tick() => sweep(&worker),
+            }
         }
     })
     .await;
@@ -161,14 +173,15 @@ async fn follow_ejections(worker: Rc<Worker>) {
     }
 }
 
-fn sweep_idle(worker: &Worker) {
+/// Lets go of what has been idle, or has waited for its client, for too long.
+fn sweep(worker: &Worker) {
+    let settings = &worker.shared.settings;
     // Lets go of an old configuration even where no request comes.
     let live = worker.live();
     worker
         .idle
-        .sweep(worker.shared.settings.idle_timeout, |address| {
-            live.uses(address)
-        });
+        .sweep(settings.idle_timeout, |address| live.uses(address));
+    worker.streams.cut_stalled(settings.write_stall_timeout);
 }
 
 /// Opens what is missing and closes what is gone; true if some port could not be opened.
@@ -293,46 +306,57 @@ async fn connection(held: Held, stream: TcpStream, address: SocketAddr, port: u1
         stream,
         worker.shared.settings.write_stall_timeout,
     ));
-    let service = {
-        let worker = Rc::clone(&worker);
-        service_fn(move |request| {
-            let (worker, client) = (Rc::clone(&worker), Rc::clone(&client));
-            // In a box of its own: hyper keeps room for the future as long as the connection lives,
-            // and this one takes several kilobytes, which an idle connection need not hold.
-            Box::pin(
-                async move { Ok::<_, Infallible>(exchange::serve(worker, client, request).await) },
-            )
-        })
-    };
-    let settings = &worker.shared.settings;
     // Errors of a connection are its client's business: each exchange has its own record.
     if http2 {
-        let conn = http2::Builder::new(LocalExecutor)
-            .timer(TokioTimer::new())
-            .max_concurrent_streams(1024)
-            .max_header_list_size(u32::try_from(settings.head_bytes_max).unwrap_or(u32::MAX))
-            .keep_alive_interval(Some(Duration::from_secs(30)))
-            .serve_connection(io, service);
-        let mut conn = std::pin::pin!(conn);
-        if until_drain(&worker, conn.as_mut()).await {
-            conn.as_mut().graceful_shutdown();
-            let _closed = conn.await;
-        }
+        speak_http2(&worker, client, io).await;
     } else {
-        let conn = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(settings.head_timeout)
-            .max_buf_size(settings.head_bytes_max.max(HEAD_BYTES_LEAST))
-            .max_header_size(settings.head_bytes_max)
-            .max_headers(settings.headers_max)
-            .half_close(false)
-            .serve_connection(io, service)
-            .with_upgrades();
-        let mut conn = std::pin::pin!(conn);
-        if until_drain(&worker, conn.as_mut()).await {
-            conn.as_mut().graceful_shutdown();
-            let _closed = conn.await;
-        }
+        speak_http1(&worker, client, io).await;
+    }
+}
+
+async fn speak_http1(worker: &Rc<Worker>, client: Rc<Client>, io: TokioIo<ClientIo>) {
+    let (own, settings) = (Rc::clone(worker), &worker.shared.settings);
+    let service = service_fn(move |request| {
+        let (worker, client) = (Rc::clone(&own), Rc::clone(&client));
+        // In a box of its own: hyper keeps room for the future as long as the connection lives, and
+        // this one takes several kilobytes, which an idle connection need not hold.
+        Box::pin(async move { Ok::<_, Infallible>(exchange::serve(worker, client, request).await) })
+    });
+    let conn = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(settings.head_timeout)
+        .max_buf_size(settings.head_bytes_max.max(HEAD_BYTES_LEAST))
+        .max_header_size(settings.head_bytes_max)
+        .max_headers(settings.headers_max)
+        .half_close(false)
+        .serve_connection(io, service)
+        .with_upgrades();
+    let mut conn = std::pin::pin!(conn);
+    if until_drain(worker, conn.as_mut()).await {
+        conn.as_mut().graceful_shutdown();
+        let _closed = conn.await;
+    }
+}
+
+async fn speak_http2(worker: &Rc<Worker>, client: Rc<Client>, io: TokioIo<ClientIo>) {
+    let (own, settings) = (Rc::clone(worker), &worker.shared.settings);
+    let service = service_fn(move |request| {
+        let (worker, client) = (Rc::clone(&own), Rc::clone(&client));
+        Box::pin(async move {
+            let response = exchange::serve(Rc::clone(&worker), client, request).await;
+            Ok::<_, Infallible>(response.map(|body| StreamBody::new(body, worker)))
+        })
+    });
+    let conn = http2::Builder::new(StreamExecutor(Rc::clone(worker)))
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
+        .max_header_list_size(u32::try_from(settings.head_bytes_max).unwrap_or(u32::MAX))
+        .keep_alive_interval(Some(Duration::from_secs(30)))
+        .serve_connection(io, service);
+    let mut conn = std::pin::pin!(conn);
+    if until_drain(worker, conn.as_mut()).await {
+        conn.as_mut().graceful_shutdown();
+        let _closed = conn.await;
     }
 }
 
