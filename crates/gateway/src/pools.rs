@@ -363,7 +363,7 @@ impl Live {
     }
 }
 
-/// Every address that a pool or a Service has.
+/// Every address that a pool or a Service has; Services that only get copies are among them.
 fn addresses(snapshot: &Snapshot) -> HashSet<SocketAddr> {
     let pools = snapshot
         .pools
