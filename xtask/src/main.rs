@@ -6,6 +6,7 @@
 
 mod bench;
 mod cluster;
+mod codegen;
 mod dist;
 mod fuzz;
 mod lint;
@@ -55,6 +56,8 @@ enum Chore {
         #[command(subcommand)]
         action: cluster::Action,
     },
+    /// Write the files below `deploy` that follow from something else
+    Codegen(codegen::Args),
     /// Fit the simulator's profiles to published measurements
     Calibrate(simulator::CalibrateArgs),
     /// Compare the simulator with recorded runs of real servers
@@ -90,6 +93,7 @@ fn main() -> ExitCode {
         #[cfg(feature = "simulator")]
         Chore::Fidelity(args) => simulator::fidelity(&args),
         Chore::Cluster { action } => cluster::run(&action),
+        Chore::Codegen(args) => codegen::run(&args),
         Chore::Fuzz(args) => fuzz::run(&args),
         Chore::MockServer(args) => bench::mock::run(&args),
         Chore::Load(args) => bench::load::run(&args),
