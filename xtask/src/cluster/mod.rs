@@ -31,6 +31,7 @@ use anyhow::Result;
 use binaries::Module;
 use clap::Subcommand;
 pub(crate) use for_tests::TestBed;
+use std::path::PathBuf;
 
 /// The name of the bed that is meant when none is given.
 const DEFAULT_BED: &str = "default";
@@ -98,6 +99,12 @@ pub(crate) fn run(action: &Action) -> Result<()> {
         Action::Launch(args) => process::launch(args),
         Action::InsideNode(args) => inside::run(args),
     }
+}
+
+/// Helm, built first if need be.
+pub(crate) fn helm() -> Result<PathBuf> {
+    let built = binaries::ensure(Module::Deploy, &[binaries::Part::Helm])?;
+    Ok(built.program("helm"))
 }
 
 fn build(args: &BuildArgs) -> Result<()> {
