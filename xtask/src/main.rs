@@ -56,7 +56,7 @@ enum Chore {
         #[command(subcommand)]
         action: cluster::Action,
     },
-    /// Write the files below `deploy` that follow from something else
+    /// Write the files that follow from something else
     Codegen(codegen::Args),
     /// Fit the simulator's profiles to published measurements
     Calibrate(simulator::CalibrateArgs),

@@ -1,13 +1,15 @@
-//! `cargo xtask codegen`: files below `deploy` that follow from something else, written anew, or
-//! with `--check` compared with what is committed.
+//! `cargo xtask codegen`: files that follow from something else, written anew, or with `--check`
+//! compared with what is committed.
 //!
-//! `crds` holds the definitions of kinds that a cluster may lack, from the schemas in this module;
-//! the chart has a copy of them. `install.yaml` is what the chart makes of its own defaults.
+//! `deploy/crds` holds the definitions of kinds that a cluster may lack, from the schemas in this
+//! module; the chart has a copy of them. `deploy/install.yaml` is what the chart makes of its own
+//! defaults. `crates/wire` has the Rust of its protobuf.
 
 mod config;
 mod crd;
 mod inference;
 mod install;
+mod protobuf;
 mod schema;
 
 use crate::shell;
@@ -39,7 +41,7 @@ struct Output {
 
 /// Writes or compares.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let mut outputs = definition_files()?;
+    let mut outputs = cheap_files()?;
     outputs.push(install::manifest()?);
     if args.check {
         return check_against(shell::root(), &outputs);
@@ -62,7 +64,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 /// The step of `cargo xtask lint`. What needs Helm is left out where there is no Go to build it.
 pub(crate) fn check() -> Result<String> {
-    let mut outputs = definition_files()?;
+    let mut outputs = cheap_files()?;
     let mut remark = String::new();
     if shell::which("go").is_some() {
         outputs.push(install::manifest()?);
@@ -117,6 +119,13 @@ fn stale(root: &Path, outputs: &[Output]) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
+/// Those that need no other program.
+fn cheap_files() -> Result<Vec<Output>> {
+    let mut all = definition_files()?;
+    all.extend(protobuf::outputs()?);
+    Ok(all)
+}
+
 fn definition_files() -> Result<Vec<Output>> {
     let mut all = Vec::new();
     for definition in definitions() {
@@ -154,7 +163,7 @@ mod tests {
 
     #[test]
     fn what_is_committed_is_what_is_generated() {
-        let outputs = definition_files().expect("the files");
+        let outputs = cheap_files().expect("the files");
         check_against(shell::root(), &outputs).expect("no difference");
     }
 
