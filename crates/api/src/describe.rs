@@ -30,7 +30,11 @@ pub fn statuses(statuses: &[ObjectStatus]) -> String {
     let mut out = String::new();
     for status in statuses {
         let conditions = conditions(&status.conditions);
-        out += &format!("{} {}{conditions}\n", status.kind, status.name);
+        out += &format!("{} {}{conditions}", status.kind, status.name);
+        for address in &status.addresses {
+            out += &format!(" {}", address.value);
+        }
+        out.push('\n');
         for listener in &status.listeners {
             let conditions = self::conditions(&listener.conditions);
             let (name, routes) = (&listener.name, listener.attached_routes);
@@ -40,7 +44,10 @@ pub fn statuses(statuses: &[ObjectStatus]) -> String {
             let conditions = self::conditions(&parent.conditions);
             let section = parent.section_name.as_deref();
             let section = section.map(|name| format!("#{name}")).unwrap_or_default();
-            out += &format!("  at Gateway {}{section}{conditions}\n", parent.gateway);
+            out += &format!(
+                "  at {} {}{section}{conditions}\n",
+                parent.kind, parent.name
+            );
         }
     }
     out
@@ -57,11 +64,11 @@ fn conditions(conditions: &[Condition]) -> String {
 
 fn write_snapshot(out: &mut String, snapshot: &Snapshot) -> fmt::Result {
     for (number, port) in &snapshot.ports {
-        writeln!(
-            out,
-            "port {number} {}",
-            if port.tls { "https" } else { "http" }
-        )?;
+        write!(out, "port {number}")?;
+        if *number != port.number {
+            write!(out, " of {}", port.number)?;
+        }
+        writeln!(out, " {}", if port.tls { "https" } else { "http" })?;
         for listener in &port.listeners {
             let host = host(listener.hostname.as_ref());
             write!(

@@ -19,26 +19,11 @@ use crate::lower::rules::Route;
 use crate::lower::{self, Lowered};
 use crate::object::{Inner, Kind, Object};
 use crate::reason;
+use crate::settings::Settings;
 use crate::status::ObjectStatus;
-
-/// The controller that a GatewayClass names to be ours.
-pub const CONTROLLER_NAME: &str = "forebay.dev/gateway";
-
-/// The class that Gateways in files may use without a GatewayClass object.
-pub const DEFAULT_CLASS: &str = "forebay";
 
 /// Problems that a snapshot keeps; of more, the rest is counted in one last problem.
 pub const PROBLEMS_MAX: usize = 1_000;
-
-/// Where objects come from, which decides what may be left out of them.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Origin {
-    /// Files written by people: no GatewayClass is needed, and a pod without a `Ready` condition is
-    /// ready.
-    Files,
-    /// An API server.
-    Cluster,
-}
 
 /// A snapshot and the statuses of the objects that it was made from.
 #[derive(Clone, Debug)]
@@ -64,7 +49,7 @@ pub struct Index {
 /// The objects by kind and name.
 #[derive(Debug)]
 pub(crate) struct Objects {
-    pub(crate) origin: Origin,
+    pub(crate) settings: Settings,
     pub(crate) classes: BTreeMap<Arc<str>, GatewayClass>,
     pub(crate) gateways: BTreeMap<ObjectName, Gateway>,
     pub(crate) routes: BTreeMap<ObjectName, Route>,
@@ -116,10 +101,10 @@ pub(crate) fn in_namespace<'a, T>(
 impl Index {
     /// An index without objects.
     #[must_use]
-    pub fn new(origin: Origin) -> Self {
+    pub fn new(settings: Settings) -> Self {
         Self {
             objects: Objects {
-                origin,
+                settings,
                 classes: BTreeMap::new(),
                 gateways: BTreeMap::new(),
                 routes: BTreeMap::new(),

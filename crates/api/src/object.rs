@@ -95,6 +95,19 @@ impl Kind {
             .map(|(kind, ..)| *kind)
     }
 
+    /// Every kind.
+    pub fn all() -> impl Iterator<Item = Self> {
+        KINDS.iter().map(|(kind, ..)| *kind)
+    }
+
+    /// The `apiVersion` values that the kind is read from, the preferred one first.
+    #[must_use]
+    pub fn api_versions(self) -> &'static [&'static str] {
+        let row = KINDS.iter().find(|(kind, ..)| *kind == self);
+        row.map(|(_, versions, _)| *versions)
+            .expect("every kind is listed")
+    }
+
     /// The `kind` of the manifest.
     #[must_use]
     pub fn as_str(self) -> &'static str {

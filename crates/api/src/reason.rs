@@ -22,7 +22,7 @@ pub fn severity(problem: &Problem) -> Severity {
     match problem.reason {
         EXTERNAL_PICKER => Severity::Info,
         UNKNOWN_FIELD | UNSUPPORTED_FIELD | UNKNOWN_KIND | UNKNOWN_LABEL | DUPLICATE_ENDPOINT
-        | INVALID_PICKER | SHADOWED => Severity::Warning,
+        | INVALID_PICKER | SHADOWED | PENDING | ADDRESS_NOT_ASSIGNED => Severity::Warning,
         _ => Severity::Error,
     }
 }
@@ -34,6 +34,10 @@ pub(crate) const RESOLVED_REFS: &str = "ResolvedRefs";
 pub(crate) const NO_CONFLICTS: &str = "NoConflicts";
 pub(crate) const INVALID: &str = "Invalid";
 pub(crate) const LISTENERS_NOT_VALID: &str = "ListenersNotValid";
+pub(crate) const PENDING: &str = "Pending";
+pub(crate) const UNSUPPORTED_ADDRESS: &str = "UnsupportedAddress";
+pub(crate) const ADDRESS_NOT_ASSIGNED: &str = "AddressNotAssigned";
+pub(crate) const ADDRESS_NOT_USABLE: &str = "AddressNotUsable";
 pub(crate) const PROTOCOL_CONFLICT: &str = "ProtocolConflict";
 pub(crate) const HOSTNAME_CONFLICT: &str = "HostnameConflict";
 pub(crate) const UNSUPPORTED_PROTOCOL: &str = "UnsupportedProtocol";

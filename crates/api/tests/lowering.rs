@@ -5,7 +5,7 @@ mod common;
 use std::sync::Arc;
 
 use common::{check, check_statuses, index, parse};
-use forebay_api::{Index, Kind, Origin, describe};
+use forebay_api::{Index, Kind, Settings, describe};
 use forebay_model::ObjectName;
 
 const GATEWAY: &str = "
@@ -388,7 +388,7 @@ apiVersion: gateway.networking.k8s.io/v1
 kind: GatewayClass
 metadata: {name: forebay}
 spec: {controllerName: forebay.dev/gateway}";
-    let mut index = Index::new(Origin::Cluster);
+    let mut index = Index::new(Settings::cluster());
     for object in parse(&format!("{GATEWAY}---{POOL}")) {
         index.apply(object);
     }

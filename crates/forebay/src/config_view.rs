@@ -118,7 +118,8 @@ fn object(status: &ObjectStatus) -> Value {
     });
     let parents = status.parents.iter().map(|parent| {
         json!({
-            "gateway": parent.gateway.to_string(),
+            "kind": parent.kind,
+            "name": parent.name.to_string(),
             "section": parent.section_name,
             "conditions": conditions(&parent.conditions),
         })
@@ -126,6 +127,7 @@ fn object(status: &ObjectStatus) -> Value {
     json!({
         "kind": status.kind.to_string(),
         "name": status.name.to_string(),
+        "addresses": status.addresses.iter().map(|a| a.value.as_str()).collect::<Vec<_>>(),
         "conditions": conditions(&status.conditions),
         "listeners": listeners.collect::<Vec<_>>(),
         "parents": parents.collect::<Vec<_>>(),

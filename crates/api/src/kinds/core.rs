@@ -17,6 +17,8 @@ pub(crate) struct Service {
     pub(crate) metadata: Meta,
     #[serde(default)]
     pub(crate) spec: ServiceSpec,
+    #[serde(default)]
+    pub(crate) status: ServiceStatus,
 }
 
 #[derive(Clone, PartialEq, Debug, Default, Deserialize)]
@@ -26,6 +28,27 @@ pub(crate) struct ServiceSpec {
     pub(crate) kind: Option<String>,
     pub(crate) selector: BTreeMap<String, String>,
     pub(crate) ports: Vec<ServicePort>,
+    #[serde(rename = "clusterIP")]
+    pub(crate) cluster_ip: Option<String>,
+}
+
+#[derive(Clone, PartialEq, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct ServiceStatus {
+    pub(crate) load_balancer: LoadBalancer,
+}
+
+#[derive(Clone, PartialEq, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct LoadBalancer {
+    pub(crate) ingress: Vec<Ingress>,
+}
+
+#[derive(Clone, PartialEq, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Ingress {
+    pub(crate) ip: Option<String>,
+    pub(crate) hostname: Option<String>,
 }
 
 #[derive(Clone, PartialEq, Debug, Deserialize)]

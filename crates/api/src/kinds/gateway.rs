@@ -32,11 +32,43 @@ pub(crate) struct Gateway {
 pub(crate) struct GatewaySpec {
     pub(crate) gateway_class_name: String,
     pub(crate) listeners: Vec<Listener>,
-    pub(crate) addresses: Option<Opaque>,
-    pub(crate) infrastructure: Option<Opaque>,
+    #[serde(default)]
+    pub(crate) addresses: Vec<WantedAddress>,
+    #[serde(default)]
+    pub(crate) infrastructure: Infrastructure,
     pub(crate) allowed_listeners: Option<Opaque>,
     pub(crate) tls: Option<Opaque>,
     pub(crate) default_scope: Option<Opaque>,
+}
+
+/// `GatewaySpecAddress`; without a value, any address of the type.
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
+pub(crate) struct WantedAddress {
+    #[serde(rename = "type", default = "ip_address")]
+    pub(crate) kind: String,
+    #[serde(default)]
+    pub(crate) value: String,
+}
+
+fn ip_address() -> String {
+    "IPAddress".to_owned()
+}
+
+/// `spec.infrastructure`: what is to be on the objects that are made for the Gateway.
+#[derive(Clone, PartialEq, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct Infrastructure {
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) annotations: BTreeMap<String, String>,
+    pub(crate) parameters_ref: Option<ParametersRef>,
+}
+
+/// `LocalParametersReference`.
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
+pub(crate) struct ParametersRef {
+    pub(crate) group: String,
+    pub(crate) kind: String,
+    pub(crate) name: String,
 }
 
 #[derive(Clone, PartialEq, Debug, Deserialize)]

@@ -102,7 +102,9 @@ fn attach_route(
         note_pools(rules, &wanted, outcome.is_ok(), parents);
         let unresolved = rules.faults.first().map(|(_, fault)| fault);
         statuses.push(ParentStatus {
-            gateway: wanted,
+            group: GATEWAY_GROUP,
+            kind: "Gateway",
+            name: wanted,
             section_name: parent.section_name.clone(),
             port: parent.port,
             conditions: vec![
@@ -112,12 +114,8 @@ fn attach_route(
         });
     }
     (!statuses.is_empty()).then(|| ObjectStatus {
-        kind: Kind::HttpRoute,
-        name: name.clone(),
-        generation: route.object.metadata.generation,
-        conditions: Vec::new(),
-        listeners: Vec::new(),
         parents: statuses,
+        ..ObjectStatus::new(Kind::HttpRoute, name, route.object.metadata.generation)
     })
 }
 
@@ -288,28 +286,16 @@ fn pool_status(
             let message = "no route to this pool is accepted by the Gateway";
             Fault::new(reason::ROUTE_NOT_ACCEPTED, message)
         });
-        ParentStatus {
-            gateway: gateway.clone(),
-            section_name: None,
-            port: None,
-            conditions: vec![
-                Condition::of(reason::ACCEPTED, fault.as_ref()),
-                Condition::of(reason::RESOLVED_REFS, unresolved.as_ref()),
-            ],
-        }
+        let conditions = vec![
+            Condition::of(reason::ACCEPTED, fault.as_ref()),
+            Condition::of(reason::RESOLVED_REFS, unresolved.as_ref()),
+        ];
+        ParentStatus::of_gateway(gateway, conditions)
     };
+    let parents = parents.get(name).into_iter().flatten();
     ObjectStatus {
-        kind: Kind::InferencePool,
-        name: name.clone(),
-        generation: pool.metadata.generation,
-        conditions: Vec::new(),
-        listeners: Vec::new(),
-        parents: parents
-            .get(name)
-            .into_iter()
-            .flatten()
-            .map(status)
-            .collect(),
+        parents: parents.map(status).collect(),
+        ..ObjectStatus::new(Kind::InferencePool, name, pool.metadata.generation)
     }
 }
 

@@ -11,12 +11,13 @@ use forebay_model::snapshot::Certificate;
 use forebay_model::{AppProtocol, ObjectName, Pool};
 
 use super::pools::address;
-use crate::index::{Objects, Origin, in_namespace};
+use crate::index::{Objects, in_namespace};
 use crate::kinds::core::{EndpointSlice, PortOrName, Service, ServicePort};
 use crate::kinds::gateway::SecretRef;
 use crate::kinds::httproute::ObjectRef;
 use crate::kinds::{GATEWAY_GROUP, POOL_GROUP};
 use crate::reason;
+use crate::settings::Origin;
 use crate::status::Fault;
 
 /// Answered for references that do not hold, as Gateway API asks.
@@ -137,7 +138,7 @@ impl<'a> Backends<'a> {
         if selector.is_empty() {
             return BTreeSet::new();
         }
-        let assume_ready = self.objects.origin == Origin::Files;
+        let assume_ready = self.objects.settings.origin == Origin::Files;
         let pods = in_namespace(&self.objects.pods, &name.namespace).map(|(_, pod)| pod);
         pods.filter(|pod| {
             let labels = &pod.metadata.labels;

@@ -1,7 +1,8 @@
 //! Gateways and their listeners: which are ours, which serve, on which port, and their status.
 //!
-//! All Gateways of this process share its ports. Listeners of one port are told apart by host name;
-//! of two that claim the same, the older Gateway's serves and the other is in conflict.
+//! Without infrastructure all Gateways share the ports of this process. Listeners of one port are
+//! told apart by host name; of two that claim the same, the older Gateway's serves and the other is
+//! in conflict. With a Service for each Gateway (see `reach`) each has ports of its own.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -10,12 +11,14 @@ use forebay_model::route::{Entry, HostPattern, RouteTable};
 use forebay_model::snapshot::{Certificate, Listener as Served, Port};
 use forebay_model::{ObjectName, Snapshot};
 
+use super::reach::{Reach, Services};
 use super::{Notes, backends};
-use crate::index::{CONTROLLER_NAME, DEFAULT_CLASS, Objects, Origin};
+use crate::index::Objects;
 use crate::kinds::GATEWAY_GROUP;
 use crate::kinds::gateway::{Gateway, Listener, RouteKind};
 use crate::object::Kind;
 use crate::reason;
+use crate::settings::{DEFAULT_CLASS, Origin};
 use crate::status::{Condition, Fault, ListenerStatus, ObjectStatus};
 
 /// A Gateway of ours and what its listeners have come to.
@@ -23,6 +26,17 @@ pub(super) struct GatewayState<'a> {
     pub(super) name: ObjectName,
     pub(super) object: &'a Gateway,
     pub(super) listeners: Vec<ListenerState<'a>>,
+    reach: Reach,
+}
+
+impl GatewayState<'_> {
+    /// Why no listener of the Gateway is bound, if none is.
+    fn unbound(&self) -> Option<&Fault> {
+        self.reach
+            .refused
+            .as_ref()
+            .or(self.reach.unprogrammed.as_ref())
+    }
 }
 
 pub(super) struct ListenerState<'a> {
@@ -33,6 +47,8 @@ pub(super) struct ListenerState<'a> {
     pub(super) attached_routes: usize,
     /// Whether HTTPRoutes are among the allowed kinds.
     pub(super) allows_http: bool,
+    /// The port to bind, once it is known.
+    bound: Option<u16>,
     tls: bool,
     certificates: Vec<Arc<Certificate>>,
     unsupported: Option<Fault>,
@@ -62,9 +78,14 @@ pub(super) fn gather<'a>(objects: &'a Objects, notes: &mut Notes) -> Vec<Gateway
     all.sort_by_key(|(name, gateway)| (gateway.metadata.age(), *name));
     let mut gateways = Vec::new();
     let mut claims = Claims::default();
+    let services = Services::new(objects);
     for (name, gateway) in all {
         if !is_ours(objects, name, gateway, notes) {
             continue;
+        }
+        let reach = services.reach(&objects.settings, name, gateway);
+        if !objects.settings.shares_ports() {
+            claims = Claims::default();
         }
         let mut listeners: Vec<_> = gateway
             .spec
@@ -81,19 +102,35 @@ pub(super) fn gather<'a>(objects: &'a Objects, notes: &mut Notes) -> Vec<Gateway
                 notes.add(Kind::Gateway, name, format!("spec.listeners[{i}]"), fault);
             }
         }
-        gateways.push(GatewayState {
+        let state = GatewayState {
             name: name.clone(),
             object: gateway,
             listeners,
-        });
+            reach,
+        };
+        if let Some(fault) = state.unbound() {
+            notes.add(Kind::Gateway, name, "", fault);
+        }
+        gateways.push(state);
     }
     gateways
 }
 
 fn is_ours(objects: &Objects, name: &ObjectName, gateway: &Gateway, notes: &mut Notes) -> bool {
-    let class = gateway.spec.gateway_class_name.as_str();
-    match (objects.classes.get(class), objects.origin) {
-        (Some(class), _) => class.spec.controller_name == CONTROLLER_NAME,
+    let settings = &objects.settings;
+    if settings
+        .only_gateway
+        .as_ref()
+        .is_some_and(|only| only != name)
+    {
+        return false;
+    }
+    let class = &gateway.spec.gateway_class_name;
+    if settings.classes.contains(class) {
+        return true;
+    }
+    match (objects.classes.get(class.as_str()), settings.origin) {
+        (Some(class), _) => class.spec.controller_name == settings.controller,
         (None, Origin::Files) if class == DEFAULT_CLASS => true,
         (None, _) => {
             let message = format!(
@@ -114,6 +151,7 @@ fn judge<'a>(objects: &Objects, gateway: &ObjectName, spec: &'a Listener) -> Lis
         entries: Vec::new(),
         attached_routes: 0,
         allows_http: allows_http(&spec.allowed_routes.kinds),
+        bound: None,
         tls: spec.protocol == "HTTPS",
         certificates: Vec::new(),
         unsupported: None,
@@ -218,29 +256,43 @@ impl Claims {
 
 /// Ports to serve, and the Gateways' statuses. Tables equal to those of `last` are shared with it.
 pub(super) fn finish(
+    objects: &Objects,
     gateways: Vec<GatewayState<'_>>,
     last: &Snapshot,
 ) -> (BTreeMap<u16, Port>, Vec<ObjectStatus>) {
     let mut ports: BTreeMap<u16, Port> = BTreeMap::new();
+    let mut owners: BTreeMap<u16, ObjectName> = BTreeMap::new();
     let mut statuses = Vec::with_capacity(gateways.len());
-    for gateway in gateways {
+    for mut gateway in gateways {
+        for listener in &mut gateway.listeners {
+            listener.bound = bind(
+                objects,
+                &gateway.name,
+                &gateway.reach,
+                listener,
+                &mut owners,
+            );
+        }
         statuses.push(gateway_status(&gateway));
+        if gateway.unbound().is_some() || objects.settings.only_controls() {
+            continue;
+        }
         for listener in gateway.listeners {
             let opens = listener.unsupported.is_none() && listener.conflict.is_none();
-            if !opens {
+            let Some(bound) = listener.bound.filter(|_| opens) else {
                 continue;
-            }
+            };
             let serves = listener.serves();
-            let number = listener.spec.port;
             // A listener whose certificate is missing keeps the port open, so that its clients see
             // a refused handshake and a mended Secret needs no new socket.
-            let port = ports.entry(number).or_insert_with(|| Port {
-                number,
+            let port = ports.entry(bound).or_insert_with(|| Port {
+                number: listener.spec.port,
                 tls: listener.tls,
                 listeners: Vec::new(),
             });
             if serves {
-                port.listeners.push(served(&gateway.name, listener, last));
+                port.listeners
+                    .push(served(&gateway.name, bound, listener, last));
             }
         }
     }
@@ -249,6 +301,23 @@ pub(super) fn finish(
             .sort_by_key(|l| specificity(l.hostname.as_ref()));
     }
     (ports, statuses)
+}
+
+/// The port that the listener binds, unless it is not known yet or, which a Service should not do,
+/// leads to the port of another Gateway.
+fn bind(
+    objects: &Objects,
+    gateway: &ObjectName,
+    reach: &Reach,
+    listener: &ListenerState<'_>,
+    owners: &mut BTreeMap<u16, ObjectName>,
+) -> Option<u16> {
+    let bound = reach.bound(listener.spec.port)?;
+    if objects.settings.shares_ports() || objects.settings.only_controls() {
+        return Some(bound);
+    }
+    let owner = owners.entry(bound).or_insert_with(|| gateway.clone());
+    (owner == gateway).then_some(bound)
 }
 
 /// Sorts exact hosts first, then the longest wildcards, then every host.
@@ -260,9 +329,14 @@ fn specificity(host: Option<&HostPattern>) -> (u8, std::cmp::Reverse<usize>) {
     }
 }
 
-fn served(gateway: &ObjectName, listener: ListenerState<'_>, last: &Snapshot) -> Served {
+fn served(
+    gateway: &ObjectName,
+    bound: u16,
+    listener: ListenerState<'_>,
+    last: &Snapshot,
+) -> Served {
     let table = RouteTable::build(listener.entries);
-    let before = last.ports.get(&listener.spec.port);
+    let before = last.ports.get(&bound);
     let before = before.and_then(|port| {
         let same = |l: &&Served| l.gateway == *gateway && *l.name == *listener.spec.name;
         port.listeners.iter().find(same)
@@ -295,8 +369,8 @@ fn gateway_status(gateway: &GatewayState<'_>) -> ObjectStatus {
             format!("{} of {all} listeners are not valid", all - good),
         )
     };
-    let mut accepted = Condition::of(reason::ACCEPTED, None);
-    if good < all {
+    let mut accepted = Condition::of(reason::ACCEPTED, gateway.reach.refused.as_ref());
+    if accepted.holds && good < all {
         // Accepted with a remark while one listener serves, refused when none does.
         let Fault { reason, message } = invalid(reason::LISTENERS_NOT_VALID);
         accepted = Condition {
@@ -306,25 +380,60 @@ fn gateway_status(gateway: &GatewayState<'_>) -> ObjectStatus {
             message,
         };
     }
-    let unprogrammed = (serving == 0).then(|| invalid(reason::INVALID));
+    let unprogrammed = if !accepted.holds {
+        Some(Fault::new(reason::INVALID, accepted.message.as_str()))
+    } else if serving == 0 {
+        Some(invalid(reason::INVALID))
+    } else {
+        let mut late = gateway.listeners.iter().filter(|l| l.serves());
+        let late = late.find_map(|l| unbound(gateway, l));
+        gateway.reach.unprogrammed.clone().or(late)
+    };
+    let addresses = match &unprogrammed {
+        None => gateway.reach.addresses.clone(),
+        Some(_) => Vec::new(),
+    };
+    let listeners = gateway.listeners.iter();
     ObjectStatus {
-        kind: Kind::Gateway,
-        name: gateway.name.clone(),
-        generation: gateway.object.metadata.generation,
         conditions: vec![
             accepted,
             Condition::of(reason::PROGRAMMED, unprogrammed.as_ref()),
         ],
-        listeners: gateway.listeners.iter().map(listener_status).collect(),
-        parents: Vec::new(),
+        listeners: listeners.map(|l| listener_status(gateway, l)).collect(),
+        addresses,
+        ..ObjectStatus::new(
+            Kind::Gateway,
+            &gateway.name,
+            gateway.object.metadata.generation,
+        )
     }
 }
 
-fn listener_status(listener: &ListenerState<'_>) -> ListenerStatus {
-    let unprogrammed = (!listener.serves()).then(|| {
-        let message = listener.fault().map_or("", |fault| &fault.message);
-        Fault::new(reason::INVALID, message)
-    });
+/// Why a listener that could serve is bound to no port.
+fn unbound(gateway: &GatewayState<'_>, listener: &ListenerState<'_>) -> Option<Fault> {
+    let port = listener.spec.port;
+    match (gateway.reach.bound(port), listener.bound) {
+        (_, Some(_)) => None,
+        (None, None) => {
+            let message = format!("the Service of the Gateway has no port {port} yet");
+            Some(Fault::new(reason::PENDING, message))
+        }
+        (Some(bound), None) => {
+            let message = format!("the Service leads to port {bound}, which another Gateway has");
+            Some(Fault::new(reason::PENDING, message))
+        }
+    }
+}
+
+fn listener_status(gateway: &GatewayState<'_>, listener: &ListenerState<'_>) -> ListenerStatus {
+    let unprogrammed = match gateway.unbound() {
+        _ if !listener.serves() => {
+            let message = listener.fault().map_or("", |fault| &fault.message);
+            Some(Fault::new(reason::INVALID, message))
+        }
+        Some(fault) => Some(Fault::new(reason::PENDING, fault.message.as_str())),
+        None => unbound(gateway, listener),
+    };
     ListenerStatus {
         name: listener.spec.name.clone(),
         attached_routes: listener.attached_routes,

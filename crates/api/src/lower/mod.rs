@@ -8,6 +8,7 @@ mod attach;
 mod backends;
 mod listeners;
 pub(crate) mod pools;
+pub(crate) mod reach;
 pub(crate) mod rules;
 
 use std::collections::{BTreeMap, HashMap};
@@ -19,8 +20,8 @@ use forebay_model::{ObjectName, Pool, Snapshot};
 
 use crate::index::Objects;
 use crate::object::Kind;
+use crate::reason;
 use crate::status::{Condition, Fault, ObjectStatus};
-use crate::{index, reason};
 
 /// What routing is made of, and what is said about it.
 pub(crate) struct Lowered {
@@ -46,7 +47,7 @@ pub(crate) fn lower(
         &mut backends,
         &mut notes,
     ));
-    let (ports, of_gateways) = listeners::finish(gateways, last);
+    let (ports, of_gateways) = listeners::finish(objects, gateways, last);
     statuses.extend(of_gateways);
     statuses.sort_by(|a, b| (a.kind, &a.name).cmp(&(b.kind, &b.name)));
     Lowered {
@@ -61,14 +62,13 @@ fn classes(objects: &Objects) -> Vec<ObjectStatus> {
     let ours = objects
         .classes
         .values()
-        .filter(|class| class.spec.controller_name == index::CONTROLLER_NAME);
-    ours.map(|class| ObjectStatus {
-        kind: Kind::GatewayClass,
-        name: class.metadata.key(),
-        generation: class.metadata.generation,
-        conditions: vec![Condition::of(reason::ACCEPTED, None)],
-        listeners: Vec::new(),
-        parents: Vec::new(),
+        .filter(|class| class.spec.controller_name == objects.settings.controller);
+    ours.map(|class| {
+        let name = class.metadata.key();
+        ObjectStatus {
+            conditions: vec![Condition::of(reason::ACCEPTED, None)],
+            ..ObjectStatus::new(Kind::GatewayClass, &name, class.metadata.generation)
+        }
     })
     .collect()
 }

@@ -13,11 +13,12 @@ use forebay_model::{
 };
 
 use super::Notes;
-use crate::index::{Objects, Origin, in_namespace};
+use crate::index::{Objects, in_namespace};
 use crate::kinds::core::Pod;
 use crate::kinds::inference::{InferencePool, ModelRule, PoolProtocol};
 use crate::object::Kind;
 use crate::reason;
+use crate::settings::Origin;
 use crate::status::Fault;
 
 /// The annotation of an InferencePool that configures its picker: a whole `PickerConfig` as YAML or
@@ -59,7 +60,7 @@ pub(crate) fn lower(
         let policy = policies.remove(&*name.name).unwrap_or_default();
         let pool = Pool {
             name: name.clone(),
-            endpoints: endpoints(name, object, &pods, objects.origin, &mut notes),
+            endpoints: endpoints(name, object, &pods, objects.settings.origin, &mut notes),
             protocol: match object.spec.app_protocol {
                 PoolProtocol::Http => AppProtocol::Http,
                 PoolProtocol::H2c => AppProtocol::H2c,

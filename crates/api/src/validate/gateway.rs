@@ -18,8 +18,7 @@ pub(super) fn class(class: &GatewayClass, report: &mut Report<'_>) {
 
 pub(super) fn gateway(gateway: &Gateway, report: &mut Report<'_>) {
     let spec = &gateway.spec;
-    report.unsupported(spec.addresses.as_ref(), "spec.addresses");
-    report.unsupported(spec.infrastructure.as_ref(), "spec.infrastructure");
+    report.len(spec.addresses.len(), 0..=16, "spec.addresses");
     report.unsupported(spec.allowed_listeners.as_ref(), "spec.allowedListeners");
     report.unsupported(spec.tls.as_ref(), "spec.tls");
     report.unsupported(spec.default_scope.as_ref(), "spec.defaultScope");

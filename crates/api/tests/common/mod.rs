@@ -1,7 +1,7 @@
 //! YAML to objects and back to text, for every test of this crate.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
-use forebay_api::{Index, Object, Origin, describe};
+use forebay_api::{Index, Object, Publication, Settings, describe};
 use forebay_model::snapshot::Problem;
 use serde_json::Value;
 
@@ -21,7 +21,7 @@ pub(crate) fn parse(text: &str) -> Vec<Object> {
 
 /// An index as of files with the objects of `text`.
 pub(crate) fn index(text: &str) -> Index {
-    let mut index = Index::new(Origin::Files);
+    let mut index = Index::new(Settings::default());
     parse(text)
         .into_iter()
         .for_each(|object| index.apply(object));
@@ -55,8 +55,13 @@ pub(crate) fn check_problems(text: &str, want: &str) {
     compare(&lines, want);
 }
 
+/// The snapshot and the statuses.
+pub(crate) fn describe_all(published: &Publication) -> String {
+    describe::snapshot(&published.snapshot) + &describe::statuses(&published.statuses)
+}
+
 #[track_caller]
-fn compare(got: &str, want: &str) {
+pub(crate) fn compare(got: &str, want: &str) {
     let want = want.trim_start_matches('\n');
     assert!(got == want, "wanted:\n{want}\ngot:\n{got}");
 }
