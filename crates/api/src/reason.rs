@@ -22,7 +22,8 @@ pub fn severity(problem: &Problem) -> Severity {
     match problem.reason {
         EXTERNAL_PICKER => Severity::Info,
         UNKNOWN_FIELD | UNSUPPORTED_FIELD | UNKNOWN_KIND | UNKNOWN_LABEL | DUPLICATE_ENDPOINT
-        | INVALID_PICKER | SHADOWED | PENDING | ADDRESS_NOT_ASSIGNED => Severity::Warning,
+        | INVALID_PICKER | SHADOWED | PENDING | ADDRESS_NOT_ASSIGNED | SOURCE_UNREACHABLE
+        | KIND_NOT_READ => Severity::Warning,
         _ => Severity::Error,
     }
 }
@@ -76,5 +77,9 @@ pub(crate) const EXTERNAL_PICKER: &str = "ExternalPickerNotUsed";
 pub(crate) const SHADOWED: &str = "Shadowed";
 /// A reference to an object that is not there.
 pub(crate) const NOT_FOUND: &str = "NotFound";
+/// The API server cannot be followed; the last state is served.
+pub const SOURCE_UNREACHABLE: &str = "SourceUnreachable";
+/// Objects of a kind that may not be read.
+pub const KIND_NOT_READ: &str = "KindNotRead";
 /// More problems than are kept.
 pub(crate) const TOO_MANY_PROBLEMS: &str = "TooManyProblems";

@@ -1,11 +1,15 @@
 //! Status of objects as plain values: what `forebay status` prints and what the Kubernetes writer
 //! sends. Computed in the same pass as the snapshot (see `lower`), so the two cannot disagree.
 
+mod render;
+
 use forebay_model::ObjectName;
 
 use crate::kinds::GATEWAY_GROUP;
 use crate::object::Kind;
 use crate::reason;
+
+pub use render::{has_entries, is_written, render};
 
 /// Status of one object.
 #[derive(Clone, PartialEq, Eq, Debug)]
