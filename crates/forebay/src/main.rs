@@ -12,6 +12,7 @@ mod demo;
 mod descriptors;
 mod explain;
 mod gateway;
+mod kubernetes;
 mod logging;
 mod manifest_text;
 mod sim;

@@ -223,7 +223,7 @@ fn answer<B>(request: &Request<B>, state: &AdminState) -> Answer {
     let live = state.live.load();
     match request.uri().path() {
         "/metrics" => metrics(request.headers(), state, &live),
-        "/healthz" => text(StatusCode::OK, "ok\n".to_owned()),
+        "/healthz" | "/livez" => text(StatusCode::OK, "ok\n".to_owned()),
         "/readyz" => match state.readiness.check() {
             Ok(()) => text(StatusCode::OK, "ok\n".to_owned()),
             Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
@@ -239,7 +239,7 @@ fn answer<B>(request: &Request<B>, state: &AdminState) -> Answer {
 
 const INDEX: &str = "\
 /metrics          Prometheus or OpenMetrics
-/healthz          the process runs
+/healthz, /livez  the process runs
 /readyz           the gateway can serve
 /debug/decisions  why requests went where they went (?limit= ?pool= ?id=)
 /debug/pools      pools and their endpoints as the picker sees them

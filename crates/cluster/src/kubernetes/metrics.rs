@@ -53,8 +53,10 @@ impl Written {
 }
 
 impl Metrics {
-    /// Adds them to what a process shows.
-    pub fn register(&self, registry: &mut Registry) {
+    /// Them for a page of metrics.
+    #[must_use]
+    pub fn registry(&self) -> Registry {
+        let mut registry = Registry::default();
         registry.register(
             "forebay_kubernetes_watch_errors",
             "Lists and watches of the API server that failed",
@@ -80,6 +82,7 @@ impl Metrics {
             "Services and other infrastructure of Gateways sent to the API server",
             self.infrastructure_writes.clone(),
         );
+        registry
     }
 
     pub(crate) fn watch_error(&self, kind: Kind) {

@@ -24,7 +24,7 @@ use serde_json::Value;
 use tokio::sync::oneshot;
 
 use crate::cli::{DemoArgs, LogArgs, LogFormat, Workload as Kind};
-use crate::gateway::{Plan, Running};
+use crate::gateway::{Plan, Running, Source};
 use crate::{Failure, admin_client, descriptors, logging, print};
 use interrupt::{Interrupt, broken_off};
 use manifests::{Folder, POOL};
@@ -249,8 +249,10 @@ struct GatewayThread {
 impl GatewayThread {
     fn start(args: &DemoArgs, folder: &Folder) -> Result<Self, Failure> {
         let plan = Plan {
-            paths: vec![folder.path().to_owned()],
-            strict: true,
+            source: Source::Files {
+                paths: vec![folder.path().to_owned()],
+                strict: true,
+            },
             settings: Settings {
                 bind: IpAddr::from(Ipv4Addr::LOCALHOST),
                 admin: Some(args.admin),
