@@ -76,6 +76,8 @@ enum Chore {
 enum Bench {
     /// The gateway beside nginx, Envoy and SGLang's router, in one run
     Proxy(bench::Args),
+    /// The gateway in front of a large cluster's API server
+    Scale(bench::scale::Args),
 }
 
 fn main() -> ExitCode {
@@ -86,6 +88,9 @@ fn main() -> ExitCode {
         Chore::Bench {
             what: Bench::Proxy(args),
         } => bench::run(&args),
+        Chore::Bench {
+            what: Bench::Scale(args),
+        } => bench::scale::run(&args),
         #[cfg(not(feature = "simulator"))]
         Chore::Calibrate(_) | Chore::Fidelity(_) => simulator::run_with_simulator(),
         #[cfg(feature = "simulator")]

@@ -15,6 +15,7 @@ mod peers;
 mod procfs;
 mod promise;
 mod report;
+pub(crate) mod scale;
 mod scenario;
 mod stats;
 
