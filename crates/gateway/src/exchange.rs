@@ -20,13 +20,14 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Status
 use hyper::body::{Body as _, Incoming};
 use tokio::time::Instant;
 
+use crate::connection::Client;
 use crate::peek::{self, Peeked};
 use crate::record::{Draft, Ending, Record};
 use crate::relay::Body;
 use crate::respond::Refusal;
 use crate::upstream::strip;
 use crate::view::View;
-use crate::worker::{Client, Worker};
+use crate::worker::Worker;
 use crate::{clock, filters, inference, mirror, service};
 
 /// Where the request went.

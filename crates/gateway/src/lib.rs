@@ -10,6 +10,7 @@ mod budget;
 mod catalogue;
 mod client_io;
 pub mod clock;
+mod connection;
 mod exchange;
 pub mod explain;
 mod filters;

@@ -18,10 +18,11 @@ use http_body::{Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 
 use crate::clock;
+use crate::connection::Held;
 use crate::pools::InFlight;
 use crate::record::{Draft, Ending};
 use crate::upstream::{AnswerBody, SendError};
-use crate::worker::{Held, Worker};
+use crate::worker::Worker;
 
 /// The body of a response to a client.
 #[derive(Debug)]
