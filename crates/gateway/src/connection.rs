@@ -36,7 +36,12 @@ pub(crate) struct Client {
     pub(crate) address: SocketAddr,
     /// Its IP address, as `X-Forwarded-For` says it.
     pub(crate) ip: HeaderValue,
+    /// The port that was bound, by which the snapshot knows it.
+    pub(crate) bound: u16,
+    /// The port that the client asked for: the listener's, when the connection began.
     pub(crate) port: u16,
+    /// The same, as `X-Forwarded-Port` says it.
+    pub(crate) port_text: HeaderValue,
     pub(crate) tls: bool,
 }
 
@@ -62,12 +67,18 @@ impl Drop for Held {
     }
 }
 
-pub(crate) async fn serve(held: Held, stream: TcpStream, address: SocketAddr, port: u16) {
+pub(crate) async fn serve(held: Held, stream: TcpStream, address: SocketAddr, bound: u16) {
     let worker = Rc::clone(&held.worker);
     if stream.set_nodelay(true).is_err() {
         return;
     }
-    let tls = worker.shared.live.load().tls.get(&port).cloned();
+    let (number, tls) = {
+        let live = worker.live();
+        let Some(port) = live.snapshot.ports.get(&bound) else {
+            return;
+        };
+        (port.number, live.tls.get(&bound).cloned())
+    };
     let address = canonical(address);
     let Ok(ip) = HeaderValue::from_str(&address.ip().to_string()) else {
         return;
@@ -75,7 +86,9 @@ pub(crate) async fn serve(held: Held, stream: TcpStream, address: SocketAddr, po
     let client = Rc::new(Client {
         address,
         ip,
-        port,
+        bound,
+        port: number,
+        port_text: number.into(),
         tls: tls.is_some(),
     });
     let limit = HANDSHAKE_TIMEOUT.min(worker.shared.settings.head_timeout);

@@ -178,7 +178,7 @@ impl Exchange {
             let pattern = listener.hostname.as_ref();
             pattern.is_none_or(|pattern| pattern.covers(&record.host))
         };
-        let port = live.snapshot.ports.get(&self.client.port);
+        let port = live.snapshot.ports.get(&self.client.bound);
         let listener = port
             .and_then(|port| port.listeners.iter().find(covers))
             .ok_or_else(|| Refusal::no_route(&record.host, &record.path))?;
@@ -611,6 +611,10 @@ fn forward_for(headers: &mut HeaderMap, client: &Client) {
     }
     let scheme = HeaderValue::from_static(if client.tls { "https" } else { "http" });
     headers.insert(HeaderName::from_static("x-forwarded-proto"), scheme);
+    headers.insert(
+        HeaderName::from_static("x-forwarded-port"),
+        client.port_text.clone(),
+    );
 }
 
 fn request_id(worker: &Worker, given: Option<&str>) -> Arc<str> {

@@ -109,6 +109,31 @@ fn redirects_are_answered_here() {
 }
 
 #[test]
+fn a_port_goes_by_the_number_that_clients_know() {
+    let upstream = Upstream::saying("x");
+    let world = World::empty(settings());
+    let elsewhere = Redirect {
+        scheme: None,
+        hostname: Some("new.test".into()),
+        path: None,
+        port: None,
+        status: 302,
+    };
+    let check = |number: u16, location: &str| {
+        let moved = filtered(vec![Filter::Redirect(elsewhere.clone())], service(&[]));
+        let rest = rule(vec![service(&[upstream.address])]);
+        world.publish_as(number, vec![entry("/old", moved), entry("/", rest)]);
+        let got = world.ask(&get("/old"));
+        assert_eq!(got.field("location").as_deref(), Some(location));
+        world.ask(&get_with("/", "x-forwarded-port: 1\r\n"));
+        let port = upstream.last().field("x-forwarded-port");
+        assert_eq!(port, Some(number.to_string()));
+    };
+    check(80, "http://new.test/old");
+    check(8080, "http://new.test:8080/old");
+}
+
+#[test]
 fn cors_answers_preflights_and_marks_answers() {
     let cors = Cors {
         allow_origins: vec!["https://a.test".into()],

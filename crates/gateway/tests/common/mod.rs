@@ -43,6 +43,7 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 /// A running gateway with what it was last told.
 pub struct World {
     pub gateway: Gateway,
+    /// The port that is bound.
     pub port: u16,
     generation: Mutex<u64>,
 }
@@ -87,12 +88,17 @@ impl World {
 
     /// Publishes these routes for every host, and waits until the port is open.
     pub fn publish(&self, entries: Vec<Entry>) {
+        self.publish_as(self.port, entries);
+    }
+
+    /// The same on a port that clients know by another number.
+    pub fn publish_as(&self, number: u16, entries: Vec<Entry>) {
         let entries = entries.into_iter().map(|entry| (None, entry)).collect();
         let listener = listener(None, RouteTable::build(entries));
         self.publish_ports([(
             self.port,
             Port {
-                number: self.port,
+                number,
                 tls: false,
                 listeners: vec![listener],
             },
