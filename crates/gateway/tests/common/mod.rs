@@ -241,6 +241,11 @@ thread_local! {
     static KNOWN: RefCell<Known> = RefCell::default();
 }
 
+/// Lets what this test publishes from now on be without the pools and Services named so far.
+pub fn forget() {
+    KNOWN.take();
+}
+
 pub fn entry(prefix: &str, rule: Rule) -> Entry {
     Entry {
         matcher: Matcher {
