@@ -1,4 +1,4 @@
-//! One client connection, from its first byte to the HTTP server that takes it over.
+//! One client connection, from its first byte to the HTTP server or the stream that takes it over.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -10,18 +10,22 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use forebay_model::snapshot::{ClientTrust, Listener};
 use http::HeaderValue;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
-use tokio_rustls::TlsAcceptor;
+use tokio::time::Instant;
 
 use crate::client_io::{ClientIo, Stream};
-use crate::exchange;
 use crate::telemetry::Counted;
+use crate::tls::hello::{self, Hello};
+use crate::tls::{self, Ends};
+use crate::view::View;
 use crate::worker::{LocalExecutor, Worker};
+use crate::{exchange, stream};
 
 /// How long a TLS handshake or the protocol's first bytes may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -42,7 +46,33 @@ pub(crate) struct Client {
     pub(crate) port: u16,
     /// The same, as `X-Forwarded-Port` says it.
     pub(crate) port_text: HeaderValue,
-    pub(crate) tls: bool,
+    /// What TLS was made for, where there is TLS.
+    pub(crate) tls: Option<ClientTls>,
+}
+
+/// The terms of a connection with TLS.
+#[derive(Debug)]
+pub(crate) struct ClientTls {
+    /// The server that the client named, lower case.
+    name: Option<Box<str>>,
+    /// Whom the client had to be.
+    clients: Option<Arc<ClientTrust>>,
+}
+
+impl ClientTls {
+    /// Whether a request for `host`, which is `listener`'s, may come this way. The server name must
+    /// lead to the same listener, and that must ask of clients what it asked of this one: a
+    /// connection that is used for more than it was made for would get by without the certificate
+    /// that the other listener wants to see.
+    pub(crate) fn is_for(&self, listener: &Listener, listeners: &[Listener], host: &str) -> bool {
+        let same = || {
+            let named = tls::listener_for(listeners, self.name.as_deref());
+            named.is_some_and(|at| std::ptr::eq(&listeners[at], listener))
+        };
+        listener.tls_routes.is_none()
+            && self.clients == listener.clients
+            && (self.name.as_deref() == Some(host) || same())
+    }
 }
 
 /// Counts a connection for as long as it lives.
@@ -67,41 +97,117 @@ impl Drop for Held {
     }
 }
 
+/// Serves a connection to its end.
 pub(crate) async fn serve(held: Held, stream: TcpStream, address: SocketAddr, bound: u16) {
     let worker = Rc::clone(&held.worker);
     if stream.set_nodelay(true).is_err() {
         return;
     }
-    let (number, tls) = {
-        let live = worker.live();
-        let Some(port) = live.snapshot.ports.get(&bound) else {
-            return;
-        };
-        (port.number, live.tls.get(&bound).cloned())
+    let live = worker.live();
+    let Some(port) = live.snapshot.ports.get(&bound) else {
+        return;
     };
     let address = canonical(address);
     let Ok(ip) = HeaderValue::from_str(&address.ip().to_string()) else {
         return;
     };
-    let client = Rc::new(Client {
+    let client = Client {
         address,
         ip,
         bound,
-        port: number,
-        port_text: number.into(),
-        tls: tls.is_some(),
-    });
+        port: port.number,
+        port_text: port.number.into(),
+        tls: None,
+    };
     let limit = HANDSHAKE_TIMEOUT.min(worker.shared.settings.head_timeout);
-    let Ok(Some((stream, http2))) = tokio::time::timeout(limit, handshake(stream, tls)).await
-    else {
+    if port.tls {
+        let until = Instant::now() + limit;
+        return Box::pin(serve_tls(&worker, live, stream, client, until)).await;
+    }
+    drop(live);
+    let Ok(Ok(http2)) = tokio::time::timeout(limit, has_h2_preface(&stream)).await else {
         return;
     };
-    let io = TokioIo::new(ClientIo::new(
-        stream,
-        worker.shared.settings.write_stall_timeout,
-    ));
+    serve_http(&worker, Stream::Plain(stream), http2, client).await;
+}
+
+/// Finds the listener that the client names, and what its connections become.
+async fn serve_tls(
+    worker: &Rc<Worker>,
+    live: Rc<View>,
+    mut stream: TcpStream,
+    client: Client,
+    until: Instant,
+) {
+    let Some(port) = live.snapshot.ports.get(&client.bound) else {
+        return;
+    };
+    let failed = |reason| worker.shared.telemetry.metrics.tls_failed(reason);
+    let hello = match tokio::time::timeout_at(until, Hello::read(&mut stream)).await {
+        Ok(Ok(hello)) => hello,
+        Ok(Err(error)) => return failed(hello_failure(&error)),
+        Err(_) => return failed("timeout"),
+    };
+    let name = hello.server_name();
+    let at = tls::listener_for(&port.listeners, name.as_deref());
+    let found = at.and_then(|at| Some((at, live.tls_listener(client.bound, at)?)));
+    let Some((at, (listener, ends))) = found else {
+        failed("no_listener");
+        // Where nothing but bytes is passed on, a name that nobody has is like a closed port.
+        if port.listeners.iter().any(|l| l.tls_routes.is_none()) {
+            hello::refuse(&mut stream).await;
+        }
+        return;
+    };
+    if listener.tls_routes.is_some() {
+        let incoming = stream::Incoming {
+            stream,
+            hello,
+            client: client.address,
+            bound: client.bound,
+            listener: at,
+            until,
+        };
+        return stream::serve(worker, live, incoming).await;
+    }
+    let Ends::Here(config) = ends else {
+        failed("certificate_invalid");
+        return hello::refuse(&mut stream).await;
+    };
+    let client = Client {
+        tls: Some(ClientTls {
+            name,
+            clients: listener.clients.clone(),
+        }),
+        ..client
+    };
+    let config = Arc::clone(config);
+    // The configuration is not kept for as long as the connection lives.
+    drop(live);
+    match tokio::time::timeout_at(until, hello.end_here(stream, config)).await {
+        Ok(Ok(stream)) => {
+            let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+            serve_http(worker, Stream::Tls(Box::new(stream)), http2, client).await;
+        }
+        Ok(Err(_)) => failed("handshake"),
+        Err(_) => failed("timeout"),
+    }
+}
+
+fn hello_failure(error: &io::Error) -> &'static str {
+    if error.kind() == io::ErrorKind::InvalidData {
+        "not_tls"
+    } else {
+        "client_gone"
+    }
+}
+
+/// Lets hyper serve the connection.
+async fn serve_http(worker: &Rc<Worker>, stream: Stream, http2: bool, client: Client) {
+    let settings = &worker.shared.settings;
+    let io = TokioIo::new(ClientIo::new(stream, settings.write_stall_timeout));
     let service = {
-        let worker = Rc::clone(&worker);
+        let (worker, client) = (Rc::clone(worker), Rc::new(client));
         service_fn(move |request| {
             let (worker, client) = (Rc::clone(&worker), Rc::clone(&client));
             // In a box of its own: hyper keeps room for the future as long as the connection lives,
@@ -111,7 +217,6 @@ pub(crate) async fn serve(held: Held, stream: TcpStream, address: SocketAddr, bo
             )
         })
     };
-    let settings = &worker.shared.settings;
     // Errors of a connection are its client's business: each exchange has its own record.
     if http2 {
         let conn = http2::Builder::new(LocalExecutor)
@@ -121,7 +226,7 @@ pub(crate) async fn serve(held: Held, stream: TcpStream, address: SocketAddr, bo
             .keep_alive_interval(Some(Duration::from_secs(30)))
             .serve_connection(io, service);
         let mut conn = std::pin::pin!(conn);
-        if until_drain(&worker, conn.as_mut()).await {
+        if until_drain(worker, conn.as_mut()).await {
             conn.as_mut().graceful_shutdown();
             let _closed = conn.await;
         }
@@ -136,7 +241,7 @@ pub(crate) async fn serve(held: Held, stream: TcpStream, address: SocketAddr, bo
             .serve_connection(io, service)
             .with_upgrades();
         let mut conn = std::pin::pin!(conn);
-        if until_drain(&worker, conn.as_mut()).await {
+        if until_drain(worker, conn.as_mut()).await {
             conn.as_mut().graceful_shutdown();
             let _closed = conn.await;
         }
@@ -153,24 +258,6 @@ async fn until_drain(worker: &Worker, mut conn: Pin<&mut impl Future>) -> bool {
         drain.poll(cx).map(|()| true)
     })
     .await
-}
-
-/// Finishes TLS if there is any, and tells whether the client speaks HTTP/2.
-async fn handshake(
-    stream: TcpStream,
-    tls: Option<Arc<rustls::ServerConfig>>,
-) -> Option<(Stream, bool)> {
-    match tls {
-        Some(config) => {
-            let stream = TlsAcceptor::from(config).accept(stream).await.ok()?;
-            let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-            Some((Stream::Tls(Box::new(stream)), http2))
-        }
-        None => {
-            let http2 = has_h2_preface(&stream).await.ok()?;
-            Some((Stream::Plain(stream), http2))
-        }
-    }
 }
 
 /// Whether the first bytes are HTTP/2's preface. No HTTP/1.1 method is called `PRI`.

@@ -179,9 +179,14 @@ impl Exchange {
             pattern.is_none_or(|pattern| pattern.covers(&record.host))
         };
         let port = live.snapshot.ports.get(&self.client.bound);
-        let listener = port
-            .and_then(|port| port.listeners.iter().find(covers))
+        let listeners = port.map_or(&[][..], |port| &port.listeners);
+        let listener = (listeners.iter().find(covers))
             .ok_or_else(|| Refusal::no_route(&record.host, &record.path))?;
+        if let Some(tls) = &self.client.tls
+            && !tls.is_for(listener, listeners, &record.host)
+        {
+            return Err(Refusal::misdirected(&record.host));
+        }
         record.gateway = Some(live.name(&listener.gateway));
         Ok(listener)
     }
@@ -201,25 +206,10 @@ impl Exchange {
         &self,
         rule: &'a Rule,
     ) -> Result<&'a forebay_model::route::WeightedTarget, Refusal> {
-        let total: u64 = rule.targets.iter().map(|t| u64::from(t.weight)).sum();
-        let none = || {
+        self.worker.draw(&rule.targets).ok_or_else(|| {
             let message = "the route has no backend with a weight above zero";
             Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "no_backend", message)
-        };
-        if total == 0 {
-            return Err(none());
-        }
-        let mut at = match rule.targets.len() {
-            1 => 0,
-            _ => self.worker.rng.borrow_mut().next_u64() % total,
-        };
-        for target in &rule.targets {
-            match at.checked_sub(u64::from(target.weight)) {
-                Some(rest) => at = rest,
-                None => return Ok(target),
-            }
-        }
-        Err(none())
+        })
     }
 
     // === filters ===
@@ -231,7 +221,7 @@ impl Exchange {
                 entry,
                 &parts.uri,
                 &self.record.host,
-                self.client.tls,
+                self.client.tls.is_some(),
                 self.client.port,
             )),
             Filter::Cors(cors) => filters::preflight(cors, &parts.method, &parts.headers),
@@ -609,7 +599,11 @@ fn forward_for(headers: &mut HeaderMap, client: &Client) {
             headers.insert(name, value);
         }
     }
-    let scheme = HeaderValue::from_static(if client.tls { "https" } else { "http" });
+    let scheme = HeaderValue::from_static(if client.tls.is_some() {
+        "https"
+    } else {
+        "http"
+    });
     headers.insert(HeaderName::from_static("x-forwarded-proto"), scheme);
     headers.insert(
         HeaderName::from_static("x-forwarded-port"),

@@ -171,9 +171,10 @@ impl Relay {
         let (ending, kind) = match error {
             SendError::Timeout(_) => (Ending::TimedOut, EndKind::Failed(FailureKind::Timeout)),
             SendError::ClientBody => (Ending::ClientGone, EndKind::Cancelled),
-            SendError::Connect(_) | SendError::Reset(_) | SendError::Protocol(_) => {
-                (Ending::UpstreamDied, EndKind::Failed(FailureKind::Reset))
-            }
+            SendError::Connect(_)
+            | SendError::Tls(_)
+            | SendError::Reset(_)
+            | SendError::Protocol(_) => (Ending::UpstreamDied, EndKind::Failed(FailureKind::Reset)),
         };
         // Within an announced length an event would pass for content.
         let may_add = self.sse && self.body.length().is_none();
@@ -312,13 +313,19 @@ impl Settle {
         Held::new(Rc::clone(&self.worker))
     }
 
+    /// How long a tunnel may be silent.
+    pub(crate) fn tunnel_idle_timeout(&self) -> Duration {
+        self.worker.shared.settings.tunnel_idle_timeout
+    }
+
     /// Settles an exchange that became a tunnel.
-    pub(crate) fn tunnel_closed(&mut self, bytes_in: u64, bytes_out: u64) {
+    pub(crate) fn tunnel_closed(&mut self, ending: Ending, bytes_in: u64, bytes_out: u64) {
         if self.record.is_open() {
             self.record.bytes_in += bytes_in;
             self.record.bytes_out += bytes_out;
         }
-        self.now(Ending::Complete, EndKind::Served, None);
+        // What went wrong within a tunnel is not the endpoint's failure to answer.
+        self.now(ending, EndKind::Served, None);
     }
 
     /// Notes the first byte of the response; true if this is it.

@@ -15,7 +15,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use forebay_decide::{RetryBudget, Rng};
-use forebay_model::route::ServicePort;
+use forebay_model::route::{ServicePort, ServiceTarget, WeightedTarget};
 use rustc_hash::FxHashMap;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tokio::net::TcpListener;
@@ -34,6 +34,9 @@ const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// How long after a failed bind it is tried again.
 const BIND_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
+/// Services whose turn is remembered; then all begin anew.
+const TURNS_MAX: usize = 10_000;
+
 /// What the requests of one thread share.
 #[derive(Debug)]
 pub(crate) struct Worker {
@@ -42,7 +45,7 @@ pub(crate) struct Worker {
     pub(crate) rng: RefCell<Rng>,
     pub(crate) retries: RefCell<RetryBudget>,
     /// Whose turn it is among the endpoints of each Service's port.
-    pub(crate) turns: RefCell<FxHashMap<ServicePort, usize>>,
+    turns: RefCell<FxHashMap<ServicePort, usize>>,
     /// Scratch space for block hashes.
     pub(crate) hashes: RefCell<Vec<forebay_decide::BlockHash>>,
     /// Where exchanges are reported.
@@ -94,6 +97,32 @@ impl Worker {
     /// The configuration in force.
     pub(crate) fn live(&self) -> Rc<View> {
         self.newest.get(&self.shared.live)
+    }
+
+    /// Draws a target by weight; none if all weights are zero.
+    pub(crate) fn draw<'t>(&self, targets: &'t [WeightedTarget]) -> Option<&'t WeightedTarget> {
+        let total: u64 = targets.iter().map(|t| u64::from(t.weight)).sum();
+        let mut at = match (total, targets.len()) {
+            (0, _) => return None,
+            (_, 1) => 0,
+            (total, _) => self.rng.borrow_mut().next_u64() % total,
+        };
+        targets.iter().find(|target| {
+            let rest = at.checked_sub(u64::from(target.weight));
+            at = rest.unwrap_or(at);
+            rest.is_none()
+        })
+    }
+
+    /// The endpoint whose turn it is, of a Service that has some.
+    pub(crate) fn turn(&self, to: &ServiceTarget) -> SocketAddr {
+        let mut turns = self.turns.borrow_mut();
+        if turns.len() >= TURNS_MAX {
+            turns.clear();
+        }
+        let at = turns.entry(to.of.clone()).or_insert(0);
+        *at = at.wrapping_add(1);
+        to.endpoints[*at % to.endpoints.len()]
     }
 
     /// Counts a client's connection until [`Self::connection_closed`].
@@ -191,9 +220,7 @@ fn sweep_idle(worker: &Worker) {
     let live = worker.live();
     worker
         .idle
-        .sweep(worker.shared.settings.idle_timeout, |address| {
-            live.uses(address)
-        });
+        .sweep(worker.shared.settings.idle_timeout, |key| live.uses(key));
 }
 
 /// Opens what is missing and closes what is gone; true if some port could not be opened.

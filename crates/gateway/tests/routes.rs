@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use common::*;
 use forebay_model::AppProtocol;
 use forebay_model::route::{
-    Broken, Cors, Filter, HeaderEdits, Mirror, PathEdit, Redirect, Retry, Rule, Target, Timeouts,
+    Cors, Filter, HeaderEdits, Mirror, PathEdit, Redirect, Retry, Rule, Target, Timeouts,
     UrlRewrite,
 };
 
@@ -252,15 +252,10 @@ fn targets_get_their_share() {
 #[test]
 fn a_target_that_does_not_hold_answers_its_share_and_no_more() {
     let upstream = Upstream::saying("x");
-    let broken = Target::Broken(std::sync::Arc::new(Broken {
-        status: 500,
-        reason: "BackendNotFound",
-        message: "Service default/gone does not exist".into(),
-    }));
     let world = World::with(
         settings(),
         vec![
-            entry("/broken", rule(vec![broken])),
+            entry("/broken", rule(vec![broken(500)])),
             entry("/none", rule(vec![])),
             entry("/empty", rule(vec![service(&[])])),
             entry("/fine", rule(vec![service(&[upstream.address])])),
