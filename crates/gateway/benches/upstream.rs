@@ -13,7 +13,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
-use forebay_gateway::upstream::{self, Head, Idle, Outgoing};
+use forebay_gateway::upstream::{self, Head, Idle, Outgoing, Peer};
 use forebay_model::AppProtocol;
 use http::{HeaderMap, Method, Request};
 use http_body_util::{BodyExt, Full};
@@ -82,14 +82,8 @@ async fn our_client(address: SocketAddr) -> usize {
             upgrade: None,
         };
         let limit = Duration::from_secs(1);
-        let sent = upstream::send(
-            &idle,
-            address,
-            AppProtocol::Http,
-            &head,
-            Outgoing::Empty,
-            limit,
-        );
+        let peer = Peer::plain(address, AppProtocol::Http);
+        let sent = upstream::send(&idle, &peer, &head, Outgoing::Empty, limit);
         let mut answer = sent.await.unwrap();
         while let Some(frame) = std::future::poll_fn(|cx| answer.body.poll_frame(cx)).await {
             bytes += frame.unwrap().into_data().map_or(0, |data| data.len());

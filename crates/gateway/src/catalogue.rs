@@ -22,7 +22,7 @@ use crate::exchange::Exchange;
 use crate::pools::PoolRuntime;
 use crate::relay::Body;
 use crate::respond::Refusal;
-use crate::upstream::{self, Head, Outgoing};
+use crate::upstream::{self, Head, Outgoing, Peer};
 use crate::worker::Worker;
 
 /// After this long a list is fetched anew in passing.
@@ -198,14 +198,8 @@ async fn fetch(worker: &Worker, pool: &Pool, address: SocketAddr) -> Option<Byte
     };
     let get = async {
         let limit = worker.shared.settings.connect_timeout;
-        let sent = upstream::send(
-            &worker.idle,
-            address,
-            pool.protocol,
-            &head,
-            Outgoing::Empty,
-            limit,
-        );
+        let peer = Peer::plain(address, pool.protocol);
+        let sent = upstream::send(&worker.idle, &peer, &head, Outgoing::Empty, limit);
         let mut answer = sent
             .await
             .ok()

@@ -20,6 +20,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Status
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
+use crate::connection::Client;
 use crate::onward::{ClientBody, Onward, OnwardHead, Upgrade};
 use crate::peek::{self, Peeked};
 use crate::record::{Draft, Ending, Record};
@@ -27,7 +28,7 @@ use crate::relay::Body;
 use crate::respond::Refusal;
 use crate::upstream::strip;
 use crate::view::View;
-use crate::worker::{Client, Worker};
+use crate::worker::Worker;
 use crate::{clock, filters, inference, mirror, service};
 
 /// Where the request went.
@@ -147,10 +148,15 @@ impl Exchange {
             let pattern = listener.hostname.as_ref();
             pattern.is_none_or(|pattern| pattern.covers(&record.host))
         };
-        let port = live.snapshot.ports.get(&self.client.port);
-        let listener = port
-            .and_then(|port| port.listeners.iter().find(covers))
+        let port = live.snapshot.ports.get(&self.client.bound);
+        let listeners = port.map_or(&[][..], |port| &port.listeners);
+        let listener = (listeners.iter().find(covers))
             .ok_or_else(|| Refusal::no_route(&record.host, &record.path))?;
+        if let Some(tls) = &self.client.tls
+            && !tls.is_for(listener, listeners, &record.host)
+        {
+            return Err(Refusal::misdirected(&record.host));
+        }
         record.gateway = Some(live.name(&listener.gateway));
         Ok(listener)
     }
@@ -170,25 +176,10 @@ impl Exchange {
         &self,
         rule: &'a Rule,
     ) -> Result<&'a forebay_model::route::WeightedTarget, Refusal> {
-        let total: u64 = rule.targets.iter().map(|t| u64::from(t.weight)).sum();
-        let none = || {
+        self.worker.draw(&rule.targets).ok_or_else(|| {
             let message = "the route has no backend with a weight above zero";
             Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "no_backend", message)
-        };
-        if total == 0 {
-            return Err(none());
-        }
-        let mut at = match rule.targets.len() {
-            1 => 0,
-            _ => self.worker.rng.borrow_mut().next_u64() % total,
-        };
-        for target in &rule.targets {
-            match at.checked_sub(u64::from(target.weight)) {
-                Some(rest) => at = rest,
-                None => return Ok(target),
-            }
-        }
-        Err(none())
+        })
     }
 
     // === filters ===
@@ -200,7 +191,7 @@ impl Exchange {
                 entry,
                 &parts.uri,
                 &self.record.host,
-                self.client.tls,
+                self.client.tls.is_some(),
                 self.client.port,
             )),
             Filter::Cors(cors) => filters::preflight(cors, &parts.method, &parts.headers),
@@ -552,8 +543,16 @@ fn forward_for(headers: &mut HeaderMap, client: &Client) {
             headers.insert(name, value);
         }
     }
-    let scheme = HeaderValue::from_static(if client.tls { "https" } else { "http" });
+    let scheme = HeaderValue::from_static(if client.tls.is_some() {
+        "https"
+    } else {
+        "http"
+    });
     headers.insert(HeaderName::from_static("x-forwarded-proto"), scheme);
+    headers.insert(
+        HeaderName::from_static("x-forwarded-port"),
+        client.port_text.clone(),
+    );
 }
 
 fn request_id(worker: &Worker, given: Option<&str>) -> Arc<str> {

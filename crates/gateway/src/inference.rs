@@ -34,7 +34,7 @@ use crate::queue::{self, Place};
 use crate::record::Try;
 use crate::relay::{Body, Passing, Relay, Settle};
 use crate::respond::Refusal;
-use crate::upstream::{self, Answer, AnswerBody, Head, Outgoing, SendError};
+use crate::upstream::{self, Answer, AnswerBody, Head, Outgoing, Peer, SendError};
 use crate::{catalogue, clock, tunnel};
 
 /// Endpoints tried for one request, the first included. More would let a broken request wear out
@@ -514,7 +514,7 @@ impl Sending<'_> {
             }
             Err(error) => {
                 failed(match &error {
-                    SendError::Connect(_) => FailureKind::Connect,
+                    SendError::Connect(_) | SendError::Tls(_) => FailureKind::Connect,
                     SendError::Timeout(_) => FailureKind::Timeout,
                     SendError::Reset(_) | SendError::Protocol(_) => FailureKind::Reset,
                     SendError::ClientBody | SendError::ClientStalled(_) => {
@@ -533,15 +533,9 @@ impl Sending<'_> {
     ) -> Result<(Answer, Option<Frame<Bytes>>), SendError> {
         let worker = &self.ex.worker;
         let connect_timeout = worker.shared.settings.connect_timeout;
-        let mut answer = upstream::send(
-            &worker.idle,
-            address,
-            self.pool.protocol,
-            &self.head,
-            body,
-            connect_timeout,
-        )
-        .await?;
+        let peer = Peer::plain(address, self.pool.protocol);
+        let mut answer =
+            upstream::send(&worker.idle, &peer, &self.head, body, connect_timeout).await?;
         // A head without a byte of the body is no answer yet: servers send it before they work.
         let wait = !matches!(answer.body, AnswerBody::Upgraded(_)) && answer.status.is_success();
         let first = if wait {

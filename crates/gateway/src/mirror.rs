@@ -1,16 +1,15 @@
 //! Request mirroring: a copy of the request whose answer nobody reads.
 
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use forebay_model::AppProtocol;
 use forebay_model::route::{Mirror, Target};
 
 use crate::exchange::Exchange;
 use crate::onward::Onward;
-use crate::upstream::{self, Outgoing};
+use crate::service::Way;
+use crate::upstream::{self, Outgoing, Peer};
 
 /// Copies under way in the process; further ones are left out, since a slow mirror must not take
 /// memory from real traffic.
@@ -26,7 +25,7 @@ pub(crate) fn send(ex: &Exchange, mirror: &Mirror, onward: &Onward) {
     if drawn >= u64::from(mirror.numerator) {
         return;
     }
-    let Some((address, protocol)) = destination(ex, &mirror.target) else {
+    let Some(peer) = destination(ex, &mirror.target) else {
         return;
     };
     let Some(bytes) = onward.body.held() else {
@@ -43,7 +42,7 @@ pub(crate) fn send(ex: &Exchange, mirror: &Mirror, onward: &Onward) {
         let head = head.to_endpoint(None);
         let limit = worker.shared.settings.connect_timeout;
         let copy = async {
-            let sent = upstream::send(&worker.idle, address, protocol, &head, body, limit).await;
+            let sent = upstream::send(&worker.idle, &peer, &head, body, limit).await;
             if let Ok(mut answer) = sent {
                 while let Some(Ok(_)) = std::future::poll_fn(|cx| answer.body.poll_frame(cx)).await
                 {
@@ -71,18 +70,19 @@ impl Drop for Copying {
     }
 }
 
-fn destination(ex: &Exchange, target: &Target) -> Option<(SocketAddr, AppProtocol)> {
+fn destination(ex: &Exchange, target: &Target) -> Option<Peer> {
     let drawn = |len: usize| ex.worker.rng.borrow_mut().below(len);
     match target {
         Target::Service(to) => {
             let to = ex.live.snapshot.services.get(to)?;
+            let way = Way::to(ex, to).ok()?;
             let some = !to.endpoints.is_empty();
-            some.then(|| (to.endpoints[drawn(to.endpoints.len())], to.protocol))
+            some.then(|| way.peer(to.endpoints[drawn(to.endpoints.len())]))
         }
         Target::Pool(name) => {
             let pool = ex.live.snapshot.pools.get(name)?;
             let ready: Vec<_> = pool.ready().map(|e| e.address).collect();
-            (!ready.is_empty()).then(|| (ready[drawn(ready.len())], pool.protocol))
+            (!ready.is_empty()).then(|| Peer::plain(ready[drawn(ready.len())], pool.protocol))
         }
         Target::Broken(_) => None,
     }

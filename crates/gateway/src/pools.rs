@@ -15,6 +15,7 @@ use arc_swap::ArcSwap;
 use forebay_decide::{
     Ask, End, EndKind, Flight, GateRefusal, Offer, PoolState, Refusal, Ticket, Waiter,
 };
+use forebay_model::snapshot::Listener;
 use forebay_model::{Moment, ObjectName, Pool, Snapshot};
 use rustc_hash::FxHashMap;
 use tokio::sync::{oneshot, watch};
@@ -22,7 +23,9 @@ use tokio::sync::{oneshot, watch};
 use crate::catalogue::Catalogue;
 use crate::clock;
 use crate::per_worker::lock;
-use crate::tls::{self, TlsPorts};
+use crate::tls::backend::Connectors;
+use crate::tls::{self, Ends, TlsPorts};
+use crate::upstream::Key;
 use crate::worker::Worker;
 
 /// A snapshot with the runtime state of its pools. A request takes one and keeps it.
@@ -34,6 +37,8 @@ pub struct Live {
     pub pools: FxHashMap<ObjectName, Arc<PoolRuntime>>,
     /// TLS by port.
     pub(crate) tls: TlsPorts,
+    /// TLS towards Services.
+    pub(crate) connectors: Connectors,
     addresses: HashSet<SocketAddr>,
     ejections: Arc<watch::Sender<u64>>,
 }
@@ -307,6 +312,7 @@ impl Live {
             snapshot: Arc::default(),
             pools: FxHashMap::default(),
             tls: TlsPorts::default(),
+            connectors: Connectors::default(),
             addresses: HashSet::new(),
             ejections: Arc::default(),
         }
@@ -340,12 +346,15 @@ impl Live {
             }
         }
         let last = (&*self.snapshot, &self.tls);
-        let tls = tls::ports(&snapshot, last, &mut |what| tracing::error!("{what}"));
+        let mut report = |what: String| tracing::error!("{what}");
+        let tls = tls::ports(&snapshot, last, &mut report);
+        let connectors = self.connectors.next(&snapshot, &mut report);
         let addresses = addresses(&snapshot);
         Self {
             snapshot,
             pools,
             tls,
+            connectors,
             addresses,
             ejections: Arc::clone(&self.ejections),
         }
@@ -357,9 +366,17 @@ impl Live {
         self.ejections.subscribe()
     }
 
-    /// Whether connections to `address` may be kept.
-    pub(crate) fn uses(&self, address: &SocketAddr) -> bool {
-        self.addresses.contains(address)
+    /// A listener of a port with TLS.
+    pub(crate) fn tls_listener(&self, bound: u16, at: usize) -> Option<(&Listener, &Ends)> {
+        let port = self.snapshot.ports.get(&bound)?;
+        let ends = self.tls.get(&bound)?;
+        Some((port.listeners.get(at)?, ends.get(at)?))
+    }
+
+    /// Whether connections of this kind may be kept.
+    pub(crate) fn uses(&self, key: Key) -> bool {
+        self.addresses.contains(&key.address)
+            && (key.connector == 0 || self.connectors.uses(key.connector))
     }
 }
 

@@ -229,3 +229,36 @@ pub enum Ending {
     /// A time limit of the route or of the gateway.
     TimedOut,
 }
+
+/// What one connection was that is no HTTP.
+#[derive(Clone, Debug)]
+pub struct StreamRecord {
+    /// When its first message had arrived.
+    pub started: Moment,
+    /// The same on the wall clock.
+    pub started_at: SystemTime,
+    /// When it was closed.
+    pub finished: Moment,
+    /// The client.
+    pub client: SocketAddr,
+    /// The Gateway.
+    pub gateway: Arc<ObjectName>,
+    /// Its listener.
+    pub listener: Arc<str>,
+    /// The `TLSRoute`.
+    pub route: Option<Arc<ObjectName>>,
+    /// The server that the client named.
+    pub server_name: Option<Box<str>>,
+    /// Whether TLS ended here.
+    pub terminated: bool,
+    /// The endpoint that took it, or the last one that did not.
+    pub endpoint: Option<SocketAddr>,
+    /// Bytes from the client that went to the endpoint.
+    pub bytes_in: u64,
+    /// Bytes from the endpoint that went to the client.
+    pub bytes_out: u64,
+    /// Why it was closed from here.
+    pub reason: Option<&'static str>,
+    /// How it ended.
+    pub end: Ending,
+}

@@ -18,10 +18,11 @@ use http_body::{Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 
 use crate::clock;
+use crate::connection::Held;
 use crate::pools::InFlight;
 use crate::record::{Draft, Ending};
 use crate::upstream::{AnswerBody, SendError};
-use crate::worker::{Held, Worker};
+use crate::worker::Worker;
 
 /// The body of a response to a client.
 #[derive(Debug)]
@@ -192,9 +193,10 @@ impl Relay {
             SendError::Timeout(_) => (Ending::TimedOut, EndKind::Failed(FailureKind::Timeout)),
             SendError::ClientBody => (Ending::ClientGone, EndKind::Cancelled),
             SendError::ClientStalled(_) => (Ending::TimedOut, EndKind::Cancelled),
-            SendError::Connect(_) | SendError::Reset(_) | SendError::Protocol(_) => {
-                (Ending::UpstreamDied, EndKind::Failed(FailureKind::Reset))
-            }
+            SendError::Connect(_)
+            | SendError::Tls(_)
+            | SendError::Reset(_)
+            | SendError::Protocol(_) => (Ending::UpstreamDied, EndKind::Failed(FailureKind::Reset)),
         };
         let may_add = self.events.take().is_some_and(WholeEvents::break_off);
         if may_add {
@@ -335,13 +337,19 @@ impl Settle {
         Held::new(Rc::clone(&self.worker))
     }
 
+    /// How long a tunnel may be silent.
+    pub(crate) fn tunnel_idle_timeout(&self) -> Duration {
+        self.worker.shared.settings.tunnel_idle_timeout
+    }
+
     /// Settles an exchange that became a tunnel.
-    pub(crate) fn tunnel_closed(&mut self, bytes_in: u64, bytes_out: u64) {
+    pub(crate) fn tunnel_closed(&mut self, ending: Ending, bytes_in: u64, bytes_out: u64) {
         if self.record.is_open() {
             self.record.bytes_in += bytes_in;
             self.record.bytes_out += bytes_out;
         }
-        self.now(Ending::Complete, EndKind::Served, None);
+        // What went wrong within a tunnel is not the endpoint's failure to answer.
+        self.now(ending, EndKind::Served, None);
     }
 
     /// Notes the first byte of the response; true if this is it.

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use forebay_decide::{GateRefusal, Refusal as PickRefusal};
 use forebay_dialect::Dialect;
 use forebay_dialect::error::ErrorBody;
-use forebay_model::route::Broken;
+use forebay_model::route::{Broken, ServicePort};
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 
 use crate::relay::Body;
@@ -132,11 +132,32 @@ impl Refusal {
                 retry_after_s: Some(1),
                 ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "upstream_connect", message)
             },
+            SendError::Tls(_) => Self::new(StatusCode::BAD_GATEWAY, "backend_tls", message),
             SendError::Reset(_) => Self::new(StatusCode::BAD_GATEWAY, "upstream_reset", message),
             SendError::Protocol(_) => {
                 Self::new(StatusCode::BAD_GATEWAY, "upstream_protocol", message)
             }
         }
+    }
+
+    /// For a Service whose policy for TLS cannot be followed.
+    pub(crate) fn backend_tls(service: &ServicePort, why: &str) -> Self {
+        let message = format!("TLS towards Service {service} is not possible: {why}");
+        Self::new(StatusCode::BAD_GATEWAY, "backend_tls", message)
+    }
+
+    /// For a request on a connection that was made for another listener, or under other terms than
+    /// are in force. Its client may send it again on a new connection, whatever its method.
+    pub(crate) fn misdirected(host: &str) -> Self {
+        let message = format!(
+            "this connection was made for another server name than {host}: send the request again \
+             on a connection that names it"
+        );
+        Self::new(
+            StatusCode::MISDIRECTED_REQUEST,
+            "misdirected_request",
+            message,
+        )
     }
 
     pub(crate) fn timed_out(what: &str) -> Self {

@@ -5,7 +5,9 @@
 
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 
+use forebay_model::AppProtocol;
 use forebay_model::route::{Rule, ServicePort, ServiceTarget};
 use http::{Response, StatusCode};
 use tokio::time::Instant;
@@ -15,7 +17,8 @@ use crate::onward::{Onward, Upgrade};
 use crate::record::Try;
 use crate::relay::{Body, Passing, Relay, Settle};
 use crate::respond::Refusal;
-use crate::upstream::{self, Answer, AnswerBody, Head, Outgoing, SendError};
+use crate::tls::backend::{Connector, Unusable};
+use crate::upstream::{self, Answer, AnswerBody, Head, Outgoing, Peer, SendError};
 use crate::{clock, tunnel};
 
 /// Bodies up to this size are kept for the retries that a route asks for; a longer one is sent
@@ -23,8 +26,40 @@ use crate::{clock, tunnel};
 const RETRY_BODY_BYTES_MAX: u64 = 1 << 20;
 /// Tries at connecting, over different endpoints.
 const CONNECT_TRIES_MAX: usize = 3;
-/// Services whose turn is remembered; then all begin anew.
-const TURNS_MAX: usize = 10_000;
+
+/// What connections to a Service's endpoints are like.
+pub(crate) struct Way {
+    protocol: AppProtocol,
+    tls: Option<Arc<Connector>>,
+}
+
+impl Way {
+    pub(crate) fn to(ex: &Exchange, service: &ServiceTarget) -> Result<Self, Refusal> {
+        let tls = match &service.tls {
+            None => None,
+            Some(_) => match ex.live.connectors.of(&service.of) {
+                Some(Ok(connector)) => Some(Arc::clone(connector)),
+                unusable => {
+                    let why = unusable.and_then(|met| met.as_ref().err());
+                    let why = why.map_or("its policy is not known", |Unusable(why)| why);
+                    return Err(Refusal::backend_tls(&service.of, why));
+                }
+            },
+        };
+        Ok(Self {
+            protocol: service.protocol,
+            tls,
+        })
+    }
+
+    pub(crate) fn peer(&self, address: SocketAddr) -> Peer {
+        Peer {
+            address,
+            protocol: self.protocol,
+            tls: self.tls.clone(),
+        }
+    }
+}
 
 /// Serves one request from `to`.
 pub(crate) async fn serve(
@@ -117,17 +152,22 @@ async fn attempt(
     body: Outgoing,
 ) -> Result<(Answer, Option<Instant>), Refusal> {
     let deadline = ex.try_deadline(rule);
+    let mut way = Way::to(ex, to)?;
+    if head.upgrade.is_some() {
+        // Only HTTP/1.1 has upgrades.
+        way.protocol = AppProtocol::Http;
+    }
     let worker = Rc::clone(&ex.worker);
     let connect_timeout = worker.shared.settings.connect_timeout;
     let sent = async {
         let mut failed = None;
         for _ in 0..CONNECT_TRIES_MAX.min(to.endpoints.len()) {
-            let address = turn(ex, to);
+            let peer = way.peer(worker.turn(to));
             ex.record.tries.push(Try {
-                endpoint: address,
+                endpoint: peer.address,
                 failure: None,
             });
-            match upstream::open(&worker.idle, address, to.protocol, connect_timeout).await {
+            match upstream::open(&worker.idle, &peer, connect_timeout).await {
                 // A request that must not be made twice is not repeated because of a stale
                 // connection, unless the route asks for retries.
                 Ok(ready) if head.method.is_idempotent() || rule.retry.is_some() => {
@@ -155,17 +195,6 @@ async fn attempt(
     let answer =
         sent.map_err(|error| Refusal::not_sent(&error, &format!("Service {}", to.of.name)));
     answer.map(|answer| (answer, deadline))
-}
-
-/// The endpoint whose turn it is, per worker.
-fn turn(ex: &Exchange, to: &ServiceTarget) -> SocketAddr {
-    let mut turns = ex.worker.turns.borrow_mut();
-    if turns.len() >= TURNS_MAX {
-        turns.clear();
-    }
-    let at = turns.entry(to.of.clone()).or_insert(0);
-    *at = at.wrapping_add(1);
-    to.endpoints[*at % to.endpoints.len()]
 }
 
 fn respond(ex: &mut Exchange, answer: Answer, upgrade: Option<Upgrade>) -> Response<Body> {

@@ -33,6 +33,9 @@ pub struct Settings {
     pub connect_timeout: Duration,
     /// How long an endpoint may be silent within a response.
     pub stream_idle_timeout: Duration,
+    /// How long a connection that is no HTTP (an upgraded one, or a `TLSRoute`'s) may be silent in
+    /// both directions; then it is closed.
+    pub tunnel_idle_timeout: Duration,
     /// How long an idle connection to an endpoint is kept.
     pub idle_timeout: Duration,
     /// How long streams may go on after a shutdown began.
@@ -55,6 +58,8 @@ impl Default for Settings {
             write_stall_timeout: Duration::from_secs(60),
             connect_timeout: Duration::from_secs(1),
             stream_idle_timeout: Duration::from_secs(600),
+            // The field's usual limit for TCP; those who keep quiet for longer send keepalives.
+            tunnel_idle_timeout: Duration::from_secs(3600),
             // Under uvicorn's five seconds, so that we close first and never race the server.
             idle_timeout: Duration::from_millis(4500),
             drain_timeout: Duration::from_secs(300),

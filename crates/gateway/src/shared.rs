@@ -64,10 +64,11 @@ impl Shared {
                 state.error = None;
             }
             Err(error) => {
+                let error = explained(port, &error);
                 if state.error.is_none() {
                     tracing::error!(port, %error, "cannot listen; trying again every second");
                 }
-                state.error = Some(error.to_string());
+                state.error = Some(error);
             }
         }
     }
@@ -110,5 +111,35 @@ impl Shared {
 
     pub(crate) fn return_budget(&self, bytes: usize) {
         self.buffered_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+/// Ports below are a privilege, unless the machine says otherwise.
+const PRIVILEGED_BELOW: u16 = 1024;
+
+/// Why a port could not be opened, and what to do where that is not plain.
+fn explained(port: u16, error: &io::Error) -> String {
+    if error.kind() != io::ErrorKind::PermissionDenied || port >= PRIVILEGED_BELOW {
+        return error.to_string();
+    }
+    format!(
+        "{error}: ports below {PRIVILEGED_BELOW} need the capability NET_BIND_SERVICE \
+         (`setcap cap_net_bind_service=+ep` on the program, `securityContext.capabilities.add` in a \
+         pod), or the sysctl net.ipv4.ip_unprivileged_port_start set to {port} or less; else let the \
+         listener have a higher port"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_that_is_a_privilege_names_the_cure() {
+        let denied = io::Error::from(io::ErrorKind::PermissionDenied);
+        let says = |port, error: &io::Error| explained(port, error).contains("NET_BIND_SERVICE");
+        assert!(says(443, &denied));
+        assert!(!says(8443, &denied));
+        assert!(!says(443, &io::ErrorKind::AddrInUse.into()));
     }
 }

@@ -423,6 +423,7 @@ fn a_pool_that_is_removed_lets_those_who_wait_go() {
     let filler = scene.fill();
     let waits = scene.queue("waits", "", 0);
     let other = Upstream::saying("x");
+    forget();
     scene
         .world
         .publish(vec![entry("/", rule(vec![service(&[other.address])]))]);

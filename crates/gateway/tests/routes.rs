@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use common::*;
 use forebay_model::AppProtocol;
 use forebay_model::route::{
-    Broken, Cors, Filter, HeaderEdits, Mirror, PathEdit, Redirect, Retry, Rule, Target, Timeouts,
+    Cors, Filter, HeaderEdits, Mirror, PathEdit, Redirect, Retry, Rule, Target, Timeouts,
     UrlRewrite,
 };
 
@@ -106,6 +106,31 @@ fn redirects_are_answered_here() {
         Some("https://[2001:db8::1]/new")
     );
     assert_eq!(upstream.seen(), []);
+}
+
+#[test]
+fn a_port_goes_by_the_number_that_clients_know() {
+    let upstream = Upstream::saying("x");
+    let world = World::empty(settings());
+    let elsewhere = Redirect {
+        scheme: None,
+        hostname: Some("new.test".into()),
+        path: None,
+        port: None,
+        status: 302,
+    };
+    let check = |number: u16, location: &str| {
+        let moved = filtered(vec![Filter::Redirect(elsewhere.clone())], service(&[]));
+        let rest = rule(vec![service(&[upstream.address])]);
+        world.publish_as(number, vec![entry("/old", moved), entry("/", rest)]);
+        let got = world.ask(&get("/old"));
+        assert_eq!(got.field("location").as_deref(), Some(location));
+        world.ask(&get_with("/", "x-forwarded-port: 1\r\n"));
+        let port = upstream.last().field("x-forwarded-port");
+        assert_eq!(port, Some(number.to_string()));
+    };
+    check(80, "http://new.test/old");
+    check(8080, "http://new.test:8080/old");
 }
 
 #[test]
@@ -208,6 +233,7 @@ fn connections_to_mirrors_are_kept_for_the_next_copy() {
         idle(connections);
     }
     // What goes with an endpoint's connection is all that the next sweep finds without a use.
+    forget();
     world.publish(to(&[&upstream]));
     idle(2);
     assert_eq!(world.ask(&get("/")).status(), 200);
@@ -265,15 +291,10 @@ fn targets_get_their_share() {
 #[test]
 fn a_target_that_does_not_hold_answers_its_share_and_no_more() {
     let upstream = Upstream::saying("x");
-    let broken = Target::Broken(std::sync::Arc::new(Broken {
-        status: 500,
-        reason: "BackendNotFound",
-        message: "Service default/gone does not exist".into(),
-    }));
     let world = World::with(
         settings(),
         vec![
-            entry("/broken", rule(vec![broken])),
+            entry("/broken", rule(vec![broken(500)])),
             entry("/none", rule(vec![])),
             entry("/empty", rule(vec![service(&[])])),
             entry("/fine", rule(vec![service(&[upstream.address])])),

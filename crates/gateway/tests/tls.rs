@@ -6,41 +6,14 @@ mod common;
 
 use std::sync::Arc;
 
-use base64::Engine as _;
+use common::tls::*;
 use common::*;
-use forebay_model::ObjectName;
 use forebay_model::route::RouteTable;
 use forebay_model::snapshot::{Certificate, Listener, Port};
 use http_body_util::BodyExt;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, HandshakeKind, RootCertStore};
+use rustls::HandshakeKind;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
-
-/// A self-signed certificate, as a Secret holds it and as a client trusts it.
-struct Issued {
-    secret: Arc<Certificate>,
-    der: CertificateDer<'static>,
-}
-
-fn issue(host: &str) -> Issued {
-    let made = rcgen::generate_simple_self_signed([host.to_owned()]).unwrap();
-    Issued {
-        secret: Arc::new(Certificate {
-            secret: ObjectName::new("default", host),
-            chain_pem: pem("CERTIFICATE", made.cert.der()),
-            key_pem: pem("PRIVATE KEY", &made.signing_key.serialize_der()),
-        }),
-        der: made.cert.der().clone(),
-    }
-}
-
-fn pem(label: &str, der: &[u8]) -> Arc<[u8]> {
-    let text = base64::engine::general_purpose::STANDARD.encode(der);
-    let text = format!("-----BEGIN {label}-----\n{text}\n-----END {label}-----\n");
-    text.into_bytes().into()
-}
 
 fn tls_port(listeners: Vec<(Option<&str>, Arc<Certificate>)>, upstream: &Upstream) -> Port {
     let listeners = listeners
@@ -67,40 +40,10 @@ async fn shake(
     trusted: &[&Issued],
     protocols: &[&[u8]],
 ) -> std::io::Result<TlsStream<tokio::net::TcpStream>> {
-    let mut config = client_config(trusted);
+    let trusted: Vec<_> = trusted.iter().map(|issued| &issued.der).collect();
+    let mut config = client_config(&trusted);
     config.alpn_protocols = protocols.iter().map(|p| p.to_vec()).collect();
     shake_with(&Arc::new(config), port, host).await
-}
-
-fn client_config(trusted: &[&Issued]) -> ClientConfig {
-    let mut roots = RootCertStore::empty();
-    for issued in trusted {
-        roots.add(issued.der.clone()).unwrap();
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth()
-}
-
-async fn shake_with(
-    config: &Arc<ClientConfig>,
-    port: u16,
-    host: &str,
-) -> std::io::Result<TlsStream<tokio::net::TcpStream>> {
-    let stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await?;
-    let name = ServerName::try_from(host.to_owned()).unwrap();
-    TlsConnector::from(Arc::clone(config))
-        .connect(name, stream)
-        .await
-}
-
-fn served(stream: &TlsStream<tokio::net::TcpStream>) -> CertificateDer<'static> {
-    stream.get_ref().1.peer_certificates().unwrap()[0]
-        .clone()
-        .into_owned()
 }
 
 #[test]
@@ -216,7 +159,7 @@ fn sessions_outlive_a_configuration_that_leaves_the_certificate_alone() {
     };
     publish(&kept);
     world.wait_bound(world.port);
-    let config = Arc::new(client_config(&[&kept, &new]));
+    let config = Arc::new(client_config(&[&kept.der, &new.der]));
     let shaken = || async {
         let mut stream = shake_with(&config, world.port, "a.test").await.unwrap();
         let request = get_with("/", "connection: close\r\n");

@@ -73,6 +73,27 @@ fn a_tunnel_is_a_connection_like_any_other() {
 }
 
 #[test]
+fn a_tunnel_in_which_nothing_moves_is_closed() {
+    let upstream = echo();
+    let limited = forebay_gateway::settings::Settings {
+        tunnel_idle_timeout: std::time::Duration::from_millis(50),
+        ..settings()
+    };
+    let world = World::with(
+        limited,
+        vec![entry("/", rule(vec![service(&[upstream.address])]))],
+    );
+    let mut client = world.client();
+    client.send(get_with(
+        "/ws",
+        "connection: upgrade\r\nupgrade: websocket\r\nx-request-id: idle\r\n",
+    ));
+    client.until("early").unwrap();
+    assert!(client.closes());
+    assert_eq!(world.record("idle").end, "timed-out");
+}
+
+#[test]
 fn an_upgrade_that_the_endpoint_refuses_is_an_answer() {
     let upstream =
         Upstream::answering("HTTP/1.1 426 Upgrade Required\r\ncontent-length: 2\r\n\r\nno");

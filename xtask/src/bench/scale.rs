@@ -82,13 +82,16 @@ fn populate(bed: &Access, args: &Args) -> Result<()> {
         "--timeout=60s",
     ])?;
     let started = Instant::now();
-    let spaces = (0..NAMESPACES).map(|n| {
-        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace(n)}})
-    });
+    let spaces = (0..NAMESPACES).map(
+        |n| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace(n)}}),
+    );
     create(bed, spaces.chain(fixed()).collect())?;
     wait_for_accounts(bed)?;
     create(bed, (0..args.pools).map(pool).collect())?;
-    create(bed, (0..args.routes).map(|n| route(n, args.pools)).collect())?;
+    create(
+        bed,
+        (0..args.routes).map(|n| route(n, args.pools)).collect(),
+    )?;
     create(bed, (0..args.pods).map(|n| pod(n, args.pools)).collect())?;
     println!(
         "objects made in {:.0} s; waiting for pods to be Ready",
@@ -341,7 +344,9 @@ impl Gateway {
             if let Some(status) = self.process.try_wait()? {
                 bail!("the gateway ended with {status}");
             }
-            Ok(self.get("/readyz").is_ok_and(|answer| answer.starts_with("HTTP/1.1 200")))
+            Ok(self
+                .get("/readyz")
+                .is_ok_and(|answer| answer.starts_with("HTTP/1.1 200")))
         })?;
         Ok(started.elapsed())
     }

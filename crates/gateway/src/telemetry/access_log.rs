@@ -1,4 +1,4 @@
-//! One line per exchange, written by a thread of its own.
+//! One line per exchange, and per connection that is no HTTP, written by a thread of its own.
 //!
 //! A line holds what is known about an exchange and never a header or a byte of a body: both carry
 //! secrets. Workers hand the record over and go on; formatting and writing happen in the thread.
@@ -16,7 +16,7 @@ use prometheus_client::metrics::counter::Counter;
 use serde::Serialize;
 
 use super::{Measured, millis};
-use crate::record::{Ending, Record};
+use crate::record::{Ending, Record, StreamRecord};
 
 /// Records that wait for the writer (2 to 5 KiB each, so up to 40 MiB if nobody reads); later ones
 /// are dropped.
@@ -51,6 +51,7 @@ pub(super) struct AccessLog {
 #[derive(Debug)]
 enum Message {
     Line(Arc<Record>),
+    Stream(Box<StreamRecord>),
     Flush(SyncSender<()>),
 }
 
@@ -77,11 +78,16 @@ impl AccessLog {
 
     /// Queues a line.
     pub(super) fn log(&self, record: &Arc<Record>) {
-        if self
-            .queue
-            .try_send(Message::Line(Arc::clone(record)))
-            .is_err()
-        {
+        self.queue(Message::Line(Arc::clone(record)));
+    }
+
+    /// Queues the line of a connection.
+    pub(super) fn log_stream(&self, record: Box<StreamRecord>) {
+        self.queue(Message::Stream(record));
+    }
+
+    fn queue(&self, line: Message) {
+        if self.queue.try_send(line).is_err() {
             self.dropped.inc();
         }
     }
@@ -119,7 +125,13 @@ fn write_lines(
         for message in std::iter::once(first).chain(std::iter::from_fn(|| queue.try_recv().ok())) {
             match message {
                 Message::Line(record) => {
-                    append(&mut lines, format, &record);
+                    let line = Line::of(&record);
+                    append(&mut lines, format, &line, Line::text);
+                    count += 1;
+                }
+                Message::Stream(record) => {
+                    let line = StreamLine::of(&record);
+                    append(&mut lines, format, &line, StreamLine::text);
                     count += 1;
                 }
                 Message::Flush(done) => {
@@ -150,14 +162,18 @@ fn write_out(sink: &mut impl Write, lines: &mut Vec<u8>, count: &mut u64, lost: 
     *count = 0;
 }
 
-fn append(lines: &mut Vec<u8>, format: Format, record: &Record) {
-    let line = Line::of(record);
+fn append<L: Serialize>(
+    lines: &mut Vec<u8>,
+    format: Format,
+    line: &L,
+    text: impl Fn(&L) -> String,
+) {
     match format {
         Format::Off => return,
         Format::Json => {
-            serde_json::to_writer(&mut *lines, &line).expect("plain values into memory");
+            serde_json::to_writer(&mut *lines, line).expect("plain values into memory");
         }
-        Format::Text => lines.extend_from_slice(line.text().as_bytes()),
+        Format::Text => lines.extend_from_slice(text(line).as_bytes()),
     }
     lines.push(b'\n');
 }
@@ -287,6 +303,78 @@ impl<'a> Line<'a> {
         pair("end", (self.end != "complete").then_some(&self.end as _));
         pair("client", Some(&self.client));
         pair("id", Some(&self.id.escape_debug()));
+        line
+    }
+}
+
+/// What the line of a connection says. It has no method, by which readers tell it from an exchange.
+#[derive(Serialize, Debug)]
+struct StreamLine<'a> {
+    time: String,
+    client: String,
+    /// `passthrough` or `terminate`, the words of the listener.
+    tls: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    server_name: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'static str>,
+    gateway: String,
+    listener: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    route: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    endpoint: Option<String>,
+    bytes_in: u64,
+    bytes_out: u64,
+    duration_ms: f64,
+    end: &'static str,
+}
+
+impl<'a> StreamLine<'a> {
+    fn of(record: &'a StreamRecord) -> Self {
+        Self {
+            time: rfc3339(record.started_at),
+            client: record.client.to_string(),
+            tls: if record.terminated {
+                "terminate"
+            } else {
+                "passthrough"
+            },
+            server_name: record.server_name.as_deref(),
+            reason: record.reason,
+            gateway: record.gateway.to_string(),
+            listener: &record.listener,
+            route: record.route.as_ref().map(ToString::to_string),
+            endpoint: record.endpoint.map(|address| address.to_string()),
+            bytes_in: record.bytes_in,
+            bytes_out: record.bytes_out,
+            duration_ms: millis(record.finished.since(record.started)),
+            end: ending(record.end),
+        }
+    }
+
+    /// `time tls name -> endpoint key=value ...`
+    fn text(&self) -> String {
+        let name = self.server_name.unwrap_or("-").escape_debug();
+        let mut line = format!(
+            "{} tls-{} {name} -> {}",
+            self.time,
+            self.tls,
+            self.endpoint.as_deref().unwrap_or("-")
+        );
+        let mut pair = |key: &str, value: Option<&dyn std::fmt::Display>| {
+            if let Some(value) = value {
+                let _infallible = write!(line, " {key}={value}");
+            }
+        };
+        pair("reason", self.reason.as_ref().map(|v| v as _));
+        pair("route", self.route.as_ref().map(|v| v as _));
+        pair("listener", Some(&self.listener));
+        pair("in", Some(&self.bytes_in));
+        pair("out", Some(&self.bytes_out));
+        pair("ms", Some(&self.duration_ms));
+        pair("end", (self.end != "complete").then_some(&self.end as _));
+        pair("client", Some(&self.client));
         line
     }
 }

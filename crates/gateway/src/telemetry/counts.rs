@@ -46,8 +46,8 @@ const PICK_S: [f64; 10] = [
 /// The names in use, one bounded set per label, common to all workers.
 #[derive(Debug, Default)]
 pub(super) struct Names {
-    gateways: Bounded<ObjectName>,
-    routes: Bounded<ObjectName>,
+    pub(super) gateways: Bounded<ObjectName>,
+    pub(super) routes: Bounded<ObjectName>,
     pub(super) pools: Bounded<ObjectName>,
     models: Bounded<String>,
 }

@@ -18,7 +18,9 @@ use prometheus_client::registry::Registry;
 
 use super::connections::{Connections, WorkerConnections};
 use super::counts::{AllCounts, Names};
+use super::ending;
 use crate::per_worker::lock;
+use crate::record::StreamRecord;
 
 /// Counters, histograms and gauges of the process.
 #[derive(Debug)]
@@ -38,6 +40,8 @@ pub struct Metrics {
     reload_success_timestamp: Gauge,
     reloads: Family<ResultLabel, Counter>,
     spans: Family<ResultLabel, Counter>,
+    streams: Family<StreamLabels, Counter>,
+    tls_failures: Family<Reason, Counter>,
     /// Access log lines that the writer could not take.
     pub(super) log_lines_dropped: Counter,
 }
@@ -70,6 +74,14 @@ struct ConnectionLabels {
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+struct StreamLabels {
+    gateway: Arc<str>,
+    route: Arc<str>,
+    end: &'static str,
+    reason: &'static str,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
 struct ResultLabel {
     result: &'static str,
 }
@@ -92,6 +104,8 @@ impl Metrics {
             reload_success_timestamp: Gauge::default(),
             reloads: Family::default(),
             spans: Family::default(),
+            streams: Family::default(),
+            tls_failures: Family::default(),
             log_lines_dropped: Counter::default(),
         };
         let exchanges = metrics.exchanges.clone();
@@ -143,6 +157,16 @@ impl Metrics {
             self.spans.clone(),
         );
         r.register(
+            "forebay_streams",
+            "Connections of TLSRoutes that have ended",
+            self.streams.clone(),
+        );
+        r.register(
+            "forebay_tls_failures",
+            "Connections of clients that came to nothing before their first request",
+            self.tls_failures.clone(),
+        );
+        r.register(
             "forebay_access_log_lines_dropped",
             "Access log lines given up because the reader of stdout is too slow or gone",
             self.log_lines_dropped.clone(),
@@ -174,6 +198,22 @@ impl Metrics {
         if let Some(reason) = error {
             self.scrape_errors.get_or_create(&Reason { reason }).inc();
         }
+    }
+
+    /// A client and a listener did not come together.
+    pub(crate) fn tls_failed(&self, reason: &'static str) {
+        self.tls_failures.get_or_create(&Reason { reason }).inc();
+    }
+
+    /// A connection of a `TLSRoute` has ended.
+    pub(super) fn stream_closed(&self, record: &StreamRecord) {
+        let labels = StreamLabels {
+            gateway: self.names.gateways.value(Some(&*record.gateway)),
+            route: self.names.routes.value(record.route.as_deref()),
+            end: ending(record.end),
+            reason: record.reason.unwrap_or_default(),
+        };
+        self.streams.get_or_create(&labels).inc();
     }
 
     /// Where one worker counts its connections.

@@ -14,7 +14,7 @@ use self::counts::Counts;
 use crate::explain::{Decisions, Ring};
 use crate::per_worker::lock;
 use crate::pools::Live;
-use crate::record::Record;
+use crate::record::{Record, StreamRecord};
 
 mod access_log;
 mod bounded;
@@ -136,6 +136,14 @@ pub struct Desk {
 }
 
 impl Desk {
+    /// Reports a connection that was no HTTP. Never waits.
+    pub fn stream_closed(&self, record: Box<StreamRecord>) {
+        self.telemetry.metrics.stream_closed(&record);
+        if let Some(log) = &self.telemetry.access_log {
+            log.log_stream(record);
+        }
+    }
+
     /// Reports an exchange. Never waits.
     pub fn settle(&self, mut record: Box<Record>) {
         trim(&mut record);

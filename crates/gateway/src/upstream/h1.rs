@@ -7,9 +7,8 @@
 use std::fmt::Write as _;
 use std::io;
 use std::mem::MaybeUninit;
-use std::net::SocketAddr;
 use std::pin::Pin;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -17,23 +16,20 @@ use http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use http_body::Frame;
 use smallvec::SmallVec;
-use socket2::{SockRef, TcpKeepalive};
-use tokio::net::TcpStream;
+use tokio::io::AsyncWrite as _;
 
 use super::chunked::Chunked;
-use super::{Answer, AnswerBody, Head, Idle, Outgoing, SendError, Streamed, settle_fields};
+use super::io::{Io, broke};
+use super::{
+    Answer, AnswerBody, Head, Idle, Key, Outgoing, Peer, SendError, Streamed, settle_fields,
+};
 use crate::telemetry::Counted;
+use crate::tls::backend::Inside;
 
 /// Bytes of a response head. A longer head is an error of the endpoint.
 const HEAD_BYTES_MAX: usize = 64 << 10;
 /// Fields of a response head. More is an error of the endpoint.
 const HEADERS_MAX: usize = 128;
-/// How long a connection may be silent before its host is probed.
-const KEEPALIVE_AFTER: Duration = Duration::from_secs(30);
-/// Between probes.
-const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
-/// Probes without an answer after which the host is gone.
-const KEEPALIVE_PROBES: u32 = 3;
 /// Bytes asked from the socket at once.
 const READ_BYTES: usize = 16 << 10;
 /// Bytes asked at once after the first full reads of a long body.
@@ -44,58 +40,27 @@ const INLINE_BODY_BYTES_MAX: usize = 8 << 10;
 /// An open connection with no request on it.
 #[derive(Debug)]
 pub(super) struct Conn {
-    io: TcpStream,
-    address: SocketAddr,
+    io: Io,
+    key: Key,
     buf: BytesMut,
     counted: Counted,
 }
 
 impl Conn {
-    pub(super) fn address(&self) -> SocketAddr {
-        self.address
+    pub(super) fn key(&self) -> Key {
+        self.key
     }
 
     /// Whether the peer has neither closed nor sent anything out of turn.
-    pub(super) fn is_quiet(&self) -> bool {
-        let mut cx = Context::from_waker(Waker::noop());
-        match self.io.poll_read_ready(&mut cx) {
-            Poll::Pending => true,
-            Poll::Ready(Err(_)) => false,
-            Poll::Ready(Ok(())) => {
-                let mut byte = [0];
-                matches!(self.io.try_read(&mut byte), Err(e) if e.kind() == io::ErrorKind::WouldBlock)
-            }
-        }
+    pub(super) fn is_quiet(&mut self) -> bool {
+        self.io.is_quiet()
     }
 }
 
-/// Opens a TCP connection without Nagle's delay. A host that vanishes without a word is found out
-/// by keepalive probes: nobody else would, once its endpoint is out of the pool.
-pub(super) async fn tcp(address: SocketAddr, limit: Duration) -> Result<TcpStream, SendError> {
-    let stream = tokio::time::timeout(limit, TcpStream::connect(address))
-        .await
-        .map_err(|_| SendError::Timeout("connect"))?
-        .map_err(SendError::Connect)?;
-    stream.set_nodelay(true).map_err(SendError::Connect)?;
-    let probes = TcpKeepalive::new()
-        .with_time(KEEPALIVE_AFTER)
-        .with_interval(KEEPALIVE_EVERY)
-        .with_retries(KEEPALIVE_PROBES);
-    SockRef::from(&stream)
-        .set_tcp_keepalive(&probes)
-        .map_err(SendError::Connect)?;
-    Ok(stream)
-}
-
-pub(super) async fn connect(
-    idle: &Idle,
-    address: SocketAddr,
-    limit: Duration,
-) -> Result<Conn, SendError> {
-    let io = tcp(address, limit).await?;
+pub(super) async fn connect(idle: &Idle, peer: &Peer, limit: Duration) -> Result<Conn, SendError> {
     Ok(Conn {
-        io,
-        address,
+        io: Io::connect(idle, peer, Inside::Http1, limit).await?,
+        key: peer.key(),
         buf: BytesMut::new(),
         counted: idle.opened(),
     })
@@ -111,7 +76,7 @@ pub(super) async fn send(
     let mut upload = Upload::new(head, body);
     let Conn {
         mut io,
-        address,
+        key,
         mut buf,
         counted,
     } = conn;
@@ -119,7 +84,7 @@ pub(super) async fn send(
     let parsed = std::future::poll_fn(|cx| {
         // A failed upload is not yet a failed exchange: the endpoint may have answered before it
         // stopped reading (413, for one). Only the client's own failure ends it at once.
-        if let Poll::Ready(Err(SendError::ClientBody)) = upload.poll(&io, cx) {
+        if let Poll::Ready(Err(SendError::ClientBody)) = upload.poll(&mut io, cx) {
             return Poll::Ready(Err(SendError::ClientBody));
         }
         poll_head(&mut io, &mut buf, cx)
@@ -155,7 +120,7 @@ pub(super) async fn send(
         conn: Some((
             Conn {
                 io,
-                address,
+                key,
                 buf,
                 counted,
             },
@@ -185,6 +150,8 @@ struct Upload {
     queue: SmallVec<[Bytes; 4]>,
     source: Option<Streamed>,
     chunked: bool,
+    /// Something was written that the connection may still hold.
+    unflushed: bool,
     failed: bool,
 }
 
@@ -218,25 +185,23 @@ impl Upload {
             queue,
             source,
             chunked,
+            unflushed: false,
             failed: false,
         }
     }
 
     fn is_done(&self) -> bool {
-        self.failed || (self.queue.is_empty() && self.source.is_none())
+        self.failed || (self.queue.is_empty() && self.source.is_none() && !self.unflushed)
     }
 
-    /// Writes as much as the socket takes.
-    fn poll(&mut self, io: &TcpStream, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
+    /// Writes as much as the connection takes.
+    fn poll(&mut self, io: &mut Io, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
         loop {
             while !self.queue.is_empty() && !self.failed {
-                match self.write(io) {
-                    Ok(()) => {}
-                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                        match ready!(io.poll_write_ready(cx)) {
-                            Ok(()) => {}
-                            Err(_) => self.failed = true,
-                        }
+                match ready!(io.poll_write_queue(cx, &self.queue)) {
+                    Ok(sent) => {
+                        self.unflushed = io.keeps_back();
+                        self.sent(sent);
                     }
                     Err(_) => self.failed = true,
                 }
@@ -245,23 +210,37 @@ impl Upload {
                 return Poll::Ready(Ok(()));
             }
             let Some(source) = &mut self.source else {
-                return Poll::Ready(Ok(()));
+                return self.poll_flush(io, cx).map(Ok);
             };
-            match ready!(source.poll_frame(cx)) {
-                Some(Ok(frame)) => {
+            match source.poll_frame(cx) {
+                Poll::Ready(Some(Ok(frame))) => {
                     if let Ok(data) = frame.into_data() {
                         self.push(data);
                     }
                 }
-                Some(Err(_)) => return Poll::Ready(Err(SendError::ClientBody)),
-                None => {
+                Poll::Ready(Some(Err(_))) => return Poll::Ready(Err(SendError::ClientBody)),
+                Poll::Ready(None) => {
                     self.source = None;
                     if self.chunked {
                         self.queue.push(Bytes::from_static(b"0\r\n\r\n"));
                     }
                 }
+                Poll::Pending => {
+                    let _flushed = self.poll_flush(io, cx);
+                    return Poll::Pending;
+                }
             }
         }
+    }
+
+    fn poll_flush(&mut self, io: &mut Io, cx: &mut Context<'_>) -> Poll<()> {
+        if self.unflushed {
+            match ready!(Pin::new(io).poll_flush(cx)) {
+                Ok(()) => self.unflushed = false,
+                Err(_) => self.failed = true,
+            }
+        }
+        Poll::Ready(())
     }
 
     fn push(&mut self, data: Bytes) {
@@ -278,14 +257,8 @@ impl Upload {
         }
     }
 
-    fn write(&mut self, io: &TcpStream) -> io::Result<()> {
-        let mut sent = if self.queue.len() == 1 {
-            io.try_write(&self.queue[0])?
-        } else {
-            let slices: SmallVec<[io::IoSlice<'_>; 4]> =
-                self.queue.iter().map(|b| io::IoSlice::new(b)).collect();
-            io.try_write_vectored(&slices)?
-        };
+    /// Takes what was sent off the queue.
+    fn sent(&mut self, mut sent: usize) {
         while let Some(first) = self.queue.first_mut() {
             let n = sent.min(first.len());
             first.advance(n);
@@ -295,7 +268,6 @@ impl Upload {
             }
             self.queue.remove(0);
         }
-        Ok(())
     }
 }
 
@@ -342,7 +314,7 @@ struct ParsedHead {
 }
 
 fn poll_head(
-    io: &mut TcpStream,
+    io: &mut Io,
     buf: &mut BytesMut,
     cx: &mut Context<'_>,
 ) -> Poll<Result<ParsedHead, SendError>> {
@@ -358,7 +330,7 @@ fn poll_head(
                 None => {}
             }
         }
-        let n = ready!(poll_read(io, buf, READ_BYTES, cx)).map_err(SendError::Reset)?;
+        let n = ready!(poll_read(io, buf, READ_BYTES, cx)).map_err(broke)?;
         if n == 0 {
             return Poll::Ready(Err(SendError::Reset(io::ErrorKind::UnexpectedEof.into())));
         }
@@ -368,7 +340,7 @@ fn poll_head(
 /// Reads what is there. A short read leaves the socket known as drained, so that the next call
 /// waits instead of asking the kernel once more.
 fn poll_read(
-    io: &mut TcpStream,
+    io: &mut Io,
     buf: &mut BytesMut,
     read_bytes: usize,
     cx: &mut Context<'_>,
@@ -534,7 +506,7 @@ impl H1Body {
             return Poll::Ready(None);
         };
         if let Some(upload) = &mut self.upload {
-            match upload.poll(&conn.io, cx) {
+            match upload.poll(&mut conn.io, cx) {
                 Poll::Ready(Ok(())) => self.upload = None,
                 Poll::Ready(Err(e)) => return Poll::Ready(Some(Err(e))),
                 Poll::Pending => {}
@@ -552,7 +524,7 @@ impl H1Body {
                 return Poll::Ready(None);
             }
             let n = ready!(poll_read(&mut conn.io, &mut conn.buf, self.read_bytes, cx))
-                .map_err(SendError::Reset)?;
+                .map_err(broke)?;
             if n == 0 {
                 self.finished = true;
                 return match self.framing {
@@ -630,16 +602,15 @@ fn take_frame(
 /// A connection after `101 Switching Protocols`: bytes in both directions from here on.
 #[derive(Debug)]
 pub struct Upgraded {
-    io: TcpStream,
+    io: Io,
     early: Bytes,
     counted: Counted,
 }
 
 impl Upgraded {
-    /// The socket, what the endpoint sent right behind its response, and what counts the
-    /// connection.
+    /// The connection, what the endpoint sent right behind its response, and what counts it.
     #[must_use]
-    pub fn into_parts(self) -> (TcpStream, Bytes, Counted) {
+    pub fn into_parts(self) -> (Io, Bytes, Counted) {
         (self.io, self.early, self.counted)
     }
 }

@@ -1,26 +1,93 @@
-//! HTTP/2 with prior knowledge towards endpoints that ask for it (`kubernetes.io/h2c`).
+//! HTTP/2 towards endpoints that ask for it: with prior knowledge (`kubernetes.io/h2c`), or within
+//! TLS, where both agree on it.
 
-use std::net::SocketAddr;
+use std::cell::Cell;
+use std::future::Future as _;
+use std::io;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::Request;
 use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
 use hyper::client::conn::http2;
 use hyper_util::rt::TokioIo;
 
-use super::{Answer, AnswerBody, Head, Idle, Outgoing, SendError, h1, settle_fields};
+use super::io::{Io, TlsFault};
+use super::{Answer, AnswerBody, Head, Idle, Outgoing, Peer, SendError, settle_fields};
+use crate::tls::backend::Inside;
 use crate::worker::LocalExecutor;
 
 /// One HTTP/2 connection, shared by the requests of a worker.
 #[derive(Clone, Debug)]
-pub(super) struct Multiplexed(http2::SendRequest<Upload>);
+pub(super) struct Multiplexed {
+    sender: http2::SendRequest<Upload>,
+    scheme: &'static str,
+    load: Rc<Load>,
+}
+
+/// How busy a connection is.
+#[derive(Debug)]
+struct Load {
+    requests: Cell<usize>,
+    /// As many as the endpoint takes at once.
+    requests_max: Cell<usize>,
+    tls_fault: TlsFault,
+}
+
+/// A request on a connection, until its response has ended.
+#[derive(Debug)]
+struct Counting(Rc<Load>);
 
 impl Multiplexed {
     pub(super) fn is_closed(&self) -> bool {
-        self.0.is_closed()
+        self.sender.is_closed()
+    }
+
+    /// Requests under way.
+    pub(super) fn requests(&self) -> usize {
+        self.load.requests.get()
+    }
+
+    pub(super) fn has_room(&self) -> bool {
+        self.requests() < self.load.requests_max.get()
+    }
+}
+
+impl Counting {
+    fn begin(load: &Rc<Load>) -> Self {
+        load.requests.set(load.requests.get() + 1);
+        Self(Rc::clone(load))
+    }
+}
+
+impl Drop for Counting {
+    fn drop(&mut self) {
+        self.0.requests.set(self.0.requests.get() - 1);
+    }
+}
+
+/// The body of a response.
+#[derive(Debug)]
+pub struct H2Body {
+    incoming: Incoming,
+    counting: Counting,
+}
+
+impl H2Body {
+    pub(super) fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, SendError>>> {
+        let frame = Pin::new(&mut self.incoming).poll_frame(cx);
+        frame.map_err(|e| broke(e, &self.counting.0))
+    }
+
+    pub(super) fn length(&self) -> Option<u64> {
+        self.incoming.size_hint().exact()
     }
 }
 
@@ -29,47 +96,74 @@ pub(super) async fn send(
     head: &Head<'_>,
     body: Outgoing,
 ) -> Result<Answer, SendError> {
-    let broken = |e: hyper::Error| SendError::Reset(std::io::Error::other(e));
-    conn.0.ready().await.map_err(broken)?;
-    let response = conn
-        .0
-        .send_request(request(head, body)?)
-        .await
-        .map_err(broken)?;
-    let (mut parts, body) = response.into_parts();
+    let counting = Counting::begin(&conn.load);
+    let request = request(conn.scheme, head, body)?;
+    let broke = |e| broke(e, &counting.0);
+    conn.sender.ready().await.map_err(broke)?;
+    let sent = conn.sender.send_request(request).await;
+    let (mut parts, incoming) = sent.map_err(broke)?.into_parts();
     settle_fields(parts.status, &mut parts.headers);
     Ok(Answer {
         status: parts.status,
         headers: parts.headers,
-        body: AnswerBody::H2(body),
+        body: AnswerBody::H2(Box::new(H2Body { incoming, counting })),
     })
 }
 
-/// A new connection to `address`, which the worker's further requests share.
+/// What broke a connection or a stream of it: TLS, or the endpoint.
+fn broke(error: hyper::Error, conn: &Load) -> SendError {
+    match conn.tls_fault.get() {
+        Some(what) => SendError::Tls(io::Error::other(what.clone())),
+        None => SendError::Reset(io::Error::other(error)),
+    }
+}
+
+/// A new connection to `peer`, which the worker's further requests share.
 pub(super) async fn connect(
     idle: &Idle,
-    address: SocketAddr,
+    peer: &Peer,
     limit: Duration,
 ) -> Result<Multiplexed, SendError> {
-    let stream = h1::tcp(address, limit).await?;
+    let stream = Io::connect(idle, peer, Inside::Http2, limit).await?;
+    if !stream.speaks_h2() {
+        let what = "the endpoint does not agree on HTTP/2 (ALPN h2)";
+        return Err(SendError::Tls(io::Error::other(what)));
+    }
+    let tls_fault = stream.tls_fault();
     let (sender, connection) = http2::Builder::new(LocalExecutor)
         .handshake(TokioIo::new(stream))
         .await
-        .map_err(|e| SendError::Connect(std::io::Error::other(e)))?;
+        .map_err(|e| SendError::Connect(io::Error::other(e)))?;
+    let load = Rc::new(Load {
+        requests: Cell::new(0),
+        requests_max: Cell::new(connection.current_max_send_streams()),
+        tls_fault,
+    });
     // The connection lives as long as its requests; its errors reach them.
-    let counted = idle.opened();
+    let (counted, limits) = (idle.opened(), Rc::clone(&load));
+    let mut connection = Box::pin(connection);
     tokio::task::spawn_local(async move {
         let _counted = counted;
-        let _closed = connection.await;
+        let _closed = std::future::poll_fn(|cx| {
+            let closed = connection.as_mut().poll(cx);
+            let most = connection.current_max_send_streams();
+            limits.requests_max.set(most.max(1));
+            closed
+        })
+        .await;
     });
-    let conn = Multiplexed(sender);
-    idle.put_multiplexed(address, conn.clone());
+    let conn = Multiplexed {
+        sender,
+        scheme: if peer.tls.is_some() { "https" } else { "http" },
+        load,
+    };
+    idle.put_multiplexed(peer.key(), conn.clone());
     Ok(conn)
 }
 
-fn request(head: &Head<'_>, body: Outgoing) -> Result<Request<Upload>, SendError> {
+fn request(scheme: &str, head: &Head<'_>, body: Outgoing) -> Result<Request<Upload>, SendError> {
     let uri = http::Uri::builder()
-        .scheme("http")
+        .scheme(scheme)
         // A client of HTTP/1.0 need not name a host, a request of HTTP/2 must.
         .authority(if head.host.is_empty() {
             "localhost"

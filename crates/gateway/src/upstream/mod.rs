@@ -2,17 +2,19 @@
 //!
 //! HTTP/1.1 is our own ([`h1`]): its body is polled in the client connection's task, without a
 //! channel or a second task in between, and hands on everything readable at once. That is what
-//! makes bursts of small chunks cheap (`docs/decisions/002-upstream-http1.md`). HTTP/2 with prior
-//! knowledge is hyper's ([`h2`]). Everything here belongs to one worker and never leaves its thread.
+//! makes bursts of small chunks cheap (`docs/decisions/002-upstream-http1.md`). HTTP/2 is hyper's
+//! ([`h2`]). TLS is below both ([`io`]). Everything here belongs to one worker and never leaves its
+//! thread.
 
 pub mod chunked;
 mod h1;
 mod h2;
 mod idle;
+mod io;
 mod streamed;
 
 use std::net::SocketAddr;
-use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -20,12 +22,54 @@ use bytes::Bytes;
 use forebay_model::AppProtocol;
 use http::{HeaderMap, Method, StatusCode};
 use http_body::Frame;
-use hyper::body::Incoming;
 use smallvec::SmallVec;
 
+use crate::telemetry::Counted;
+use crate::tls::backend::{Connector, Inside};
+
 pub use h1::{H1Body, Upgraded};
+pub use h2::H2Body;
 pub use idle::Idle;
+pub use io::Io;
 pub use streamed::Streamed;
+
+/// Whom to send to, and how.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// Where.
+    pub address: SocketAddr,
+    /// What is spoken there.
+    pub protocol: AppProtocol,
+    /// TLS around it.
+    pub tls: Option<Arc<Connector>>,
+}
+
+/// What connections must have in common to be taken for each other.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) struct Key {
+    pub(crate) address: SocketAddr,
+    /// The number of the connector; none has 0, which is cleartext.
+    pub(crate) connector: u64,
+}
+
+impl Peer {
+    /// An endpoint in the clear.
+    #[must_use]
+    pub fn plain(address: SocketAddr, protocol: AppProtocol) -> Self {
+        Self {
+            address,
+            protocol,
+            tls: None,
+        }
+    }
+
+    fn key(&self) -> Key {
+        Key {
+            address: self.address,
+            connector: self.tls.as_ref().map_or(0, |connector| connector.number),
+        }
+    }
+}
 
 /// The request body towards an endpoint.
 #[derive(Debug)]
@@ -102,7 +146,7 @@ pub enum AnswerBody {
     /// From our HTTP/1.1 connection.
     H1(Box<H1Body>),
     /// From an HTTP/2 connection.
-    H2(Incoming),
+    H2(Box<H2Body>),
     /// The connection after `101 Switching Protocols`.
     Upgraded(Upgraded),
     /// Nothing more will come.
@@ -114,6 +158,8 @@ pub enum AnswerBody {
 pub enum SendError {
     /// No connection.
     Connect(std::io::Error),
+    /// TLS was not agreed on, or broke.
+    Tls(std::io::Error),
     /// The connection broke, or closed before the response's head was complete.
     Reset(std::io::Error),
     /// The endpoint answered something that is not HTTP.
@@ -132,6 +178,7 @@ impl SendError {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Connect(_) => "connect",
+            Self::Tls(_) => "tls",
             Self::Reset(_) => "reset",
             Self::Protocol(_) => "protocol",
             Self::Timeout(_) => "timeout",
@@ -145,6 +192,7 @@ impl std::fmt::Display for SendError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Connect(e) => write!(f, "cannot connect: {e}"),
+            Self::Tls(e) => write!(f, "TLS: {e}"),
             Self::Reset(e) => write!(f, "connection broke before the response: {e}"),
             Self::Protocol(what) => write!(f, "the endpoint broke HTTP: {what}"),
             Self::Timeout(what) => write!(f, "time limit: {what}"),
@@ -158,9 +206,9 @@ impl std::fmt::Display for SendError {
 
 /// A connection that is ready for one request.
 #[derive(Debug)]
-pub struct Ready {
+pub struct Ready<'p> {
     kind: Kind,
-    address: SocketAddr,
+    peer: &'p Peer,
     reused: bool,
 }
 
@@ -170,53 +218,49 @@ enum Kind {
     H2(h2::Multiplexed),
 }
 
-/// A connection to `address`: an idle one, or a new one.
+/// A connection to `peer`: an idle one, or a new one.
 ///
 /// # Errors
 /// If none can be made.
-pub async fn open(
+pub async fn open<'p>(
     idle: &Idle,
-    address: SocketAddr,
-    protocol: AppProtocol,
+    peer: &'p Peer,
     connect_timeout: Duration,
-) -> Result<Ready, SendError> {
-    let kept = match protocol {
-        AppProtocol::H2c => idle.multiplexed(address).map(Kind::H2),
-        AppProtocol::Http => idle.take(address).map(Kind::H1),
+) -> Result<Ready<'p>, SendError> {
+    let kept = match peer.protocol {
+        AppProtocol::H2c => idle.multiplexed(peer.key()).map(Kind::H2),
+        AppProtocol::Http => idle.take(peer.key()).map(Kind::H1),
     };
     let (kind, reused) = match kept {
         Some(kind) => (kind, true),
-        None => (
-            connect(idle, address, protocol, connect_timeout).await?,
-            false,
-        ),
+        None => (connect(idle, peer, connect_timeout).await?, false),
     };
-    Ok(Ready {
-        kind,
-        address,
-        reused,
-    })
+    Ok(Ready { kind, peer, reused })
 }
 
 /// Makes a connection. In boxes, like everything here that most requests do without: the futures of
 /// an exchange lie within each other, and each request writes and moves all of that.
-async fn connect(
-    idle: &Idle,
-    address: SocketAddr,
-    protocol: AppProtocol,
-    limit: Duration,
-) -> Result<Kind, SendError> {
-    match protocol {
-        AppProtocol::H2c => Box::pin(h2::connect(idle, address, limit))
-            .await
-            .map(Kind::H2),
-        AppProtocol::Http => Box::pin(h1::connect(idle, address, limit))
-            .await
-            .map(Kind::H1),
+async fn connect(idle: &Idle, peer: &Peer, limit: Duration) -> Result<Kind, SendError> {
+    match peer.protocol {
+        AppProtocol::H2c => Box::pin(h2::connect(idle, peer, limit)).await.map(Kind::H2),
+        AppProtocol::Http => Box::pin(h1::connect(idle, peer, limit)).await.map(Kind::H1),
     }
 }
 
-impl Ready {
+/// A connection for bytes of which nothing is known. It is counted until what counts it goes.
+///
+/// # Errors
+/// If none can be made.
+pub(crate) async fn open_stream(
+    idle: &Idle,
+    peer: &Peer,
+    connect_timeout: Duration,
+) -> Result<(Io, Counted), SendError> {
+    let stream = Io::connect(idle, peer, Inside::Bytes, connect_timeout).await?;
+    Ok((stream, idle.opened()))
+}
+
+impl Ready<'_> {
     /// Sends one request and waits for the head of the response, or until the client keeps the
     /// endpoint waiting for too long.
     ///
@@ -268,18 +312,14 @@ impl Ready {
         connect_timeout: Duration,
     ) -> Result<Answer, SendError> {
         let again = if self.reused { body.again() } else { None };
-        let address = self.address;
-        let protocol = match self.kind {
-            Kind::H1(_) => AppProtocol::Http,
-            Kind::H2(_) => AppProtocol::H2c,
-        };
+        let peer = self.peer;
         match (self.send(idle, head, body).await, again) {
             (Err(SendError::Reset(_)), Some(again)) => {
                 let anew = async {
-                    let kind = connect(idle, address, protocol, connect_timeout).await?;
+                    let kind = connect(idle, peer, connect_timeout).await?;
                     let fresh = Self {
                         kind,
-                        address,
+                        peer,
                         reused: false,
                     };
                     fresh.send(idle, head, again).await
@@ -291,20 +331,19 @@ impl Ready {
     }
 }
 
-/// Sends one request to `address` and waits for the head of the response: [`open`], then
+/// Sends one request to `peer` and waits for the head of the response: [`open`], then
 /// [`Ready::send_again`].
 ///
 /// # Errors
 /// When there is no response to pass on; nothing of it has reached the client then.
 pub async fn send(
     idle: &Idle,
-    address: SocketAddr,
-    protocol: AppProtocol,
+    peer: &Peer,
     head: &Head<'_>,
     body: Outgoing,
     connect_timeout: Duration,
 ) -> Result<Answer, SendError> {
-    let ready = open(idle, address, protocol, connect_timeout).await?;
+    let ready = open(idle, peer, connect_timeout).await?;
     ready.send_again(idle, head, body, connect_timeout).await
 }
 
@@ -316,8 +355,7 @@ impl AnswerBody {
     ) -> Poll<Option<Result<Frame<Bytes>, SendError>>> {
         match self {
             Self::H1(body) => body.poll_frame(cx),
-            Self::H2(body) => http_body::Body::poll_frame(Pin::new(body), cx)
-                .map_err(|e| SendError::Reset(std::io::Error::other(e))),
+            Self::H2(body) => body.poll_frame(cx),
             Self::Upgraded(_) | Self::Done => Poll::Ready(None),
         }
     }
@@ -327,7 +365,7 @@ impl AnswerBody {
     pub fn length(&self) -> Option<u64> {
         match self {
             Self::H1(body) => body.length(),
-            Self::H2(body) => http_body::Body::size_hint(body).exact(),
+            Self::H2(body) => body.length(),
             Self::Upgraded(_) | Self::Done => Some(0),
         }
     }

@@ -12,6 +12,7 @@
     reason = "a part of each test crate, and each uses a part of it"
 )]
 
+pub mod tls;
 mod wire;
 
 use std::cell::RefCell;
@@ -27,8 +28,8 @@ use forebay_gateway::settings::Settings;
 use forebay_gateway::telemetry::{Format, Settings as TelemetrySettings, Telemetry};
 use forebay_model::endpoint::{Endpoint, Role, Topology};
 use forebay_model::route::{
-    Entry, Filter, HostPattern, Matcher, PathMatch, RouteTable, Rule, ServicePort, ServiceTarget,
-    Speaks, Target, Timeouts, WeightedTarget,
+    BackendTls, Broken, Entry, Filter, HostPattern, Matcher, PathMatch, RouteTable, Rule,
+    ServicePort, ServiceTarget, Speaks, Target, Timeouts, TlsRoutes, TlsRule, WeightedTarget,
 };
 use forebay_model::snapshot::{Listener, Port};
 use forebay_model::{AppProtocol, ObjectName, PickerConfig, Pool, Snapshot};
@@ -43,6 +44,7 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 /// A running gateway with what it was last told.
 pub struct World {
     pub gateway: Gateway,
+    /// The port that is bound.
     pub port: u16,
     generation: Mutex<u64>,
 }
@@ -72,12 +74,21 @@ impl World {
 
     /// A gateway that has been told nothing.
     pub fn empty(settings: Settings) -> Self {
+        Self::logging(settings, Format::Off, Box::new(std::io::sink()))
+    }
+
+    /// The same with an access log.
+    pub fn logging(
+        settings: Settings,
+        access_log: Format,
+        sink: Box<dyn std::io::Write + Send>,
+    ) -> Self {
         watch_for_panics();
-        let off = TelemetrySettings {
-            access_log: Format::Off,
+        let reports = TelemetrySettings {
+            access_log,
             otlp: None,
         };
-        let telemetry = Arc::new(Telemetry::new(&off).unwrap());
+        let telemetry = Arc::new(Telemetry::with_log_sink(&reports, sink).unwrap());
         Self {
             gateway: Gateway::start(settings, telemetry, 7).unwrap(),
             port: free_port(),
@@ -87,12 +98,17 @@ impl World {
 
     /// Publishes these routes for every host, and waits until the port is open.
     pub fn publish(&self, entries: Vec<Entry>) {
+        self.publish_as(self.port, entries);
+    }
+
+    /// The same on a port that clients know by another number.
+    pub fn publish_as(&self, number: u16, entries: Vec<Entry>) {
         let entries = entries.into_iter().map(|entry| (None, entry)).collect();
         let listener = listener(None, RouteTable::build(entries));
         self.publish_ports([(
             self.port,
             Port {
-                number: self.port,
+                number,
                 tls: false,
                 listeners: vec![listener],
             },
@@ -113,6 +129,17 @@ impl World {
             problems: Vec::new(),
         };
         self.gateway.publish(Arc::new(snapshot));
+    }
+
+    /// Publishes these listeners on a port with TLS that clients know as 443.
+    pub fn publish_tls(&self, listeners: Vec<Listener>) {
+        let port = Port {
+            number: 443,
+            tls: true,
+            listeners,
+        };
+        self.publish_ports([(self.port, port)]);
+        self.wait_bound(self.port);
     }
 
     pub fn wait_bound(&self, port: u16) {
@@ -141,6 +168,11 @@ impl World {
         let now = forebay_gateway::clock::now();
         let page = shared.telemetry.render_metrics(&live, now);
         page.lines().any(|own| own == line)
+    }
+
+    /// Waits until the metrics page has this line.
+    pub fn comes_to_show(&self, line: &str) {
+        eventually(line, || self.shows(line));
     }
 
     /// Whether so many connections are counted in this state.
@@ -235,6 +267,11 @@ thread_local! {
     static KNOWN: RefCell<Known> = RefCell::default();
 }
 
+/// Lets what this test publishes from now on be without the pools and Services named so far.
+pub fn forget() {
+    KNOWN.take();
+}
+
 pub fn entry(prefix: &str, rule: Rule) -> Entry {
     Entry {
         matcher: Matcher {
@@ -278,11 +315,45 @@ pub fn weighted(weight: u32, target: Target) -> WeightedTarget {
     }
 }
 
+/// Listener and route of connections that are no HTTP, for these hosts.
+pub fn stream_listener(host: &str, targets: Vec<WeightedTarget>) -> Listener {
+    let rule = TlsRule {
+        route: ObjectName::new("default", "stream"),
+        targets,
+    };
+    let host = HostPattern::parse(host);
+    Listener {
+        name: "stream".into(),
+        hostname: Some(host.clone()),
+        tls_routes: Some(Arc::new(TlsRoutes {
+            routes: vec![(Some(host), Arc::new(rule))],
+        })),
+        ..listener(None, RouteTable::default())
+    }
+}
+
+/// What cannot be served.
+pub fn broken(status: u16) -> Target {
+    Target::Broken(Arc::new(Broken {
+        status,
+        reason: "BackendNotFound",
+        message: "Service default/gone does not exist".into(),
+    }))
+}
+
 pub fn service(endpoints: &[SocketAddr]) -> Target {
     service_over(AppProtocol::Http, endpoints)
 }
 
 pub fn service_over(protocol: AppProtocol, endpoints: &[SocketAddr]) -> Target {
+    service_with(protocol, None, endpoints)
+}
+
+pub fn service_with(
+    protocol: AppProtocol,
+    tls: Option<BackendTls>,
+    endpoints: &[SocketAddr],
+) -> Target {
     KNOWN.with_borrow_mut(|known| {
         let of = ServicePort {
             name: ObjectName::new("default", "svc"),
@@ -291,7 +362,7 @@ pub fn service_over(protocol: AppProtocol, endpoints: &[SocketAddr]) -> Target {
         let target = ServiceTarget {
             of: of.clone(),
             protocol,
-            tls: None,
+            tls: tls.map(Arc::new),
             endpoints: endpoints.to_vec(),
         };
         known.services.insert(of.clone(), Arc::new(target));
