@@ -7,6 +7,7 @@
 pub mod describe;
 mod duration;
 pub mod index;
+pub mod infrastructure;
 mod kinds;
 mod lower;
 pub mod object;

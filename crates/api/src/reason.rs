@@ -81,5 +81,7 @@ pub(crate) const NOT_FOUND: &str = "NotFound";
 pub const SOURCE_UNREACHABLE: &str = "SourceUnreachable";
 /// Objects of a kind that may not be read.
 pub const KIND_NOT_READ: &str = "KindNotRead";
+/// A Gateway cannot be given what it needs to be reached.
+pub const NO_INFRASTRUCTURE: &str = "NoInfrastructure";
 /// More problems than are kept.
 pub(crate) const TOO_MANY_PROBLEMS: &str = "TooManyProblems";
