@@ -7,6 +7,7 @@
 mod bench;
 mod cluster;
 mod codegen;
+mod conformance;
 mod dist;
 mod fuzz;
 mod lint;
@@ -51,6 +52,8 @@ enum Chore {
         #[command(subcommand)]
         what: Bench,
     },
+    /// Run the Gateway API's public conformance suite against Forebay on a test bed
+    Conformance(conformance::Args),
     /// Real Kubernetes on this machine, to test against
     Cluster {
         #[command(subcommand)]
@@ -98,6 +101,7 @@ fn main() -> ExitCode {
         #[cfg(feature = "simulator")]
         Chore::Fidelity(args) => simulator::fidelity(&args),
         Chore::Cluster { action } => cluster::run(&action),
+        Chore::Conformance(args) => conformance::run(&args),
         Chore::Codegen(args) => codegen::run(&args),
         Chore::Fuzz(args) => fuzz::run(&args),
         Chore::MockServer(args) => bench::mock::run(&args),

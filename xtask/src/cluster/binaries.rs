@@ -46,6 +46,8 @@ pub(super) enum Part {
     Pause,
     /// The servers that the Gateway API's conformance suite sends requests to.
     Backends,
+    /// The Gateway API's conformance suite itself.
+    Suite,
     /// What renders and installs the chart.
     Helm,
 }
@@ -77,7 +79,7 @@ impl Part {
     fn module(self) -> Module {
         match self {
             Self::Kube | Self::Containerd | Self::Cni | Self::Pause => Module::Cluster,
-            Self::Backends => Module::Conformance,
+            Self::Backends | Self::Suite => Module::Conformance,
             Self::Helm => Module::Deploy,
         }
     }
@@ -90,6 +92,7 @@ impl Part {
             Self::Cni => "ptp",
             Self::Pause => "pause",
             Self::Backends => "echo-basic",
+            Self::Suite => "conformance.test",
             Self::Helm => "helm",
         }
     }
@@ -102,6 +105,7 @@ impl Part {
             Self::Cni => "the CNI plugins",
             Self::Pause => "the pause program",
             Self::Backends => "the backends of the conformance suite",
+            Self::Suite => "the conformance suite of the Gateway API",
             Self::Helm => "Helm (about 3 CPU minutes from nothing)",
         }
     }
@@ -125,6 +129,7 @@ impl Part {
                 "sigs.k8s.io/gateway-api/conformance/echo-basic",
                 "./coredns",
             ],
+            Self::Suite => &["sigs.k8s.io/gateway-api/conformance"],
             Self::Helm => &["helm.sh/helm/v4/cmd/helm"],
         }
     }
@@ -133,8 +138,13 @@ impl Part {
         match self {
             Self::Kube => "grpcnotrace,notest",
             Self::Containerd => "grpcnotrace,no_btrfs,no_devmapper,no_zfs",
-            Self::Cni | Self::Pause | Self::Backends | Self::Helm => "",
+            Self::Cni | Self::Pause | Self::Backends | Self::Suite | Self::Helm => "",
         }
+    }
+
+    /// Whether it is one package of tests, which becomes one program `<package>.test`.
+    fn is_tests(self) -> bool {
+        self.proof().ends_with(".test")
     }
 }
 
@@ -247,10 +257,19 @@ fn build(go: &Path, part: Part, binaries: &Binaries) -> Result<()> {
     }
     fs::create_dir_all(&fresh)?;
     let mut command = Command::new(go);
+    if part.is_tests() {
+        command.args(["test", "-c"]);
+    } else {
+        command.arg("build");
+    }
     command
-        .args(["build", "-v", "-trimpath", "-tags", part.tags()])
+        .args(["-v", "-trimpath", "-tags", part.tags()])
         .args(["-ldflags", &linker_flags(part)?, "-o"])
-        .arg(&fresh)
+        .arg(if part.is_tests() {
+            fresh.join(part.proof())
+        } else {
+            fresh.clone()
+        })
         .args(part.packages())
         .current_dir(part.module().dir())
         .env("CGO_ENABLED", "0");
@@ -399,8 +418,11 @@ mod tests {
 
     #[test]
     fn every_part_proves_itself_by_a_package_that_it_builds() {
-        for part in NODES.into_iter().chain([Part::Backends, Part::Helm]) {
-            let program = part.proof();
+        for part in NODES
+            .into_iter()
+            .chain([Part::Backends, Part::Suite, Part::Helm])
+        {
+            let program = part.proof().trim_end_matches(".test");
             let built = part
                 .packages()
                 .iter()

@@ -108,6 +108,12 @@ pub(crate) fn helm() -> Result<PathBuf> {
     Ok(built.program("helm"))
 }
 
+/// The Gateway API's conformance suite as a program, built first if need be.
+pub(crate) fn conformance_suite() -> Result<PathBuf> {
+    let built = binaries::ensure(Module::Conformance, &[binaries::Part::Suite])?;
+    Ok(built.program("conformance.test"))
+}
+
 fn build(args: &BuildArgs) -> Result<()> {
     let parts: &[binaries::Part] = if args.control_plane_only {
         &binaries::CONTROL_PLANE
