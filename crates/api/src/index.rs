@@ -11,6 +11,7 @@ use std::sync::Arc;
 use forebay_model::snapshot::Problem;
 use forebay_model::{ObjectName, Pool, Snapshot};
 
+use crate::infrastructure::{self, Wanted};
 use crate::kinds::core::{EndpointSlice, Namespace, Pod, Secret, Service};
 use crate::kinds::gateway::{Gateway, GatewayClass, ReferenceGrant};
 use crate::kinds::inference::{InferenceModelRewrite, InferenceObjective, InferencePool};
@@ -224,6 +225,12 @@ impl Index {
         let lowered = lower::lower(&self.objects, &pools, &self.last.snapshot);
         self.replace_last(pools, lowered);
         self.last.clone()
+    }
+
+    /// What Gateways need to be reached.
+    #[must_use]
+    pub fn infrastructure(&self) -> Vec<Wanted> {
+        infrastructure::wanted(&self.objects)
     }
 
     fn replace_last(&mut self, pools: HashMap<ObjectName, Arc<Pool>>, lowered: Lowered) {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use forebay_api::Settings;
+use forebay_api::infrastructure::Site;
 use forebay_cluster::Published;
 use forebay_cluster::kubernetes::{
     Controller, ControllerOptions, Election, KubernetesSource, Metrics, Server,
@@ -54,6 +55,8 @@ impl Cluster {
         let controller = (!args.data_plane_only).then(|| {
             let options = ControllerOptions {
                 controller,
+                site: site(args, &own),
+                namespaces: args.watch_namespace.clone(),
                 election: args.leader_elect.then(|| Election {
                     namespace: own,
                     lease: LEASE.to_owned(),
@@ -101,6 +104,16 @@ fn settings(args: &KubernetesArgs, own: &str) -> Settings {
         infrastructure_namespace: has_services.then(|| infrastructure.to_owned()),
         addresses: args.gateway_address.clone(),
         ..Settings::cluster()
+    }
+}
+
+fn site(args: &KubernetesArgs, own: &str) -> Site {
+    Site {
+        namespace: own.to_owned(),
+        selector: args.gateway_selector.clone().unwrap_or_default(),
+        service_type: args.gateway_service_type.name().map(str::to_owned),
+        image: args.image.clone().unwrap_or_default(),
+        cluster_role: args.data_plane_cluster_role.clone(),
     }
 }
 

@@ -3,14 +3,18 @@
 use forebay_model::ObjectName;
 use serde_json::Value;
 
+use crate::settings::{GATEWAY_NAME_LABEL, GATEWAY_NAMESPACE_LABEL, MANAGED_BY_LABEL};
+
 /// Name of the Gateway.
-pub(super) const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
+pub(super) const GATEWAY_NAME: &str = GATEWAY_NAME_LABEL;
 /// Namespace of the Gateway.
-pub(super) const GATEWAY_NAMESPACE: &str = "forebay.dev/gateway-namespace";
+pub(super) const GATEWAY_NAMESPACE: &str = GATEWAY_NAMESPACE_LABEL;
 /// Namespace of the controller that made a thing: it leaves those of others alone.
 pub(super) const CONTROLLER: &str = "forebay.dev/controller-namespace";
 /// Who makes things.
-pub(super) const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "forebay");
+pub(super) const MANAGED_BY: (&str, &str) = (MANAGED_BY_LABEL, "forebay");
+/// How the names of what is made begin.
+const PREFIX: &str = "gw-";
 /// Characters of a label's value and of a Service's name.
 const NAME_CHARS_MAX: usize = 63;
 
@@ -32,6 +36,19 @@ pub fn label_value(name: &str) -> String {
     format!("{}-{hash}", kept.trim_end_matches(['-', '.']))
 }
 
+/// Whether an object has the labels of something that a controller of ours has made.
+#[must_use]
+pub fn is_made(object: &Value) -> bool {
+    let labels = &object["metadata"]["labels"];
+    labels[MANAGED_BY.0] == MANAGED_BY.1 && !labels[CONTROLLER].is_null()
+}
+
+/// Whether a name is of the form that we give to what we make.
+#[must_use]
+pub fn is_name(name: &str) -> bool {
+    name.starts_with(PREFIX)
+}
+
 /// The Gateway that a thing was made for, as its labels have it.
 pub(super) fn gateway_of(object: &Value, controller: &str) -> Option<ObjectName> {
     let labels = object.pointer("/metadata/labels")?;
@@ -47,9 +64,9 @@ pub(super) fn name_of(first: &str, second: &str) -> String {
     // Neither may hold a slash, so no two pairs are joined to the same text.
     let hash = hash(&format!("{first}/{second}"));
     let readable = format!("{first}-{second}").replace('.', "-");
-    let room = NAME_CHARS_MAX - "gw-".len() - 1 - hash.len();
+    let room = NAME_CHARS_MAX - PREFIX.len() - 1 - hash.len();
     let readable = &readable[..readable.len().min(room)];
-    format!("gw-{}-{hash}", readable.trim_end_matches('-'))
+    format!("{PREFIX}{}-{hash}", readable.trim_end_matches('-'))
 }
 
 /// Ten characters of the FNV-1a hash of 64 bits, which is the same in every version and on every

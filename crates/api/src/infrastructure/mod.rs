@@ -10,14 +10,17 @@ mod labels;
 mod objects;
 mod plan;
 mod ports;
+mod wanted;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use forebay_model::ObjectName;
 use serde_json::Value;
 
-pub use labels::{label_value, selector};
+pub use labels::{is_made, is_name, label_value, selector};
 pub use plan::{Delete, Made, Plan, Put, plan};
+pub use wanted::concerns;
+pub(crate) use wanted::wanted;
 
 /// Labels or annotations.
 pub type Labels = BTreeMap<String, String>;
@@ -61,12 +64,12 @@ pub struct DataPlane {
 pub struct Site {
     /// Forebay's own namespace.
     pub namespace: String,
-    /// Labels of Forebay's own pods. Empty: it is not known which they are, and Gateways that they
-    /// would serve get no Service.
+    /// Labels of Forebay's own pods. Empty: it is not known which they are, and nothing is changed
+    /// for Gateways that they serve.
     pub selector: Labels,
     /// Type of Services that a Gateway says nothing of; `None` for no Services where pods are shared.
     pub service_type: Option<String>,
-    /// Image of pods of a Gateway's own. Empty: not known.
+    /// Image of pods of a Gateway's own. Empty: not known, as above.
     pub image: String,
     /// ClusterRole that these pods are bound to; `None` if somebody else sees to their rights.
     pub cluster_role: Option<String>,

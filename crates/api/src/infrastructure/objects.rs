@@ -259,7 +259,11 @@ pub(super) fn seal(object: &mut Value) {
 /// Whether `present` still is what `wanted` says: applied as such, and changed by nobody since.
 pub(super) fn is_current(wanted: &Value, present: &Value) -> bool {
     let applied = |object: &Value| object["metadata"]["annotations"][APPLIED].clone();
-    applied(wanted) == applied(present) && contains(present, wanted)
+    // Items of a list do not say what they are.
+    let told = |field: &str| !matches!(field, "apiVersion" | "kind");
+    let mut fields = wanted.as_object().into_iter().flatten();
+    applied(wanted) == applied(present)
+        && fields.all(|(field, part)| !told(field) || contains(&present[field], part))
 }
 
 /// Whether everything in `part` is in `whole`. Lists must be as long, since all of ours are written

@@ -66,7 +66,11 @@ impl Cluster {
                 .iter_mut()
                 .find(|(made, object)| *made == put.made && at(object));
             assert_eq!(found.is_none(), put.is_new(), "{}", put.path);
+            // As the items of a list are.
             let mut object = put.object.clone();
+            for field in ["apiVersion", "kind"] {
+                object.as_object_mut().unwrap().remove(field);
+            }
             self.made += 1;
             match found {
                 Some((_, before)) => {

@@ -1,10 +1,12 @@
-//! What is written to the API server, by one process at a time: statuses.
+//! What is written to the API server, by one process at a time: statuses and infrastructure.
 //!
 //! Every process that could write keeps the same books, so that one that is elected can begin at
 //! once.
 
+use forebay_api::infrastructure::Site;
 use tokio::sync::watch;
 
+use super::infrastructure::{self, Needs};
 use super::lease::{self, Lease};
 use super::metrics::Metrics;
 use super::server::Server;
@@ -18,6 +20,10 @@ pub struct ControllerOptions {
     pub controller: String,
     /// Who may write; `None` if there is nobody else.
     pub election: Option<Election>,
+    /// Where and how infrastructure of Gateways is made.
+    pub site: Site,
+    /// Where infrastructure is looked for; empty stands for every namespace.
+    pub namespaces: Vec<String>,
 }
 
 /// Where an election is held.
@@ -37,11 +43,14 @@ pub struct Controller {
     server: Server,
     metrics: Metrics,
     desk: Desk,
+    needs: Needs,
     election: Option<Election>,
+    site: Site,
+    namespaces: Vec<String>,
 }
 
 impl Controller {
-    /// A controller that writes the statuses that `source` computes; both are to be run.
+    /// A controller that writes what `source` computes; both are to be run.
     #[must_use]
     pub fn of(
         source: &mut KubernetesSource,
@@ -50,12 +59,16 @@ impl Controller {
         options: ControllerOptions,
     ) -> Self {
         let desk = Desk::new(options.controller);
-        source.set_desk(desk.clone());
+        let needs = Needs::new();
+        source.set_writers(desk.clone(), needs.clone());
         Self {
             server,
             metrics,
             desk,
+            needs,
             election: options.election,
+            site: options.site,
+            namespaces: options.namespaces,
         }
     }
 
@@ -65,10 +78,21 @@ impl Controller {
             server,
             metrics,
             desk,
+            needs,
             election,
+            site,
+            namespaces,
         } = self;
         let (leads, led) = watch::channel(false);
         let writing = statuses::write(desk.clone(), server.clone(), metrics.clone(), time);
+        let keeping = infrastructure::keep(
+            server.clone(),
+            site,
+            namespaces,
+            needs,
+            led.clone(),
+            metrics.clone(),
+        );
         let electing = async {
             match election {
                 Some(election) => {
@@ -91,6 +115,7 @@ impl Controller {
             () = electing => {}
             () = follow(desk, led) => {}
             () = writing => {}
+            () = keeping => {}
         }
     }
 }

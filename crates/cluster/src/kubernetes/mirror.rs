@@ -31,6 +31,8 @@ pub(crate) struct Mirror {
     /// Objects that have a status of ours, as of the last publication.
     ours: BTreeSet<(Kind, ObjectName)>,
     statuses: Arc<[ObjectStatus]>,
+    /// What could not be done for Gateways.
+    undone: Arc<[Problem]>,
     problems: Vec<Problem>,
 }
 
@@ -72,6 +74,7 @@ impl Mirror {
             faults: BTreeMap::new(),
             ours: BTreeSet::new(),
             statuses: Arc::default(),
+            undone: Arc::default(),
             problems: Vec::new(),
         }
     }
@@ -136,6 +139,11 @@ impl Mirror {
         }
     }
 
+    /// Takes in what could not be done for Gateways.
+    pub(crate) fn set_undone(&mut self, problems: Arc<[Problem]>) {
+        self.undone = problems;
+    }
+
     /// Whether every kind has been listed once, as far as the server has it.
     pub(crate) fn is_synced(&self) -> bool {
         self.unlisted().next().is_none()
@@ -195,6 +203,7 @@ impl Mirror {
     /// Tells the index what is wrong with the reading; whether that has changed.
     fn set_problems(&mut self, now: Instant) -> bool {
         let mut problems = self.contact_problems(now);
+        problems.extend(self.undone.iter().cloned());
         let shown = self.faults.iter().filter(|(key, fault)| {
             // Of other controllers' objects only those are named that cannot be read at all.
             fault.refused || !has_owner(key.0) || self.ours.contains(key)

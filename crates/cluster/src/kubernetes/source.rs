@@ -8,12 +8,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use forebay_api::{Index, Kind, Publication as Published, Settings, status};
+use forebay_api::{Index, Kind, Publication as Published, Settings, infrastructure, status};
 use forebay_model::ObjectName;
+use forebay_model::snapshot::Problem;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 
 use super::discovery::Resource;
+use super::infrastructure::Needs;
 use super::kinds::follow_all;
 use super::metrics::Metrics;
 use super::mirror::Mirror;
@@ -47,6 +49,9 @@ struct State {
     mirror: Mirror,
     resources: BTreeMap<Kind, Resource>,
     desk: Option<Desk>,
+    needs: Option<Needs>,
+    /// Whether something has changed that infrastructure depends on.
+    wants_changed: bool,
     synced: bool,
     /// When it is next to be said what is missing, and whether it has been.
     remind_at: Option<Instant>,
@@ -76,6 +81,8 @@ impl KubernetesSource {
                 mirror: Mirror::new(settings),
                 resources: BTreeMap::new(),
                 desk: None,
+                needs: None,
+                wants_changed: true,
                 synced: false,
                 remind_at: None,
                 said: false,
@@ -85,9 +92,10 @@ impl KubernetesSource {
         (source, receiver)
     }
 
-    /// Has statuses noted for a writer.
-    pub(crate) fn set_desk(&mut self, desk: Desk) {
+    /// Has noted what is to be written.
+    pub(crate) fn set_writers(&mut self, desk: Desk, needs: Needs) {
         self.state.desk = Some(desk);
+        self.state.needs = Some(needs);
     }
 
     /// Publishes every change until nobody listens any more.
@@ -104,10 +112,12 @@ impl KubernetesSource {
         let publishing = async {
             let mut look = interval(LOOK_EVERY);
             look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            let mut undone = state.needs.as_ref().map(|needs| needs.problems.subscribe());
             loop {
                 tokio::select! {
                     () = publish.closed() => return,
                     _ = look.tick() => {}
+                    problems = changed(&mut undone) => state.mirror.set_undone(problems),
                     change = changes.recv() => match change {
                         Some(change) => state.take_all(change, &mut changes).await,
                         None => return,
@@ -151,7 +161,25 @@ impl State {
     }
 
     fn take(&mut self, change: Change) {
-        match &change {
+        self.note_for_writers(&change);
+        self.mirror.take(change, Instant::now());
+    }
+
+    fn note_for_writers(&mut self, change: &Change) {
+        match change {
+            Change::Seen(kind, ..) | Change::Gone(kind, _) if infrastructure::concerns(*kind) => {
+                self.wants_changed = true;
+            }
+            Change::Seen(Kind::Service, _, object) if infrastructure::is_made(object) => {
+                self.disturbed();
+            }
+            // What labels it had is not known any more; this is about as good.
+            Change::Gone(Kind::Service, name) if infrastructure::is_name(&name.name) => {
+                self.disturbed();
+            }
+            _ => {}
+        }
+        match change {
             Change::Found(resource, _) => {
                 self.resources.insert(resource.kind, resource.clone());
             }
@@ -176,7 +204,12 @@ impl State {
             | Change::Regained(_)
             | Change::Discovery(_) => {}
         }
-        self.mirror.take(change, Instant::now());
+    }
+
+    fn disturbed(&self) {
+        if let Some(needs) = &self.needs {
+            needs.disturbed.notify_one();
+        }
     }
 
     /// Whether everything has been listed once; that cannot be undone.
@@ -193,6 +226,11 @@ impl State {
         self.published = Some(Instant::now());
         if let Some(desk) = &self.desk {
             desk.note(|books, now| books.publish(&published.statuses, now));
+        }
+        if let Some(needs) = &self.needs
+            && std::mem::take(&mut self.wants_changed)
+        {
+            needs.want(self.mirror.index.infrastructure());
         }
         published
     }
@@ -222,6 +260,16 @@ impl State {
             }
         }
     }
+}
+
+/// What could not be done, when it is another thing than before; never if nobody does anything.
+async fn changed(undone: &mut Option<watch::Receiver<Arc<[Problem]>>>) -> Arc<[Problem]> {
+    if let Some(undone) = undone
+        && undone.changed().await.is_ok()
+    {
+        return Arc::clone(&undone.borrow_and_update());
+    }
+    std::future::pending().await
 }
 
 /// `/apis/GROUP/VERSION/namespaces/NAMESPACE/PLURAL/NAME`.

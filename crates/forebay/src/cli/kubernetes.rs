@@ -79,6 +79,18 @@ pub(crate) enum ServiceType {
     None,
 }
 
+impl ServiceType {
+    /// `spec.type` of the Services; `None` for no Services.
+    pub(crate) fn name(self) -> Option<&'static str> {
+        match self {
+            Self::LoadBalancer => Some("LoadBalancer"),
+            Self::NodePort => Some("NodePort"),
+            Self::ClusterIp => Some("ClusterIP"),
+            Self::None => None,
+        }
+    }
+}
+
 fn object_name(text: &str) -> Result<ObjectName, String> {
     match text.split_once('/') {
         Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() => {
