@@ -20,6 +20,10 @@ use super::watch::{Change, Place};
 /// move between their replicas.
 const LOST_AFTER: Duration = Duration::from_secs(5);
 
+/// How long what is said of lost contact stays as it was first said: kinds come back one by one, and
+/// each would be news.
+const SAID_FOR: Duration = Duration::from_secs(30);
+
 /// The cluster as far as it is known.
 #[derive(Debug)]
 pub(crate) struct Mirror {
@@ -27,6 +31,8 @@ pub(crate) struct Mirror {
     /// What the server has of each kind, as soon as that is known.
     kinds: BTreeMap<Kind, Standing>,
     discovery: Option<Lost>,
+    /// What is said of lost contact, and since when.
+    said: Option<(Problem, Instant)>,
     faults: BTreeMap<(Kind, ObjectName), Fault>,
     /// Objects that have a status of ours, as of the last publication.
     ours: BTreeSet<(Kind, ObjectName)>,
@@ -71,6 +77,7 @@ impl Mirror {
             index: Index::new(settings),
             kinds: BTreeMap::new(),
             discovery: None,
+            said: None,
             faults: BTreeMap::new(),
             ours: BTreeSet::new(),
             statuses: Arc::default(),
@@ -217,42 +224,52 @@ impl Mirror {
         true
     }
 
-    fn contact_problems(&self, now: Instant) -> Vec<Problem> {
-        let mut problems = Vec::new();
+    fn contact_problems(&mut self, now: Instant) -> Vec<Problem> {
+        let new = self.lost_contact(now);
+        self.said = match (self.said.take(), new) {
+            (_, None) => None,
+            (Some((said, at)), Some(_)) if now.duration_since(at) < SAID_FOR => Some((said, at)),
+            (_, Some(new)) => Some((new, now)),
+        };
+        let said = self.said.iter().map(|(problem, _)| problem.clone());
+        let hidden = self
+            .kinds
+            .iter()
+            .filter_map(|(kind, standing)| match standing {
+                Standing::Absent(Some(why)) => Some(problem(
+                    reason::KIND_NOT_READ,
+                    format!("{kind} objects are not read ({why})"),
+                )),
+                Standing::Absent(None) | Standing::Followed(_) => None,
+            });
+        said.chain(hidden).collect()
+    }
+
+    /// What cannot be followed, if it has been so for long.
+    fn lost_contact(&self, now: Instant) -> Option<Problem> {
         let is_old = |lost: &Lost| now.duration_since(lost.since) >= LOST_AFTER;
         let lost: Vec<_> = self.lost().filter(|(_, lost)| is_old(lost)).collect();
-        let kinds: BTreeSet<Kind> = lost.iter().map(|(kind, _)| *kind).collect();
-        if let Some((_, first)) = lost.first() {
-            problems.push(unreachable(format!(
-                "not followed at the moment: {}; what was known of them stays in force ({})",
-                names(kinds.into_iter()),
-                first.why
-            )));
-        } else if let Some(lost) = self.discovery.as_ref().filter(|lost| is_old(lost)) {
-            problems.push(unreachable(format!(
-                "kinds that were not there are not looked for at the moment ({})",
-                lost.why
-            )));
-        }
-        for (kind, standing) in &self.kinds {
-            if let Standing::Absent(Some(why)) = standing {
-                problems.push(Problem {
-                    object: "Kubernetes API".to_owned(),
-                    field: String::new(),
-                    reason: reason::KIND_NOT_READ,
-                    message: format!("{kind} objects are not read ({why})"),
-                });
+        let message = match (lost.first(), &self.discovery) {
+            (Some((_, first)), _) => {
+                let kinds = names(lost.iter().map(|(kind, _)| *kind));
+                let why = &first.why;
+                format!("not followed: {kinds}; what was known of them stays in force ({why})")
             }
-        }
-        problems
+            (None, Some(lost)) if is_old(lost) => {
+                let why = &lost.why;
+                format!("kinds that were not there are not looked for at the moment ({why})")
+            }
+            (None, _) => return None,
+        };
+        Some(problem(reason::SOURCE_UNREACHABLE, message))
     }
 }
 
-fn unreachable(message: String) -> Problem {
+fn problem(reason: &'static str, message: String) -> Problem {
     Problem {
         object: "Kubernetes API".to_owned(),
         field: String::new(),
-        reason: reason::SOURCE_UNREACHABLE,
+        reason,
         message,
     }
 }

@@ -24,9 +24,9 @@ use super::server::{Failure, Server};
 /// Objects of one page: large enough that cold starts are short, small enough that a page of pods
 /// is a few MiB.
 const PAGE_OBJECTS: usize = 500;
-/// Waits after failures; with the longest, a server is found within seconds of its return and a
-/// thousand replicas ask it a few hundred times a second at most.
-const RETRY_FIRST: Duration = Duration::from_millis(200);
+/// Waits after failures. With the first, one connection of several that is cut delays nobody; with
+/// the longest, a server is found within seconds of its return, and is not flooded.
+const RETRY_FIRST: Duration = Duration::from_millis(20);
 const RETRY_LONGEST: Duration = Duration::from_secs(5);
 /// The shortest time from one watch to the next.
 const TURN_LEAST: Duration = Duration::from_millis(500);
