@@ -32,6 +32,7 @@ use std::process::ExitCode;
                   cargo xtask test                  every test, with the real OpenAI and Anthropic clients\n  \
                   cargo xtask lint                  what CI checks before it runs the tests\n  \
                   cargo xtask bench proxy --quick   one short round beside nginx and Envoy\n  \
+                  cargo xtask bench footprint       memory and CPU that the gateway takes by itself\n  \
                   cargo xtask cluster up            a Kubernetes cluster with two nodes on this machine"
 )]
 struct Cli {
@@ -47,7 +48,7 @@ enum Chore {
     Lint,
     /// Build the program as it is shipped and measured
     Dist(dist::Args),
-    /// Measure promises against peers
+    /// Measure what is promised
     Bench {
         #[command(subcommand)]
         what: Bench,
@@ -81,6 +82,8 @@ enum Bench {
     Proxy(bench::Args),
     /// The gateway in front of a large cluster's API server
     Scale(bench::scale::Args),
+    /// Memory of idle pools and of requests under way, CPU of scraping
+    Footprint(bench::footprint::Args),
 }
 
 fn main() -> ExitCode {
@@ -88,12 +91,11 @@ fn main() -> ExitCode {
         Chore::Test(args) => test::run(&args),
         Chore::Lint => lint::run(),
         Chore::Dist(args) => dist::run(&args),
-        Chore::Bench {
-            what: Bench::Proxy(args),
-        } => bench::run(&args),
-        Chore::Bench {
-            what: Bench::Scale(args),
-        } => bench::scale::run(&args),
+        Chore::Bench { what } => match what {
+            Bench::Proxy(args) => bench::run(&args),
+            Bench::Footprint(args) => bench::footprint::run(&args),
+            Bench::Scale(args) => bench::scale::run(&args),
+        },
         #[cfg(not(feature = "simulator"))]
         Chore::Calibrate(_) | Chore::Fidelity(_) => simulator::run_with_simulator(),
         #[cfg(feature = "simulator")]
