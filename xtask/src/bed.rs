@@ -1,4 +1,4 @@
-//! The cluster that a suite runs against: a test bed with nodes, the definitions, and Forebay as
+//! A test bed as other chores use it: up, with the definitions, and Forebay as
 //! `deploy/install.yaml` has it.
 //!
 //! Beds are made by `cargo xtask cluster`; this calls that command rather than its parts.
@@ -7,20 +7,21 @@ use crate::shell;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use std::fs;
+use std::io::Write;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// The image in the committed manifest, and the one that `cluster load --forebay` makes.
 const RELEASED_IMAGE: &str = "ghcr.io/forebay/forebay:";
-const BED_IMAGE: &str = "bed.forebay.dev/forebay:dev";
+pub(crate) const BED_IMAGE: &str = "bed.forebay.dev/forebay:dev";
 
 /// How long Forebay may take to be ready.
 const ROLLOUT: &str = "120s";
 
 /// A bed that is up.
 #[derive(Debug)]
-pub(super) struct Bed {
+pub(crate) struct Bed {
     name: String,
     kubeconfig: PathBuf,
     kubectl: PathBuf,
@@ -31,14 +32,15 @@ pub(super) struct Bed {
 }
 
 impl Bed {
-    /// The bed of this name, brought up if it is not. One that was up before stays.
-    pub(super) fn ensure(name: &str, keep: bool) -> Result<Self> {
+    /// The bed of this name, brought up with these further arguments if it is not. One that was up
+    /// before stays.
+    pub(crate) fn ensure(name: &str, up: &[&str], keep: bool) -> Result<Self> {
         let described = describe(name);
         let was_up = described.is_ok();
         let described = match described {
             Ok(described) => described,
             Err(_) => {
-                own(&["up", "--bed", name])?;
+                own(&[&["up", "--bed", name], up].concat())?;
                 describe(name)?
             }
         };
@@ -53,23 +55,28 @@ impl Bed {
             balancers: base.parse().with_context(|| format!("range {range}"))?,
             ends: !keep && !was_up,
         };
-        if cluster["nodes"].as_array().is_none_or(Vec::is_empty) {
+        let in_name_only = cluster["nodes"].as_array().is_none_or(Vec::is_empty);
+        if in_name_only && !up.contains(&"--control-plane-only") {
             bail!("bed {name} has no real nodes: `cargo xtask cluster down --bed {name}` it first");
         }
         Ok(bed)
     }
 
-    pub(super) fn kubeconfig(&self) -> &Path {
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn kubeconfig(&self) -> &Path {
         &self.kubeconfig
     }
 
     /// An address that load balancers may have, far from those that are given out first.
-    pub(super) fn free_address(&self) -> Ipv4Addr {
+    pub(crate) fn free_address(&self) -> Ipv4Addr {
         Ipv4Addr::from(u32::from(self.balancers) + 200)
     }
 
     /// Imports images and the program that is tested into every node.
-    pub(super) fn load(&self, images: &[&str], forebay: &Path) -> Result<()> {
+    pub(crate) fn load(&self, images: &[&str], forebay: &Path) -> Result<()> {
         let forebay = forebay
             .to_str()
             .context("the program's path is not UTF-8")?;
@@ -79,7 +86,7 @@ impl Bed {
     }
 
     /// The Gateway API's definitions from a folder of its module, and ours.
-    pub(super) fn install_definitions(&self, gateway_api: &Path) -> Result<()> {
+    pub(crate) fn install_definitions(&self, gateway_api: &Path) -> Result<()> {
         for folder in [gateway_api, &shell::root().join("deploy/crds")] {
             for file in manifests(folder)? {
                 self.apply_file(&file)?;
@@ -91,7 +98,7 @@ impl Bed {
     }
 
     /// Forebay from `deploy/install.yaml` with the image of the bed, freshly started.
-    pub(super) fn install_forebay(&self) -> Result<()> {
+    pub(crate) fn install_forebay(&self) -> Result<()> {
         let file = shell::root().join("deploy/install.yaml");
         let text =
             fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
@@ -115,9 +122,9 @@ impl Bed {
     }
 
     /// Applies a manifest.
-    pub(super) fn apply(&self, manifest: &str) -> Result<()> {
+    pub(crate) fn apply(&self, manifest: &str) -> Result<()> {
         let mut file = tempfile::NamedTempFile::new().context("no temporary file")?;
-        std::io::Write::write_all(&mut file, manifest.as_bytes())?;
+        file.write_all(manifest.as_bytes())?;
         self.apply_file(file.path())
     }
 
@@ -127,14 +134,36 @@ impl Bed {
             .map(drop)
     }
 
+    /// Hands `objects` to kubectl, with arguments such as `create -f -`.
+    pub(crate) fn feed(&self, arguments: &[&str], objects: &[u8]) -> Result<()> {
+        let mut command = Command::new(&self.kubectl);
+        command.env("KUBECONFIG", &self.kubeconfig).args(arguments);
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("kubectl does not start")?;
+        let mut stdin = child.stdin.take().expect("stdin was set to piped above");
+        // A kubectl that gives up early says why on stderr, which is better than a broken pipe.
+        let written = stdin.write_all(objects);
+        drop(stdin);
+        let output = child.wait_with_output().context("kubectl is lost")?;
+        if !output.status.success() {
+            let words = String::from_utf8_lossy(&output.stderr);
+            bail!("{}: {}", shell::describe(&command), words.trim());
+        }
+        written.context("kubectl did not read the objects")
+    }
+
     /// What `kubectl` printed.
-    pub(super) fn kubectl(&self, arguments: &[&str]) -> Result<String> {
+    pub(crate) fn kubectl(&self, arguments: &[&str]) -> Result<String> {
         let mut command = Command::new(&self.kubectl);
         shell::capture(command.env("KUBECONFIG", &self.kubeconfig).args(arguments))
     }
 
     /// `v1.36.3`
-    pub(super) fn kubernetes(&self) -> Result<String> {
+    pub(crate) fn kubernetes(&self) -> Result<String> {
         let text = self.kubectl(&["version", "-o", "json"])?;
         let version: Value = serde_json::from_str(&text).context("kubectl version")?;
         let version = version["serverVersion"]["gitVersion"].as_str();
@@ -169,7 +198,7 @@ fn manifests(folder: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// The manifest with another image of Forebay.
-fn with_image(manifest: &str, image: &str) -> Option<String> {
+pub(crate) fn with_image(manifest: &str, image: &str) -> Option<String> {
     let mut found = false;
     let lines = manifest.lines().map(|line| {
         let Some((key, old)) = line.split_once("image: ") else {

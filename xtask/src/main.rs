@@ -4,6 +4,7 @@
 //! part of the product, and no chore changes files outside the repository and the user's cache
 //! folder (`${XDG_CACHE_HOME:-$HOME/.cache}/forebay`).
 
+mod bed;
 mod bench;
 mod cluster;
 mod codegen;
@@ -80,6 +81,8 @@ enum Chore {
 enum Bench {
     /// The gateway beside nginx, Envoy and SGLang's router, in one run
     Proxy(bench::Args),
+    /// Rolling updates, scaling and a lost node under load, on real Kubernetes
+    Rollout(bench::rollout::Args),
     /// The gateway in front of a large cluster's API server
     Scale(bench::scale::Args),
     /// Memory of idle pools and of requests under way, CPU of scraping
@@ -94,6 +97,7 @@ fn main() -> ExitCode {
         Chore::Bench { what } => match what {
             Bench::Proxy(args) => bench::run(&args),
             Bench::Footprint(args) => bench::footprint::run(&args),
+            Bench::Rollout(args) => bench::rollout::run(&args),
             Bench::Scale(args) => bench::scale::run(&args),
         },
         #[cfg(not(feature = "simulator"))]

@@ -16,6 +16,7 @@ mod peers;
 mod procfs;
 mod promise;
 mod report;
+pub(crate) mod rollout;
 pub(crate) mod scale;
 mod scenario;
 mod stats;

@@ -5,7 +5,7 @@
 //! asked of model servers here: scraping is as good as off. CPU is that of the gateway's process.
 
 use super::procfs::{self, Usage};
-use crate::cluster::access::{Access, Kind};
+use crate::bed::Bed;
 use crate::shell;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 /// The bed's name.
 const BED: &str = "scale";
 /// Nodes in name that the pods lie on; a node takes 110 pods at most only where a kubelet says so.
-const NODES: u16 = 6;
+const NODES: usize = 6;
 /// Namespaces that everything is spread over.
 const NAMESPACES: usize = 10;
 /// kubectl processes that create objects at a time: each keeps itself to 50 requests a second.
@@ -57,30 +57,17 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     shell::run(shell::cargo().args(["build", "--release", "--package", "forebay"]))?;
     let program = shell::target_dir()?.join("release/forebay");
-    let bed = Access::ensure(BED, NODES, Kind::Fake)?;
+    let nodes = NODES.to_string();
+    let up = ["--control-plane-only", "--nodes", &nodes];
+    let bed = Bed::ensure(BED, &up, args.keep)?;
     populate(&bed, args)?;
     let mut gateway = Gateway::start(&program, &bed)?;
-    let measured = measure(&bed, args, &mut gateway);
-    drop(gateway);
-    if !args.keep {
-        bed.down()?;
-    }
-    measured
+    measure(&bed, args, &mut gateway)
 }
 
 /// Makes the objects that are not there yet.
-fn populate(bed: &Access, args: &Args) -> Result<()> {
-    for folder in [gateway_api_crds()?, shell::root().join("deploy/crds")] {
-        let folder = folder.display().to_string();
-        bed.ask(&["apply", "--server-side", "--force-conflicts", "-f", &folder])?;
-    }
-    bed.ask(&[
-        "wait",
-        "--for=condition=Established",
-        "crd",
-        "--all",
-        "--timeout=60s",
-    ])?;
+fn populate(bed: &Bed, args: &Args) -> Result<()> {
+    bed.install_definitions(&crate::conformance::gateway_api()?.join("config/crd/standard"))?;
     let started = Instant::now();
     let spaces = (0..NAMESPACES).map(
         |n| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace(n)}}),
@@ -99,23 +86,10 @@ fn populate(bed: &Access, args: &Args) -> Result<()> {
     );
     eventually("every pod is Running", || {
         let field = "--field-selector=status.phase=Running";
-        let running = bed.ask(&["get", "pods", "-A", field, "-o", "name", "--chunk-size=0"])?;
+        let running = bed.kubectl(&["get", "pods", "-A", field, "-o", "name", "--chunk-size=0"])?;
         Ok(running.lines().count() >= args.pods)
     })
 }
-
-/// Where the standard's own resource definitions lie: they come with its Go module.
-fn gateway_api_crds() -> Result<std::path::PathBuf> {
-    let module = format!("sigs.k8s.io/gateway-api@{GATEWAY_API}");
-    let mut go = Command::new("go");
-    go.args(["mod", "download", "-json", &module]);
-    let described: Value = serde_json::from_str(&shell::capture(&mut go)?)?;
-    let folder = described["Dir"].as_str().context("go names no folder")?;
-    Ok(Path::new(folder).join("config/crd/standard"))
-}
-
-/// The version that is served.
-const GATEWAY_API: &str = "v1.6.1";
 
 fn namespace(n: usize) -> String {
     format!("scale-{}", n % NAMESPACES)
@@ -193,14 +167,14 @@ fn pod(n: usize, pools: usize) -> Value {
             "labels": {"pool": format!("pool-{pool}"), "app": "vllm"},
         },
         "spec": {
-            "nodeName": format!("c1-n{}", n % usize::from(NODES) + 1),
+            "nodeName": format!("c1-n{}", n % NODES + 1),
             "containers": [{"name": "vllm", "image": "in-name-only"}],
         },
     })
 }
 
 /// Creates what is not there, by several kubectl processes.
-fn create(bed: &Access, objects: Vec<Value>) -> Result<()> {
+fn create(bed: &Bed, objects: Vec<Value>) -> Result<()> {
     let parts: Vec<Vec<Value>> = (0..WRITERS)
         .map(|w| objects.iter().skip(w).step_by(WRITERS).cloned().collect())
         .collect();
@@ -235,14 +209,14 @@ fn only_exist_already(error: &anyhow::Error) -> bool {
 }
 
 /// Pods are refused until their namespace has its default account.
-fn wait_for_accounts(bed: &Access) -> Result<()> {
+fn wait_for_accounts(bed: &Bed) -> Result<()> {
     eventually("namespaces have their accounts", || {
-        let names = bed.ask(&["get", "serviceaccounts", "-A", "-o", "name"])?;
+        let names = bed.kubectl(&["get", "serviceaccounts", "-A", "-o", "name"])?;
         Ok(names.lines().count() >= NAMESPACES)
     })
 }
 
-fn measure(bed: &Access, args: &Args, gateway: &mut Gateway) -> Result<()> {
+fn measure(bed: &Bed, args: &Args, gateway: &mut Gateway) -> Result<()> {
     let ready = gateway.wait_ready()?;
     let settled = gateway.usage();
     let served = gateway.get("/debug/pools")?;
@@ -294,13 +268,13 @@ const IDLE_WINDOW: Duration = Duration::from_secs(10);
 const WATCHED: usize = 20;
 
 /// Writes the readiness of a pod as its kubelet would.
-fn set_ready(bed: &Access, pod: usize, ready: bool) -> Result<()> {
+fn set_ready(bed: &Bed, pod: usize, ready: bool) -> Result<()> {
     let status = if ready { "True" } else { "False" };
     let patch = json!({"status": {"conditions": [{"type": "Ready", "status": status}]}});
     let (space, name) = (namespace(pod), format!("server-{pod}"));
     let arguments = ["patch", "pod", &name, "-n", &space, "--subresource=status"];
-    let mut command = bed.kubectl(&arguments);
-    shell::capture(command.args(["--type=strategic", "-p", &patch.to_string()])).map(drop)
+    let patch = ["--type=strategic", "-p", &patch.to_string()];
+    bed.kubectl(&[&arguments[..], &patch].concat()).map(drop)
 }
 
 /// CPU time over a while.
@@ -317,7 +291,7 @@ struct Gateway {
 }
 
 impl Gateway {
-    fn start(program: &Path, bed: &Access) -> Result<Self> {
+    fn start(program: &Path, bed: &Bed) -> Result<Self> {
         let admin = free_address()?;
         let process = Command::new(program)
             .args(["gateway", "--kubernetes", "--gateway-service-type", "None"])
@@ -365,7 +339,7 @@ impl Gateway {
     }
 
     /// Changes a pod to and fro, and sees how long after kubectl's end each change was in effect.
-    fn delays(&self, bed: &Access, first: bool) -> Result<String> {
+    fn delays(&self, bed: &Bed, first: bool) -> Result<String> {
         let mut late = Vec::new();
         for n in 0..WATCHED {
             let ready = (n % 2 == 0) == first;
@@ -389,7 +363,7 @@ impl Gateway {
     }
 
     fn first_pod_is(&self, ready: bool) -> Result<bool> {
-        let answer = self.get("/debug/pools")?;
+        let answer = self.get("/debug/pools?pool=pool-0")?;
         let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
         let pools: Value = serde_json::from_str(body)?;
         let pools = pools.as_array().context("/debug/pools is no list")?;

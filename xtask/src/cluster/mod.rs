@@ -5,7 +5,6 @@
 //! `config` and `pki` what each program is told: functions of the shape alone. `binaries` builds
 //! the programs, `network`, `cgroup` and `process` act, `up` and `down` hold the order.
 
-pub(crate) mod access;
 mod binaries;
 mod cgroup;
 mod config;

@@ -4,14 +4,13 @@
 //! `bed` brings up the cluster and installs Forebay from `deploy`, `features` knows what is claimed,
 //! `suite` runs the program that Go makes of the suite's own package, `report` writes it down.
 
-mod bed;
 mod features;
 mod report;
 mod suite;
 
+use crate::bed::Bed;
 use crate::{cluster, shell};
 use anyhow::{Context, Result, bail};
-use bed::Bed;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use suite::Outcome;
@@ -73,6 +72,11 @@ impl Args {
     }
 }
 
+/// The folder of the Gateway API's module.
+pub(crate) fn gateway_api() -> Result<PathBuf> {
+    Module::find(API).map(|module| module.dir)
+}
+
 /// Runs the suite; fails when a test fails.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let api = Module::find(API)?;
@@ -82,7 +86,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let suite = cluster::conformance_suite()?;
     let log = shell::target_dir()?.join("conformance/gateway-api.log");
 
-    let bed = Bed::ensure(&args.bed, args.keep)?;
+    let bed = Bed::ensure(&args.bed, &[], args.keep)?;
     bed.load(&["--conformance"], &program.path)?;
     bed.install_definitions(&api.dir.join("config/crd").join(channel.as_str()))?;
     bed.install_forebay()?;

@@ -8,19 +8,20 @@
 mod clients;
 mod steps;
 
-use crate::cluster::access::{Access, Kind};
+use crate::bed::Bed;
 use crate::shell;
 use anyhow::{Context, Result, bail};
 use clients::{Clients, End, Outcome};
 use serde_json::json;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::{Duration, Instant};
 use steps::Step;
 
 /// The bed's name.
 const BED: &str = "rollout";
 /// One node for each replica of the gateway, and one to lose.
-const NODES: u16 = 3;
+const NODES: &str = "3";
 /// Failures that are printed of each step.
 const SHOWN_MAX: usize = 3;
 
@@ -49,12 +50,9 @@ pub(crate) struct Args {
 /// Brings the demo up, disturbs it, prints the table.
 pub(crate) fn run(args: &Args) -> Result<()> {
     shell::run(shell::cargo().args(["build", "--release", "--package", "forebay"]))?;
-    let bed = Access::ensure(BED, NODES, Kind::Real)?;
-    let done = disturb(&bed, args);
-    if !args.keep {
-        bed.down()?;
-    }
-    let lost = done?;
+    let program = shell::target_dir()?.join("release/forebay");
+    let bed = Bed::ensure(BED, &["--nodes", NODES], args.keep)?;
+    let lost = disturb(&bed, &program, args)?;
     if args.check && lost > 0 {
         bail!("{lost} request(s) failed that had not begun to stream");
     }
@@ -62,8 +60,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 }
 
 /// The whole run; how many requests failed before they streamed.
-fn disturb(bed: &Access, args: &Args) -> Result<usize> {
-    let target = steps::install(bed)?;
+fn disturb(bed: &Bed, program: &Path, args: &Args) -> Result<usize> {
+    let target = steps::install(bed, program)?;
     println!("{} clients stream from http://{target}\n", args.clients);
     let clients = Clients::start(target, request(args.tokens), args.clients);
     println!(
@@ -80,7 +78,7 @@ fn disturb(bed: &Access, args: &Args) -> Result<usize> {
     Ok(lost)
 }
 
-fn one(bed: &Access, step: Step, clients: &Clients) -> Result<usize> {
+fn one(bed: &Bed, step: Step, clients: &Clients) -> Result<usize> {
     clients.take();
     let started = Instant::now();
     let done = step.run(bed);
@@ -163,6 +161,9 @@ fn request(tokens: u32) -> Vec<u8> {
 
 /// Where the gateway listens.
 fn address(text: &str) -> Result<SocketAddr> {
-    let ip = text.trim().parse().with_context(|| format!("{text:?} is no address"))?;
+    let ip = text
+        .trim()
+        .parse()
+        .with_context(|| format!("{text:?} is no address"))?;
     Ok(SocketAddr::new(ip, 80))
 }
