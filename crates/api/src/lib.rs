@@ -6,8 +6,10 @@
 
 pub mod describe;
 mod duration;
+pub mod features;
 pub mod index;
 pub mod infrastructure;
+mod kind;
 mod kinds;
 mod lower;
 pub mod object;

@@ -72,12 +72,12 @@ port 20000 of 80 http
   listener a/one http for *
 port 20001 of 80 http
   listener a/two http for *
-GatewayClass default/forebay Accepted
-Gateway a/one Accepted Programmed 192.0.2.1 lb.example.com
-  listener http: 0 routes Accepted Programmed ResolvedRefs !Conflicted(NoConflicts)
-Gateway a/two Accepted !Programmed(Pending)
-  listener http: 0 routes Accepted Programmed ResolvedRefs !Conflicted(NoConflicts)
-  listener alt: 0 routes Accepted !Programmed(Pending) ResolvedRefs !Conflicted(NoConflicts)
+GatewayClass default/forebay Accepted SupportedVersion
+Gateway a/one Accepted Programmed ResolvedRefs 192.0.2.1 lb.example.com
+  listener http: 0 routes of HTTPRoute,GRPCRoute Accepted Programmed ResolvedRefs !Conflicted(NoConflicts)
+Gateway a/two Accepted !Programmed(Pending) ResolvedRefs
+  listener http: 0 routes of HTTPRoute,GRPCRoute Accepted Programmed ResolvedRefs !Conflicted(NoConflicts)
+  listener alt: 0 routes of HTTPRoute,GRPCRoute Accepted !Programmed(Pending) ResolvedRefs !Conflicted(NoConflicts)
 ",
     );
 }
@@ -115,15 +115,15 @@ port 20002 of 80 http
   listener a/thief http for *
 problem Gateway a/late: AddressNotAssigned: Service infra/s-late has no address yet
 problem Gateway a/none: Pending: there is no Service for it in namespace infra yet
-GatewayClass default/forebay Accepted
-Gateway a/late Accepted !Programmed(AddressNotAssigned)
-  listener http: 0 routes Accepted !Programmed(Pending) ResolvedRefs !Conflicted(NoConflicts)
-Gateway a/none Accepted !Programmed(Pending)
-  listener http: 0 routes Accepted !Programmed(Pending) ResolvedRefs !Conflicted(NoConflicts)
-Gateway a/thief Accepted Programmed 10.0.0.4
-  listener http: 0 routes Accepted Programmed ResolvedRefs !Conflicted(NoConflicts)
-Gateway a/victim Accepted !Programmed(Pending)
-  listener http: 0 routes Accepted !Programmed(Pending) ResolvedRefs !Conflicted(NoConflicts)
+GatewayClass default/forebay Accepted SupportedVersion
+Gateway a/late Accepted !Programmed(AddressNotAssigned) ResolvedRefs
+  listener http: 0 routes of HTTPRoute,GRPCRoute Accepted !Programmed(Pending) ResolvedRefs !Conflicted(NoConflicts)
+Gateway a/none Accepted !Programmed(Pending) ResolvedRefs
+  listener http: 0 routes of HTTPRoute,GRPCRoute Accepted !Programmed(Pending) ResolvedRefs !Conflicted(NoConflicts)
+Gateway a/thief Accepted Programmed ResolvedRefs 10.0.0.4
+  listener http: 0 routes of HTTPRoute,GRPCRoute Accepted Programmed ResolvedRefs !Conflicted(NoConflicts)
+Gateway a/victim Accepted !Programmed(Pending) ResolvedRefs
+  listener http: 0 routes of HTTPRoute,GRPCRoute Accepted !Programmed(Pending) ResolvedRefs !Conflicted(NoConflicts)
 ",
     );
 }
@@ -158,17 +158,17 @@ port 5 of 80 http
 problem Gateway a/many: AddressNotUsable: one address can be asked for, not several (192.0.2.1 to 192.0.2.2)
 problem Gateway a/odd: UnsupportedAddress: addresses of type x.dev/own are not supported; use IPAddress or Hostname
 problem Gateway a/other: AddressNotUsable: address 192.0.2.9 cannot be had; the Gateway has 192.0.2.1
-GatewayClass default/forebay Accepted
-Gateway a/any Accepted Programmed 192.0.2.1
-  listener http: 0 routes Accepted Programmed ResolvedRefs !Conflicted(NoConflicts)
-Gateway a/many Accepted !Programmed(AddressNotUsable)
-  listener http: 0 routes Accepted !Programmed(Pending) ResolvedRefs !Conflicted(NoConflicts)
-Gateway a/odd !Accepted(UnsupportedAddress) !Programmed(Invalid)
-  listener http: 0 routes Accepted !Programmed(Pending) ResolvedRefs !Conflicted(NoConflicts)
-Gateway a/other Accepted !Programmed(AddressNotUsable)
-  listener http: 0 routes Accepted !Programmed(Pending) ResolvedRefs !Conflicted(NoConflicts)
-Gateway a/right Accepted Programmed 192.0.2.1
-  listener http: 0 routes Accepted Programmed ResolvedRefs !Conflicted(NoConflicts)
+GatewayClass default/forebay Accepted SupportedVersion
+Gateway a/any Accepted Programmed ResolvedRefs 192.0.2.1
+  listener http: 0 routes of HTTPRoute,GRPCRoute Accepted Programmed ResolvedRefs !Conflicted(NoConflicts)
+Gateway a/many Accepted !Programmed(AddressNotUsable) ResolvedRefs
+  listener http: 0 routes of HTTPRoute,GRPCRoute Accepted !Programmed(Pending) ResolvedRefs !Conflicted(NoConflicts)
+Gateway a/odd !Accepted(UnsupportedAddress) !Programmed(Invalid) ResolvedRefs
+  listener http: 0 routes of HTTPRoute,GRPCRoute Accepted !Programmed(Pending) ResolvedRefs !Conflicted(NoConflicts)
+Gateway a/other Accepted !Programmed(AddressNotUsable) ResolvedRefs
+  listener http: 0 routes of HTTPRoute,GRPCRoute Accepted !Programmed(Pending) ResolvedRefs !Conflicted(NoConflicts)
+Gateway a/right Accepted Programmed ResolvedRefs 192.0.2.1
+  listener http: 0 routes of HTTPRoute,GRPCRoute Accepted Programmed ResolvedRefs !Conflicted(NoConflicts)
 ",
     );
 }
@@ -204,20 +204,20 @@ fn a_data_plane_of_one_gateway_serves_that_one_and_its_controller_none() {
         "
 port 8080 of 80 http
   listener a/two http for *
-GatewayClass default/forebay Accepted
-Gateway a/two Accepted Programmed 10.0.0.2
-  listener http: 0 routes Accepted Programmed ResolvedRefs !Conflicted(NoConflicts)
+GatewayClass default/forebay Accepted SupportedVersion
+Gateway a/two Accepted Programmed ResolvedRefs 10.0.0.2
+  listener http: 0 routes of HTTPRoute,GRPCRoute Accepted Programmed ResolvedRefs !Conflicted(NoConflicts)
 ",
     );
     check(
         dedicated,
         &objects,
         "
-GatewayClass default/forebay Accepted
-Gateway a/one Accepted Programmed 10.0.0.1
-  listener http: 0 routes Accepted Programmed ResolvedRefs !Conflicted(NoConflicts)
-Gateway a/two Accepted Programmed 10.0.0.2
-  listener http: 0 routes Accepted Programmed ResolvedRefs !Conflicted(NoConflicts)
+GatewayClass default/forebay Accepted SupportedVersion
+Gateway a/one Accepted Programmed ResolvedRefs 10.0.0.1
+  listener http: 0 routes of HTTPRoute,GRPCRoute Accepted Programmed ResolvedRefs !Conflicted(NoConflicts)
+Gateway a/two Accepted Programmed ResolvedRefs 10.0.0.2
+  listener http: 0 routes of HTTPRoute,GRPCRoute Accepted Programmed ResolvedRefs !Conflicted(NoConflicts)
 ",
     );
 }
@@ -253,10 +253,10 @@ port 80 http
   listener a/gke http for *
 port 81 http
   listener a/absent http for *
-Gateway a/absent Accepted Programmed 192.0.2.1
-  listener http: 0 routes Accepted Programmed ResolvedRefs !Conflicted(NoConflicts)
-Gateway a/gke Accepted Programmed 192.0.2.1
-  listener http: 0 routes Accepted Programmed ResolvedRefs !Conflicted(NoConflicts)
+Gateway a/absent Accepted Programmed ResolvedRefs 192.0.2.1
+  listener http: 0 routes of HTTPRoute,GRPCRoute Accepted Programmed ResolvedRefs !Conflicted(NoConflicts)
+Gateway a/gke Accepted Programmed ResolvedRefs 192.0.2.1
+  listener http: 0 routes of HTTPRoute,GRPCRoute Accepted Programmed ResolvedRefs !Conflicted(NoConflicts)
 ",
     );
 }

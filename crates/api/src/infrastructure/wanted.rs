@@ -1,6 +1,6 @@
 //! What the Gateways of an index want.
 
-use crate::index::Objects;
+use crate::index::objects::Objects;
 use crate::infrastructure::Wanted;
 use crate::kinds::gateway::Gateway;
 use crate::object::Kind;

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use forebay_model::ObjectName;
 
-use crate::index::Objects;
+use crate::index::objects::Objects;
 use crate::kinds::core::{PortOrName, Service};
 use crate::kinds::gateway::{Gateway, WantedAddress};
 use crate::reason;

@@ -30,6 +30,8 @@ enum Part {
     Listeners,
     /// `addresses`.
     Addresses,
+    /// `attachedListenerSets`.
+    ListenerSets,
     /// `supportedFeatures`.
     Features,
     /// A list with entries of several controllers.
@@ -49,14 +51,29 @@ const PARENTS: Part = Part::Entries {
     max: 32,
 };
 
+const ANCESTORS: Part = Part::Entries {
+    list: "ancestors",
+    reference: "ancestorRef",
+    max: 16,
+};
+
 /// What is written of each kind; kinds that are not named have no status of ours.
 const WRITTEN: &[(Kind, &[Part])] = &[
     (Kind::GatewayClass, &[CONDITIONS, Part::Features]),
     (
         Kind::Gateway,
-        &[CONDITIONS, Part::Listeners, Part::Addresses],
+        &[
+            CONDITIONS,
+            Part::Listeners,
+            Part::Addresses,
+            Part::ListenerSets,
+        ],
     ),
+    (Kind::ListenerSet, &[CONDITIONS, Part::Listeners]),
     (Kind::HttpRoute, &[PARENTS]),
+    (Kind::GrpcRoute, &[PARENTS]),
+    (Kind::TlsRoute, &[PARENTS]),
+    (Kind::BackendTlsPolicy, &[ANCESTORS]),
     (Kind::InferencePool, &[PARENTS]),
     (Kind::InferenceObjective, &[SHARED_CONDITIONS]),
     (Kind::LegacyInferenceObjective, &[SHARED_CONDITIONS]),
@@ -83,7 +100,11 @@ pub fn has_entries(kind: Kind, present: &Value, controller: &str) -> bool {
             let entries = items(present, list).iter();
             entries.into_iter().any(|e| is_entry_of(e, controller))
         }
-        Part::Conditions { .. } | Part::Listeners | Part::Addresses | Part::Features => false,
+        Part::Conditions { .. }
+        | Part::Listeners
+        | Part::Addresses
+        | Part::ListenerSets
+        | Part::Features => false,
     })
 }
 
@@ -117,27 +138,36 @@ pub fn render(
             ) => {
                 let parents = wanted.map_or(&[][..], |status| &status.parents);
                 let entries = writer.entries(name, parents, items(present, list), reference, max);
-                (list, entries)
+                (list, Value::Array(entries))
             }
             (_, None) => continue,
             (Part::Conditions { alone }, Some(wanted)) => {
                 let present = items(present, "conditions");
                 let conditions = writer.conditions(&wanted.conditions, present, alone);
-                ("conditions", conditions)
+                ("conditions", Value::Array(conditions))
             }
             (Part::Listeners, Some(wanted)) => {
                 let present = items(present, "listeners");
-                ("listeners", writer.listeners(&wanted.listeners, present))
+                let listeners = writer.listeners(&wanted.listeners, present);
+                ("listeners", Value::Array(listeners))
             }
             (Part::Addresses, Some(wanted)) => {
                 let addresses = wanted.addresses.iter().take(ADDRESSES_MAX);
                 let addresses = addresses.map(|a| json!({"type": a.kind, "value": a.value}));
                 ("addresses", addresses.collect())
             }
-            (Part::Features, Some(wanted)) => ("supportedFeatures", features(wanted)),
+            (Part::ListenerSets, Some(wanted)) => match wanted.attached_listener_sets {
+                Some(count) => ("attachedListenerSets", count.into()),
+                None => continue,
+            },
+            (Part::Features, Some(wanted)) => ("supportedFeatures", Value::Array(features(wanted))),
         };
-        if value != items(present, field) {
-            changed.insert(field.to_owned(), Value::Array(value));
+        let same = match (&value, present.get(field)) {
+            (Value::Array(list), None) => list.is_empty(),
+            (value, present) => present == Some(value),
+        };
+        if !same {
+            changed.insert(field.to_owned(), value);
         }
     }
     (!changed.is_empty()).then_some(Value::Object(changed))

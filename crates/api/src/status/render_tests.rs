@@ -281,11 +281,12 @@ fn lists_keep_to_what_the_api_takes() {
 
 #[test]
 fn every_kind_of_gateway_api_and_its_extension_has_a_status_or_is_known_to_have_none() {
-    const NONE: [Kind; 6] = [
+    const NONE: [Kind; 7] = [
         Kind::ReferenceGrant,
         Kind::Service,
         Kind::EndpointSlice,
         Kind::Secret,
+        Kind::ConfigMap,
         Kind::Pod,
         Kind::Namespace,
     ];

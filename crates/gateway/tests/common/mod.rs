@@ -355,10 +355,8 @@ pub fn service_with(
     endpoints: &[SocketAddr],
 ) -> Target {
     KNOWN.with_borrow_mut(|known| {
-        let of = ServicePort {
-            name: ObjectName::new("default", "svc"),
-            port: u16::try_from(known.services.len()).unwrap(),
-        };
+        let port = u16::try_from(known.services.len()).unwrap();
+        let of = ServicePort::new(ObjectName::new("default", "svc"), port);
         let target = ServiceTarget {
             of: of.clone(),
             protocol,
