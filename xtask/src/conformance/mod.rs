@@ -190,6 +190,11 @@ impl Program {
     }
 }
 
+/// Where the module of Gateway API is, which has the definitions of its kinds.
+pub(crate) fn gateway_api() -> Result<PathBuf> {
+    Ok(Module::find(API)?.dir)
+}
+
 /// A Go module that tools/conformance pins.
 #[derive(Debug)]
 struct Module {
