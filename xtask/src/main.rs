@@ -11,6 +11,7 @@ mod codegen;
 mod conformance;
 mod dist;
 mod fuzz;
+mod helm;
 mod lint;
 mod python;
 mod shell;
@@ -63,6 +64,8 @@ enum Chore {
     },
     /// Write the files that follow from something else
     Codegen(codegen::Args),
+    /// Run the pinned Helm
+    Helm(helm::Args),
     /// Fit the simulator's profiles to published measurements
     Calibrate(simulator::CalibrateArgs),
     /// Compare the simulator with recorded runs of real servers
@@ -108,6 +111,7 @@ fn main() -> ExitCode {
         Chore::Fidelity(args) => simulator::fidelity(&args),
         Chore::Cluster { action } => cluster::run(&action),
         Chore::Conformance(args) => conformance::run(&args),
+        Chore::Helm(args) => helm::run(&args),
         Chore::Codegen(args) => codegen::run(&args),
         Chore::Fuzz(args) => fuzz::run(&args),
         Chore::MockServer(args) => bench::mock::run(&args),

@@ -101,8 +101,15 @@ pub(crate) fn run(action: &Action) -> Result<()> {
     }
 }
 
-/// Helm, built first if need be.
-pub(crate) fn helm() -> Result<PathBuf> {
+/// Helm, if it is built.
+pub(crate) fn built_helm() -> Result<Option<PathBuf>> {
+    let built = binaries::locate(Module::Deploy)?;
+    let missing = binaries::missing(&built, &[binaries::Part::Helm]);
+    Ok(missing.is_empty().then(|| built.program("helm")))
+}
+
+/// Helm, built if need be.
+pub(crate) fn build_helm() -> Result<PathBuf> {
     let built = binaries::ensure(Module::Deploy, &[binaries::Part::Helm])?;
     Ok(built.program("helm"))
 }

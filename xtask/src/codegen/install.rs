@@ -1,10 +1,9 @@
 //! `deploy/install.yaml`: the chart with its own defaults, for those who do without Helm.
 
 use super::Output;
-use crate::{cluster, shell};
+use crate::{helm, shell};
 use anyhow::{Context, Result};
 use std::path::PathBuf;
-use std::process::Command;
 
 /// The chart, below the root of the repository.
 pub(super) const CHART: &str = "deploy/chart/forebay";
@@ -26,9 +25,8 @@ metadata:
 
 /// Renders it.
 pub(super) fn manifest() -> Result<Output> {
-    let mut helm = Command::new(cluster::helm()?);
-    helm.current_dir(shell::root())
-        .args(["template", "forebay", CHART])
+    let mut helm = helm::command()?;
+    helm.args(["template", "forebay", CHART])
         .args(["--namespace", "forebay-system"])
         // What the chart may know of the cluster, so that it does not depend on Helm's version.
         .args(["--kube-version", "1.36.0"]);
@@ -45,9 +43,7 @@ pub(super) fn manifest() -> Result<Output> {
 
 /// What Helm itself has to say about the chart.
 pub(super) fn lint() -> Result<()> {
-    let mut helm = Command::new(cluster::helm()?);
-    helm.current_dir(shell::root())
-        .args(["lint", "--strict", "--quiet", CHART]);
-    shell::capture(&mut helm).context("helm lint")?;
+    let mut helm = helm::command()?;
+    shell::capture(helm.args(["lint", "--strict", "--quiet", CHART])).context("helm lint")?;
     Ok(())
 }
