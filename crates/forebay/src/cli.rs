@@ -46,6 +46,9 @@ pub(crate) enum Role {
     Status(StatusArgs),
     /// Tell why requests went where they went
     Explain(ExplainArgs),
+    /// List the features of Gateway API that are supported, as a GatewayClass says them
+    #[command(hide = true)]
+    Features,
     /// Print a completion script for a shell
     Completions {
         /// Which shell

@@ -262,6 +262,9 @@ fn record(n: u32) -> Record {
         model: Some(format!("model-{}", n % 10).into()),
         model_served: None,
         stream: true,
+        http2: false,
+        grpc: false,
+        grpc_status: None,
         pool: Some(ObjectName::new("default", "chat").into()),
         priority: 0,
         tries: [Try {

@@ -536,8 +536,11 @@ impl Sending<'_> {
         let peer = Peer::plain(address, self.pool.protocol);
         let mut answer =
             upstream::send(&worker.idle, &peer, &self.head, body, connect_timeout).await?;
-        // A head without a byte of the body is no answer yet: servers send it before they work.
-        let wait = !matches!(answer.body, AnswerBody::Upgraded(_)) && answer.status.is_success();
+        // A head without a byte of the body is no answer yet: servers send it before they work. In
+        // gRPC the client may wait for the head before it says more.
+        let wait = !matches!(answer.body, AnswerBody::Upgraded(_))
+            && answer.status.is_success()
+            && !self.ex.record.grpc;
         let first = if wait {
             std::future::poll_fn(|cx| answer.body.poll_frame(cx))
                 .await
@@ -601,7 +604,7 @@ fn respond(
     let mut response = Response::new(Body::empty());
     *response.status_mut() = answer.status;
     *response.headers_mut() = answer.headers;
-    ex.record.status = answer.status.as_u16();
+    ex.note_answer(answer.status, response.headers());
     ex.sign(response.headers_mut());
     let sse = is_event_stream(response.headers());
     let restorer = match (&served_name, &reading.model) {

@@ -15,6 +15,8 @@ mod connection;
 mod exchange;
 pub mod explain;
 mod filters;
+mod grpc;
+mod head;
 mod inference;
 mod mirror;
 mod onward;

@@ -48,6 +48,12 @@ pub struct Record {
     pub model_served: Option<Arc<str>>,
     /// Whether the client asked for a stream.
     pub stream: bool,
+    /// Whether the client spoke HTTP/2.
+    pub http2: bool,
+    /// Whether it spoke gRPC, so that a refusal is told in gRPC's way.
+    pub grpc: bool,
+    /// The `grpc-status` that it got.
+    pub grpc_status: Option<u16>,
     /// The InferencePool.
     pub pool: Option<Arc<ObjectName>>,
     /// Priority of the objective.
@@ -96,6 +102,9 @@ impl Default for Record {
             model: None,
             model_served: None,
             stream: false,
+            http2: false,
+            grpc: false,
+            grpc_status: None,
             pool: None,
             priority: 0,
             stay: None,

@@ -14,15 +14,16 @@ use bytes::Bytes;
 use forebay_decide::{End, EndKind, FailureKind};
 use forebay_dialect::error::ErrorBody;
 use forebay_dialect::{Api, ModelRestorer, ResponseObserver, WholeEvents};
+use http::HeaderMap;
 use http_body::{Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 
-use crate::clock;
 use crate::connection::Held;
 use crate::pools::InFlight;
 use crate::record::{Draft, Ending};
 use crate::upstream::{AnswerBody, SendError};
 use crate::worker::Worker;
+use crate::{clock, grpc};
 
 /// The body of a response to a client.
 #[derive(Debug)]
@@ -111,6 +112,9 @@ impl Relay {
         let data = match frame.into_data() {
             Ok(data) => data,
             Err(trailers) => {
+                if let Some(fields) = trailers.trailers_ref() {
+                    self.settle.note_trailers(fields);
+                }
                 // Nothing follows trailers, and the client's side does not ask for more.
                 self.finish(Ending::Complete, EndKind::Served);
                 self.trailers = Some(trailers);
@@ -203,7 +207,26 @@ impl Relay {
             // What it holds back is of the event that will not be whole.
             self.restorer = None;
         }
+        // Within an announced length nothing can follow.
+        let grpc = self.body.length().is_none()
+            && self.settle.ends_in_trailers()
+            && ending != Ending::ClientGone;
+        if grpc {
+            let code = match ending {
+                Ending::TimedOut => grpc::Code::DeadlineExceeded,
+                Ending::Complete | Ending::ClientGone | Ending::UpstreamDied => {
+                    grpc::Code::Unavailable
+                }
+            };
+            let trailers = grpc::trailers(code, &format!("the stream broke: {error}"));
+            self.settle.note_trailers(&trailers);
+            self.trailers = Some(Frame::trailers(trailers));
+        }
         self.finish(ending, kind);
+        if grpc {
+            self.body = AnswerBody::Done;
+            return Poll::Ready(self.pop().or_else(|| self.trailers.take().map(Ok)));
+        }
         if !may_add {
             return Poll::Ready(Some(Err(error)));
         }
@@ -335,6 +358,17 @@ impl Settle {
     /// Counts the client's connection for a tunnel, which its HTTP server gives up.
     pub(crate) fn hold_connection(&self) -> Held {
         Held::new(Rc::clone(&self.worker))
+    }
+
+    /// Whether the client looks for the outcome in trailers, and would see them.
+    fn ends_in_trailers(&self) -> bool {
+        self.record.is_open() && self.record.grpc && self.record.http2
+    }
+
+    fn note_trailers(&mut self, trailers: &HeaderMap) {
+        if self.ends_in_trailers() {
+            self.record.grpc_status = grpc::status(trailers);
+        }
     }
 
     /// How long a tunnel may be silent.

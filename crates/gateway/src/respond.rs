@@ -7,7 +7,7 @@ use forebay_decide::{GateRefusal, Refusal as PickRefusal};
 use forebay_dialect::Dialect;
 use forebay_dialect::error::ErrorBody;
 use forebay_model::route::{Broken, ServicePort};
-use http::{HeaderName, HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 
 use crate::relay::Body;
 use crate::upstream::SendError;
@@ -185,19 +185,24 @@ impl Refusal {
             header::CONTENT_TYPE,
             HeaderValue::from_static("application/json"),
         );
+        if let Some(seconds) = self.retry_after_s {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        self.sign(headers);
+        response
+    }
+
+    /// The fields for machines, which every form of a refusal has.
+    pub(crate) fn sign(&self, headers: &mut HeaderMap) {
         headers.insert(
             HeaderName::from_static("x-forebay-reason"),
             HeaderValue::from_static(self.reason),
         );
-        if let Some(seconds) = self.retry_after_s {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
-        }
         if let Some(dropped) = self.dropped {
             headers.insert(
                 HeaderName::from_static("x-llm-d-request-dropped-reason"),
                 HeaderValue::from_static(dropped),
             );
         }
-        response
     }
 }

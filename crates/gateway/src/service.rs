@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use forebay_model::AppProtocol;
-use forebay_model::route::{Rule, ServicePort, ServiceTarget};
+use forebay_model::route::{Rule, ServicePort, ServiceTarget, Speaks};
 use http::{Response, StatusCode};
 use tokio::time::Instant;
 
@@ -46,10 +46,12 @@ impl Way {
                 }
             },
         };
-        Ok(Self {
-            protocol: service.protocol,
-            tls,
-        })
+        // gRPC is a matter of HTTP/2, whatever the port says of itself.
+        let protocol = match ex.speaks {
+            Speaks::Grpc => AppProtocol::H2c,
+            Speaks::Http => service.protocol,
+        };
+        Ok(Self { protocol, tls })
     }
 
     pub(crate) fn peer(&self, address: SocketAddr) -> Peer {
@@ -201,7 +203,7 @@ fn respond(ex: &mut Exchange, answer: Answer, upgrade: Option<Upgrade>) -> Respo
     let mut response = Response::new(Body::empty());
     *response.status_mut() = answer.status;
     *response.headers_mut() = answer.headers;
-    ex.record.status = answer.status.as_u16();
+    ex.note_answer(answer.status, response.headers());
     ex.sign(response.headers_mut());
     let mut settle = Settle::new(Rc::clone(&ex.worker), ex.take_record(), None);
     match (answer.body, upgrade) {

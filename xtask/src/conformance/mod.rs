@@ -72,11 +72,6 @@ impl Args {
     }
 }
 
-/// The folder of the Gateway API's module.
-pub(crate) fn gateway_api() -> Result<PathBuf> {
-    Module::find(API).map(|module| module.dir)
-}
-
 /// Runs the suite; fails when a test fails.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let api = Module::find(API)?;

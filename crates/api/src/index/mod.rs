@@ -167,10 +167,10 @@ impl Index {
         self.last.clone()
     }
 
-    /// What Gateways need to be reached.
+    /// What Gateways need to be reached, as of the last [`publish`](Self::publish).
     #[must_use]
     pub fn infrastructure(&self) -> Vec<Wanted> {
-        infrastructure::wanted(&self.objects)
+        infrastructure::wanted(&self.objects, &self.routing.listener_ports)
     }
 
     /// Marks what a change may touch.

@@ -1,33 +1,39 @@
 //! What the Gateways of an index want.
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use forebay_model::ObjectName;
+
 use crate::index::objects::Objects;
 use crate::infrastructure::Wanted;
 use crate::kinds::gateway::Gateway;
 use crate::object::Kind;
 
-/// Protocols of listeners that a Service can lead to.
-const PROTOCOLS: [&str; 3] = ["HTTP", "HTTPS", "TLS"];
-
 /// Whether a change of an object of this kind may change what Gateways want.
 #[must_use]
 pub fn concerns(kind: Kind) -> bool {
-    matches!(kind, Kind::GatewayClass | Kind::Gateway)
+    // A namespace by its labels, which say whose ListenerSets a Gateway lets in.
+    matches!(
+        kind,
+        Kind::GatewayClass | Kind::Gateway | Kind::ListenerSet | Kind::Namespace
+    )
 }
 
 /// What each Gateway of ours wants, by name. One that is being deleted wants nothing.
-pub(crate) fn wanted(objects: &Objects) -> Vec<Wanted> {
+pub(crate) fn wanted(
+    objects: &Objects,
+    ports: &BTreeMap<ObjectName, BTreeSet<u16>>,
+) -> Vec<Wanted> {
     let ours = objects.gateways.iter().filter(|(_, gateway)| {
         gateway.metadata.deletion_timestamp.is_none() && is_ours(objects, gateway)
     });
     ours.map(|(name, gateway)| {
         let spec = &gateway.spec;
-        let listeners = spec.listeners.iter();
-        let listeners = listeners.filter(|l| PROTOCOLS.contains(&l.protocol.as_str()));
         Wanted {
             gateway: name.clone(),
             uid: String::new(),
             class: spec.gateway_class_name.clone(),
-            ports: listeners.map(|listener| listener.port).collect(),
+            ports: ports.get(name).cloned().unwrap_or_default(),
             labels: spec.infrastructure.labels.clone(),
             annotations: spec.infrastructure.annotations.clone(),
             address: address(gateway),

@@ -6,7 +6,7 @@
 //! other is in conflict. With a Service for each Gateway (see `reach`) each has ports of its own.
 //! Within a Gateway its own listeners come first, then those of its sets, the oldest first.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use forebay_model::route::{HostPattern, RouteTable, TlsRoutes, TlsRule};
@@ -180,6 +180,18 @@ fn claim<'a>(
         }
         gateway.listeners.push(listener);
     }
+}
+
+/// The ports that a Service has to lead to. A listener that does not serve today keeps its place: a
+/// mended certificate must not need a new way.
+pub(super) fn listener_ports(gateways: &[GatewayState<'_>]) -> BTreeMap<ObjectName, BTreeSet<u16>> {
+    let ports = |gateway: &GatewayState<'_>| {
+        let able = gateway.listeners.iter().filter(|l| l.unsupported.is_none());
+        able.map(|listener| listener.spec.port).collect()
+    };
+    let all = gateways.iter();
+    all.map(|gateway| (gateway.name.clone(), ports(gateway)))
+        .collect()
 }
 
 /// The sets that name each Gateway, the first to be served first.

@@ -24,7 +24,7 @@ mod references;
 mod rules;
 mod trust;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use forebay_model::route::ServicePort;
 use forebay_model::snapshot::{Port, Problem};
@@ -41,6 +41,8 @@ pub(crate) use references::Seen;
 #[derive(Debug, Default)]
 pub(crate) struct Routing {
     pub(crate) ports: BTreeMap<u16, Port>,
+    /// The ports of listeners by their Gateway, those of its ListenerSets included.
+    pub(crate) listener_ports: BTreeMap<ObjectName, BTreeSet<u16>>,
     /// The ports of Services that some route leads to, and how their endpoints are reached.
     pub(crate) services: HashMap<ServicePort, Plan>,
     pub(crate) problems: Vec<Problem>,
@@ -65,6 +67,7 @@ pub(crate) fn routing(objects: &Objects, last: &Snapshot) -> Routing {
     gateways::bind(objects, &mut gateways);
     statuses.extend(gateways.iter().flat_map(conditions::gateway));
     Routing {
+        listener_ports: gateways::listener_ports(&gateways),
         ports: gateways::serve(objects, gateways, last),
         services,
         problems: notes.problems,

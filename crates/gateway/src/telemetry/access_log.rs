@@ -204,6 +204,8 @@ struct Line<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     model_served: Option<&'a str>,
     stream: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    grpc_status: Option<u16>,
     bytes_in: u64,
     bytes_out: u64,
     duration_ms: f64,
@@ -245,6 +247,7 @@ impl<'a> Line<'a> {
             model: record.model.as_deref(),
             model_served: record.model_served.as_deref(),
             stream: record.stream,
+            grpc_status: record.grpc_status,
             bytes_in: record.bytes_in,
             bytes_out: record.bytes_out,
             duration_ms: millis(measured.duration),
@@ -286,6 +289,7 @@ impl<'a> Line<'a> {
         pair("tries", (self.tries > 1).then_some(&self.tries as _));
         pair("model", model.as_ref().map(|v| v as _));
         pair("served", served.as_ref().map(|v| v as _));
+        pair("grpc", self.grpc_status.as_ref().map(|v| v as _));
         pair("in", Some(&self.bytes_in));
         pair("out", Some(&self.bytes_out));
         pair("ms", Some(&self.duration_ms));

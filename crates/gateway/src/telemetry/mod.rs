@@ -284,6 +284,9 @@ pub(crate) fn test_record() -> Record {
         model: Some("llama".into()),
         model_served: None,
         stream: true,
+        http2: false,
+        grpc: false,
+        grpc_status: None,
         pool: Some(ObjectName::new("default", "chat").into()),
         priority: 0,
         stay: Some(Stay {
