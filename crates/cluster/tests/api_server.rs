@@ -47,10 +47,14 @@ impl World {
         let folder = tempfile::tempdir().unwrap();
         let kubeconfig = folder.path().join("config");
         fake.write_kubeconfig(&kubeconfig);
+        let settings = Settings {
+            infrastructure_namespace: Some("forebay-system".to_owned()),
+            ..Settings::cluster()
+        };
         let server = Server::find(&[kubeconfig]).await.unwrap();
         let namespaces = namespaces.iter().map(|name| (*name).to_owned()).collect();
         let (source, published) =
-            KubernetesSource::open(server, Settings::cluster(), namespaces, Metrics::default());
+            KubernetesSource::open(server, settings, namespaces, Metrics::default());
         tokio::spawn(source.run());
         Self {
             fake,
@@ -224,6 +228,7 @@ async fn nothing_is_published_until_every_kind_may_be_read() {
 #[tokio::test]
 async fn rights_to_namespaces_alone_suffice_and_what_is_missing_is_named() {
     let own = "/api/v1/namespaces/default/pods";
+    let services = "/api/v1/namespaces/forebay-system/services";
     let mut world = World::start(&["default"], |fake| {
         fake.install(POOLS, "InferencePool", true);
         fake.install(NAMESPACES, "Namespace", false);
@@ -231,12 +236,25 @@ async fn rights_to_namespaces_alone_suffice_and_what_is_missing_is_named() {
         // The fake has its objects by path, and knows of no filter.
         let pools = "/apis/inference.networking.k8s.io/v1/namespaces/default/inferencepools";
         fake.install(own, "Pod", true);
+        // Those through which Gateways are reached are in a namespace of their own.
+        fake.install("/api/v1/services", "Service", true);
+        fake.install("/api/v1/namespaces/default/services", "Service", true);
+        fake.install(services, "Service", true);
+        fake.forbid(services, true);
         fake.install(pools, "InferencePool", true);
         fake.apply(pools, pool("p"));
         fake.apply(own, pod("a1", "10.0.0.1"));
         fake.apply(PODS, pod("elsewhere", "10.0.0.7"));
     })
     .await;
+    let limit = Duration::from_secs(2);
+    let early = tokio::time::timeout(limit, world.published.changed()).await;
+    assert!(
+        early.is_err(),
+        "published without its own Services:\n{}",
+        world.text()
+    );
+    world.fake.forbid(services, false);
     world.until_endpoints(&[1]).await;
     world
         .until_problem("KindNotRead: Namespace objects are not read (403: you may not")

@@ -56,7 +56,6 @@ impl Cluster {
             let options = ControllerOptions {
                 controller,
                 site: site(args, &own),
-                namespaces: args.watch_namespace.clone(),
                 election: args.leader_elect.then(|| Election {
                     namespace: own,
                     lease: LEASE.to_owned(),
@@ -110,6 +109,7 @@ fn settings(args: &KubernetesArgs, own: &str) -> Settings {
 fn site(args: &KubernetesArgs, own: &str) -> Site {
     Site {
         namespace: own.to_owned(),
+        namespaces: args.watch_namespace.clone(),
         selector: args.gateway_selector.clone().unwrap_or_default(),
         service_type: args.gateway_service_type.name().map(str::to_owned),
         image: args.image.clone().unwrap_or_default(),

@@ -64,6 +64,8 @@ pub struct DataPlane {
 pub struct Site {
     /// Forebay's own namespace.
     pub namespace: String,
+    /// Namespaces that are followed; empty stands for all. So do pods of a Gateway's own.
+    pub namespaces: Vec<String>,
     /// Labels of Forebay's own pods. Empty: it is not known which they are, and nothing is changed
     /// for Gateways that they serve.
     pub selector: Labels,

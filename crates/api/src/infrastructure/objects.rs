@@ -203,16 +203,21 @@ impl Maker<'_> {
 
     fn pod(&self, data_plane: &DataPlane) -> Value {
         let image = data_plane.image.as_ref().unwrap_or(&self.site.image);
+        let mut arguments = vec![
+            "gateway".to_owned(),
+            "--kubernetes".to_owned(),
+            "--data-plane-only".to_owned(),
+            format!("--gateway={}", self.wanted.gateway),
+            format!("--admin=0.0.0.0:{ADMIN_PORT}"),
+        ];
+        if !self.site.namespaces.is_empty() {
+            let namespaces = self.site.namespaces.join(",");
+            arguments.push(format!("--watch-namespace={namespaces}"));
+        }
         let mut container = json!({
             "name": "forebay",
             "image": image,
-            "args": [
-                "gateway",
-                "--kubernetes",
-                "--data-plane-only",
-                format!("--gateway={}", self.wanted.gateway),
-                format!("--admin=0.0.0.0:{ADMIN_PORT}"),
-            ],
+            "args": arguments,
             "ports": [{ "name": "admin", "containerPort": ADMIN_PORT, "protocol": "TCP" }],
             "startupProbe": probe("/livez", 1, 60),
             "livenessProbe": probe("/livez", 10, 6),

@@ -12,6 +12,7 @@ const OWN: &str = "forebay-system";
 fn site() -> Site {
     Site {
         namespace: OWN.to_owned(),
+        namespaces: Vec::new(),
         selector: labels(&[("app.kubernetes.io/name", "forebay")]),
         service_type: Some("LoadBalancer".to_owned()),
         image: "forebay:1".to_owned(),

@@ -22,8 +22,6 @@ pub struct ControllerOptions {
     pub election: Option<Election>,
     /// Where and how infrastructure of Gateways is made.
     pub site: Site,
-    /// Where infrastructure is looked for; empty stands for every namespace.
-    pub namespaces: Vec<String>,
 }
 
 /// Where an election is held.
@@ -46,7 +44,6 @@ pub struct Controller {
     needs: Needs,
     election: Option<Election>,
     site: Site,
-    namespaces: Vec<String>,
 }
 
 impl Controller {
@@ -68,7 +65,6 @@ impl Controller {
             needs,
             election: options.election,
             site: options.site,
-            namespaces: options.namespaces,
         }
     }
 
@@ -81,18 +77,11 @@ impl Controller {
             needs,
             election,
             site,
-            namespaces,
         } = self;
         let (leads, led) = watch::channel(false);
         let writing = statuses::write(desk.clone(), server.clone(), metrics.clone(), time);
-        let keeping = infrastructure::keep(
-            server.clone(),
-            site,
-            namespaces,
-            needs,
-            led.clone(),
-            metrics.clone(),
-        );
+        let keeping =
+            infrastructure::keep(server.clone(), site, needs, led.clone(), metrics.clone());
         let electing = async {
             match election {
                 Some(election) => {

@@ -61,12 +61,10 @@ impl Needs {
     }
 }
 
-/// Makes what Gateways want while `led` says so, for ever. `namespaces` limits where things are looked
-/// for; empty stands for everywhere.
+/// Makes what Gateways want while `led` says so, for ever.
 pub(crate) async fn keep(
     server: Server,
     site: Site,
-    namespaces: Vec<String>,
     needs: Needs,
     mut led: watch::Receiver<bool>,
     metrics: Metrics,
@@ -74,7 +72,6 @@ pub(crate) async fn keep(
     let mut keeper = Keeper {
         server,
         site,
-        namespaces,
         metrics,
         may_dedicate: true,
     };
@@ -126,7 +123,6 @@ fn publish(needs: &Needs, problems: Vec<Problem>) {
 struct Keeper {
     server: Server,
     site: Site,
-    namespaces: Vec<String>,
     metrics: Metrics,
     /// Whether we may make pods of Gateways' own, as far as it is known.
     may_dedicate: bool,
@@ -183,7 +179,7 @@ impl Keeper {
         struct List {
             items: Option<Vec<Value>>,
         }
-        let places: Vec<Option<&str>> = match (made, self.namespaces.as_slice()) {
+        let places: Vec<Option<&str>> = match (made, self.site.namespaces.as_slice()) {
             (Made::ClusterRoleBinding, _) | (_, []) => vec![None],
             (_, namespaces) => {
                 let own = std::iter::once(self.site.namespace.as_str());

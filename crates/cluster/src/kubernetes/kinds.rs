@@ -24,15 +24,32 @@ const ASK_AGAIN: Duration = Duration::from_secs(60);
 const RETRY_FIRST: Duration = Duration::from_millis(200);
 const RETRY_LONGEST: Duration = Duration::from_secs(5);
 
-/// Follows every kind until nobody listens. `namespaces` limits what is followed of kinds that are
-/// namespaced; empty stands for all.
+/// Where kinds that are namespaced are followed.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Namespaces {
+    /// These; empty stands for all.
+    pub(crate) all: Vec<Arc<str>>,
+    /// Services in this one, too: those through which Gateways are reached.
+    pub(crate) services: Option<Arc<str>>,
+}
+
+impl Namespaces {
+    fn of(&self, kind: Kind) -> BTreeSet<Arc<str>> {
+        let mut own: BTreeSet<_> = self.all.iter().cloned().collect();
+        if kind == Kind::Service && !own.is_empty() {
+            own.extend(self.services.clone());
+        }
+        own
+    }
+}
+
+/// Follows every kind until nobody listens.
 pub(crate) async fn follow_all(
     server: Server,
-    namespaces: Vec<String>,
+    namespaces: Namespaces,
     out: mpsc::Sender<Change>,
     metrics: Metrics,
 ) {
-    let namespaces: Vec<Arc<str>> = namespaces.into_iter().map(Arc::from).collect();
     let now = Instant::now();
     let mut kinds = Kinds {
         missing: Kind::all().map(|kind| (kind, now)).collect(),
@@ -53,7 +70,7 @@ struct Kinds {
     absent: BTreeSet<Kind>,
     followed: JoinSet<(Kind, End)>,
     server: Server,
-    namespaces: Vec<Arc<str>>,
+    namespaces: Namespaces,
     out: mpsc::Sender<Change>,
     metrics: Metrics,
 }
@@ -140,14 +157,14 @@ impl Kinds {
         self.absent.remove(&kind);
         let place = |namespace| Place { kind, namespace };
         let places: Vec<Place> = match resource.scope {
-            Scope::Namespaced if !self.namespaces.is_empty() => {
-                let own = self.namespaces.iter();
-                own.map(|name| place(Some(Arc::clone(name)))).collect()
+            Scope::Namespaced if !self.namespaces.all.is_empty() => {
+                let own = self.namespaces.of(kind).into_iter();
+                own.map(|name| place(Some(name))).collect()
             }
             Scope::Namespaced | Scope::Cluster => vec![place(None)],
         };
         // Rights to namespaces say nothing of the cluster's own objects, and one can serve without.
-        let optional = resource.scope == Scope::Cluster && !self.namespaces.is_empty();
+        let optional = resource.scope == Scope::Cluster && !self.namespaces.all.is_empty();
         self.tell(Change::Found(resource.clone(), places.clone()))
             .await?;
         let mut all = JoinSet::new();

@@ -16,7 +16,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 
 use super::discovery::Resource;
 use super::infrastructure::Needs;
-use super::kinds::follow_all;
+use super::kinds::{Namespaces, follow_all};
 use super::metrics::Metrics;
 use super::mirror::Mirror;
 use super::server::Server;
@@ -38,7 +38,7 @@ const REMIND_EVERY: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct KubernetesSource {
     server: Server,
-    namespaces: Vec<String>,
+    namespaces: Namespaces,
     metrics: Metrics,
     publish: watch::Sender<Published>,
     state: State,
@@ -70,6 +70,10 @@ impl KubernetesSource {
         namespaces: Vec<String>,
         metrics: Metrics,
     ) -> (Self, watch::Receiver<Published>) {
+        let namespaces = Namespaces {
+            all: namespaces.into_iter().map(Arc::from).collect(),
+            services: settings.infrastructure_namespace.as_deref().map(Arc::from),
+        };
         let empty = Index::new(settings.clone()).publish();
         let (publish, receiver) = watch::channel(empty);
         let source = Self {
