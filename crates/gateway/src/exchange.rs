@@ -33,6 +33,8 @@ use crate::{clock, filters, grpc, inference, mirror, service};
 
 /// Where the request went.
 const ENDPOINT_HEADER: HeaderName = HeaderName::from_static("x-forebay-endpoint");
+/// The host that the client asked for, where a route changed it.
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 /// The request's id, by which `forebay explain` finds the decision.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Bytes of a model's name that header matches may see; no model has a longer one, and the header
@@ -125,10 +127,13 @@ impl Exchange {
         let entry = self.route(listener, &parts)?;
         let rule = &*entry.rule;
         self.deadline = rule.timeouts.request.map(|limit| Instant::now() + limit);
-        if let Some(answer) = self.answer_in_place(&parts, entry) {
+        if let Some(answer) = self.answer_in_place(&parts, entry, &rule.filters) {
             return Ok(self.finish_here(answer));
         }
         let chosen = self.target(rule)?;
+        if let Some(answer) = self.answer_in_place(&parts, entry, &chosen.filters) {
+            return Ok(self.finish_here(answer));
+        }
         let mut onward = self.onward(parts, body, upgrade);
         for filters in [&rule.filters, &chosen.filters] {
             if !filters.is_empty() {
@@ -189,8 +194,13 @@ impl Exchange {
 
     // === filters ===
 
-    fn answer_in_place(&mut self, parts: &Parts, entry: &Entry) -> Option<Response<Body>> {
-        entry.rule.filters.iter().find_map(|filter| match filter {
+    fn answer_in_place(
+        &mut self,
+        parts: &Parts,
+        entry: &Entry,
+        list: &[Filter],
+    ) -> Option<Response<Body>> {
+        list.iter().find_map(|filter| match filter {
             Filter::Redirect(to) => Some(filters::redirect(
                 to,
                 entry,
@@ -228,13 +238,19 @@ impl Exchange {
                     onward.head.target =
                         filters::rewrite_target(&onward.head.target, entry, rewrite);
                     if let Some(host) = &rewrite.hostname {
+                        // Whoever builds links looks for the name that the client used.
+                        if let Ok(before) = HeaderValue::from_str(&onward.head.host) {
+                            onward.head.headers.insert(FORWARDED_HOST, before);
+                        }
                         onward.head.host = host.to_string();
                     }
                 }
                 Filter::Mirror(to) => {
-                    // A copy needs the whole body; it is read within the usual bound.
-                    self.read_body(onward).await?;
-                    mirror::send(self, to, onward);
+                    if mirror::is_drawn(self, to) {
+                        // A copy needs the whole body; it is read within the usual bound.
+                        self.read_body(onward).await?;
+                        mirror::send(self, to, onward);
+                    }
                 }
                 Filter::ResponseHeaders(_) | Filter::Cors(_) => {
                     self.response_filters.push(filter.clone());

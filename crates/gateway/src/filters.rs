@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use forebay_model::route::{Cors, Entry, HeaderEdits, PathEdit, PathMatch, Redirect, UrlRewrite};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Uri, header};
@@ -72,11 +73,11 @@ pub(crate) fn redirect(
 ) -> Response<Body> {
     let own_scheme = if tls { "https" } else { "http" };
     let scheme = to.scheme.as_deref().unwrap_or(own_scheme);
-    let well_known = if scheme == "https" { 443 } else { 80 };
-    let implied = if to.scheme.is_some() {
-        well_known
-    } else {
-        port
+    let well_known = well_known_port(scheme);
+    // A scheme of the route's stands for its own port, the listener's for the listener's.
+    let implied = match (&to.scheme, well_known) {
+        (Some(_), Some(well_known)) => well_known,
+        (Some(_), None) | (None, _) => port,
     };
     let port = to.port.unwrap_or(implied);
     let (path, query) = split_query(uri.path_and_query().map_or("/", |pq| pq.as_str()));
@@ -90,7 +91,7 @@ pub(crate) fn redirect(
     } else {
         Cow::Borrowed(host)
     };
-    let authority = if port == well_known {
+    let authority = if Some(port) == well_known {
         host.into_owned()
     } else {
         format!("{host}:{port}")
@@ -168,23 +169,29 @@ pub(crate) fn preflight(
     }
     let out = response.headers_mut();
     allow_origin(cors, origin, out);
-    let list = |own: &[std::sync::Arc<str>], asked: Option<&HeaderValue>| {
-        let any = own.iter().any(|v| &**v == "*");
-        match (any, asked) {
-            // A star does not cover credentialed requests: name what was asked for.
-            (true, Some(asked)) if cors.allow_credentials => Some(asked.clone()),
-            (true, _) => Some(HeaderValue::from_static("*")),
-            (false, _) if own.is_empty() => None,
-            (false, _) => HeaderValue::from_str(&own.join(", ")).ok(),
-        }
-    };
     let asked_method = headers.get(header::ACCESS_CONTROL_REQUEST_METHOD);
-    if let Some(methods) = list(&cors.allow_methods, asked_method) {
-        out.insert(header::ACCESS_CONTROL_ALLOW_METHODS, methods);
-    }
     let asked_headers = headers.get(header::ACCESS_CONTROL_REQUEST_HEADERS);
-    if let Some(allowed) = list(&cors.allow_headers, asked_headers) {
-        out.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, allowed);
+    for (name, own, asked) in [
+        (
+            header::ACCESS_CONTROL_ALLOW_METHODS,
+            &cors.allow_methods,
+            asked_method,
+        ),
+        (
+            header::ACCESS_CONTROL_ALLOW_HEADERS,
+            &cors.allow_headers,
+            asked_headers,
+        ),
+        // Asked for by none, told all the same.
+        (
+            header::ACCESS_CONTROL_EXPOSE_HEADERS,
+            &cors.expose_headers,
+            None,
+        ),
+    ] {
+        if let Some(list) = cors_list(cors, own, asked) {
+            out.insert(name, list);
+        }
     }
     out.insert(
         header::ACCESS_CONTROL_MAX_AGE,
@@ -193,15 +200,25 @@ pub(crate) fn preflight(
     Some(response)
 }
 
+/// The value of a field that lists `own`. A star does not cover requests with credentials: what was
+/// `asked` for is named in its place, and nothing where nothing was.
+fn cors_list(cors: &Cors, own: &[Arc<str>], asked: Option<&HeaderValue>) -> Option<HeaderValue> {
+    let any = own.iter().any(|v| &**v == "*");
+    match (any, cors.allow_credentials) {
+        (true, true) => asked.cloned(),
+        (true, false) => Some(HeaderValue::from_static("*")),
+        (false, _) if own.is_empty() => None,
+        (false, _) => HeaderValue::from_str(&own.join(", ")).ok(),
+    }
+}
+
 /// Adds CORS fields to the response of an actual request.
 pub(crate) fn cors_response(cors: &Cors, origin: Option<&HeaderValue>, out: &mut HeaderMap) {
     let Some(origin) = origin.filter(|origin| allows(cors, origin)) else {
         return;
     };
     allow_origin(cors, origin, out);
-    if !cors.expose_headers.is_empty()
-        && let Ok(expose) = HeaderValue::from_str(&cors.expose_headers.join(", "))
-    {
+    if let Some(expose) = cors_list(cors, &cors.expose_headers, None) {
         out.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, expose);
     }
 }
@@ -231,21 +248,56 @@ fn allows(cors: &Cors, origin: &HeaderValue) -> bool {
     };
     cors.allow_origins
         .iter()
-        .any(|allowed| match allowed.split_once("*") {
-            None => allowed.eq_ignore_ascii_case(origin),
-            Some(("", "")) => true,
-            Some((before, after)) => {
-                origin.len() > before.len() + after.len()
-                    && origin.starts_with(before)
-                    && origin.ends_with(after)
-            }
+        .any(|allowed| &**allowed == "*" || allows_origin(allowed, origin))
+}
+
+/// Whether an origin is the allowed one, whose host may begin with a wildcard for any number of
+/// labels. A port that is left out is the scheme's own.
+fn allows_origin(allowed: &str, origin: &str) -> bool {
+    let (Some(allowed), Some(origin)) = (Origin::of(allowed), Origin::of(origin)) else {
+        return allowed.eq_ignore_ascii_case(origin);
+    };
+    let host = match allowed.host.strip_prefix('*') {
+        None => origin.host == allowed.host,
+        Some(suffix) => origin.host.len() > suffix.len() && origin.host.ends_with(suffix),
+    };
+    host && allowed.scheme == origin.scheme && allowed.port == origin.port
+}
+
+struct Origin {
+    scheme: String,
+    host: String,
+    port: u16,
+}
+
+impl Origin {
+    /// Reads `scheme://host[:port]` of one of the schemes that have a port of their own.
+    fn of(text: &str) -> Option<Self> {
+        let text = text.to_ascii_lowercase();
+        let (scheme, authority) = text.split_once("://")?;
+        let (host, port) = match authority.rsplit_once(':') {
+            // Not the last part of an IPv6 address.
+            Some((host, port)) if !port.ends_with(']') => (host, port.parse().ok()?),
+            _ => (authority, well_known_port(scheme)?),
+        };
+        Some(Self {
+            scheme: scheme.to_owned(),
+            host: host.to_owned(),
+            port,
         })
+    }
+}
+
+fn well_known_port(scheme: &str) -> Option<u16> {
+    match scheme {
+        "http" => Some(80),
+        "https" => Some(443),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use forebay_model::ObjectName;
     use forebay_model::route::{Matcher, Rule, Timeouts};
 
@@ -347,6 +399,16 @@ mod tests {
         check("https://a.test", "https://a.test.evil", false);
         check("https://*.a.test", "https://x.a.test", true);
         check("https://*.a.test", "https://a.test", false);
+        check("https://*.a.test", "https://x.y.a.test", true);
+        check("https://*.a.test", "https://x.a.test:8443", false);
+        check("https://*.a.test:8443", "https://x.a.test:8443", true);
+        check("https://a.test:443", "https://a.test", true);
+        check("http://a.test", "http://A.test:80", true);
+        check("http://a.test", "https://a.test", false);
+        check("https://*", "https://anything.test", true);
+        check("https://*", "http://anything.test", false);
+        check("https://[2001:db8::1]", "https://[2001:db8::1]:443", true);
+        check("https://a.test", "null", false);
         check("*", "null", true);
     }
 }

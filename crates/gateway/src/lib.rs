@@ -8,6 +8,7 @@
 pub mod admin;
 mod budget;
 mod catalogue;
+mod changes;
 mod client_io;
 mod client_streams;
 pub mod clock;

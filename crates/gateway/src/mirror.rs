@@ -19,12 +19,14 @@ const COPY_TIMEOUT: Duration = Duration::from_secs(60);
 
 static COPIES: AtomicUsize = AtomicUsize::new(0);
 
-/// Sends a copy of `onward`, whose body has been read, if it is this request's turn.
-pub(crate) fn send(ex: &Exchange, mirror: &Mirror, onward: &Onward) {
+/// Whether this request is one of those that are copied.
+pub(crate) fn is_drawn(ex: &Exchange, mirror: &Mirror) -> bool {
     let drawn = ex.worker.rng.borrow_mut().next_u64() % u64::from(mirror.denominator.max(1));
-    if drawn >= u64::from(mirror.numerator) {
-        return;
-    }
+    drawn < u64::from(mirror.numerator)
+}
+
+/// Sends a copy of `onward`, whose body has been read.
+pub(crate) fn send(ex: &Exchange, mirror: &Mirror, onward: &Onward) {
     let Some(peer) = destination(ex, &mirror.target) else {
         return;
     };

@@ -5,7 +5,6 @@
 //! Requests that wait for a place in a saturated pool are told of it from here; the waiting itself
 //! is in [`crate::queue`].
 
-use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::ops::{Deref, DerefMut};
 use std::rc::Rc;
@@ -15,12 +14,14 @@ use arc_swap::ArcSwap;
 use forebay_decide::{
     Ask, End, EndKind, Flight, GateRefusal, Offer, PoolState, Refusal, Ticket, Waiter,
 };
+use forebay_model::route::ServiceTarget;
 use forebay_model::snapshot::Listener;
 use forebay_model::{Moment, ObjectName, Pool, Snapshot};
 use rustc_hash::FxHashMap;
 use tokio::sync::{oneshot, watch};
 
 use crate::catalogue::Catalogue;
+use crate::changes::{Addresses, Changes};
 use crate::clock;
 use crate::per_worker::lock;
 use crate::tls::backend::Connectors;
@@ -34,12 +35,12 @@ pub struct Live {
     /// The configuration.
     pub snapshot: Arc<Snapshot>,
     /// The pools by name.
-    pub pools: FxHashMap<ObjectName, Arc<PoolRuntime>>,
+    pub pools: Arc<FxHashMap<ObjectName, Arc<PoolRuntime>>>,
     /// TLS by port.
     pub(crate) tls: TlsPorts,
     /// TLS towards Services.
     pub(crate) connectors: Connectors,
-    addresses: HashSet<SocketAddr>,
+    addresses: Addresses,
     ejections: Arc<watch::Sender<u64>>,
 }
 
@@ -310,54 +311,74 @@ impl Live {
     pub fn empty() -> Self {
         Self {
             snapshot: Arc::default(),
-            pools: FxHashMap::default(),
+            pools: Arc::default(),
             tls: TlsPorts::default(),
             connectors: Connectors::default(),
-            addresses: HashSet::new(),
+            addresses: Addresses::default(),
             ejections: Arc::default(),
         }
     }
 
-    /// The next configuration; state of pools that stay is kept.
+    /// The next configuration. What both have in common is kept: the state of pools, sessions of
+    /// TLS, connections to endpoints.
     #[must_use]
     pub fn next(&self, snapshot: Arc<Snapshot>, now: Moment) -> Self {
-        let pools = snapshot
-            .pools
-            .iter()
-            .map(|(name, pool)| {
-                let runtime = match self.pools.get(name) {
-                    None => Arc::new(PoolRuntime::new(pool, &self.ejections, now)),
-                    Some(old) => {
-                        if !Arc::ptr_eq(&old.pool.load(), pool) {
-                            old.pool.store(Arc::clone(pool));
-                            old.change(now, |state| state.sync(pool, now));
-                            // Requests that wait on an endpoint that went away look again.
-                            old.note_ejection();
-                        }
-                        Arc::clone(old)
-                    }
-                };
-                (name.clone(), runtime)
-            })
-            .collect();
-        for (name, old) in &self.pools {
-            if !snapshot.pools.contains_key(name) {
-                old.retire(now);
-            }
-        }
-        let last = (&*self.snapshot, &self.tls);
         let mut report = |what: String| tracing::error!("{what}");
-        let tls = tls::ports(&snapshot, last, &mut report);
-        let connectors = self.connectors.next(&snapshot, &mut report);
-        let addresses = addresses(&snapshot);
+        let pools = Changes::between(&self.snapshot.pools, &snapshot.pools);
+        let services = Changes::between(&self.snapshot.services, &snapshot.services);
+        let tls = tls::ports(&snapshot, (&self.snapshot, &self.tls), &mut report);
+        let has_policy = |service: &ServiceTarget| service.tls.is_some();
+        let connectors = if services.leaving().chain(services.coming()).any(has_policy) {
+            self.connectors.next(&snapshot, &mut report)
+        } else {
+            self.connectors.clone()
+        };
+        let addresses = if pools.is_empty() && services.is_empty() {
+            self.addresses.clone()
+        } else {
+            self.addresses.changed(
+                addresses(pools.leaving(), services.leaving()),
+                addresses(pools.coming(), services.coming()),
+            )
+        };
         Self {
-            snapshot,
-            pools,
+            pools: self.next_pools(&pools, now),
+            snapshot: Arc::clone(&snapshot),
             tls,
             connectors,
             addresses,
             ejections: Arc::clone(&self.ejections),
         }
+    }
+
+    fn next_pools(
+        &self,
+        changes: &Changes<'_, ObjectName, Pool>,
+        now: Moment,
+    ) -> Arc<FxHashMap<ObjectName, Arc<PoolRuntime>>> {
+        for (name, _, pool) in &changes.changed {
+            if let Some(runtime) = self.pools.get(*name) {
+                runtime.pool.store(Arc::clone(pool));
+                runtime.change(now, |state| state.sync(pool, now));
+                // Requests that wait on an endpoint that went away look again.
+                runtime.note_ejection();
+            }
+        }
+        let mut pools = Arc::clone(&self.pools);
+        if changes.come.is_empty() && changes.gone.is_empty() {
+            return pools;
+        }
+        let listed = Arc::make_mut(&mut pools);
+        for (name, _) in &changes.gone {
+            if let Some(runtime) = listed.remove(*name) {
+                runtime.retire(now);
+            }
+        }
+        for (name, pool) in &changes.come {
+            let runtime = PoolRuntime::new(pool, &self.ejections, now);
+            listed.insert((*name).clone(), Arc::new(runtime));
+        }
+        pools
     }
 
     /// Changes whenever an endpoint of any pool is ejected or leaves.
@@ -380,14 +401,10 @@ impl Live {
     }
 }
 
-/// Every address that a pool or a Service has; Services that only get copies are among them.
-fn addresses(snapshot: &Snapshot) -> HashSet<SocketAddr> {
-    let pools = snapshot
-        .pools
-        .values()
-        .flat_map(|pool| pool.endpoints.iter().map(|e| e.address));
-    let services = snapshot.services.values();
-    pools
-        .chain(services.flat_map(|service| service.endpoints.iter().copied()))
-        .collect()
+fn addresses<'a>(
+    pools: impl Iterator<Item = &'a Pool>,
+    services: impl Iterator<Item = &'a ServiceTarget>,
+) -> impl Iterator<Item = SocketAddr> {
+    let of_pools = pools.flat_map(|pool| pool.endpoints.iter().map(|e| e.address));
+    of_pools.chain(services.flat_map(|service| service.endpoints.iter().copied()))
 }

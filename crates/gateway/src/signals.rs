@@ -19,8 +19,8 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use forebay_decide::{EjectionCause, PoolState, Rng};
 use forebay_dialect::metrics;
-use forebay_model::route::{Filter, Rule, Target};
-use forebay_model::{Engine, Load, ObjectName, Snapshot};
+use forebay_model::route::{Filter, RouteTable, Rule, Target};
+use forebay_model::{Engine, Load, ObjectName, Pool, Snapshot};
 use rustc_hash::FxBuildHasher;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -132,7 +132,7 @@ impl Drop for Task {
 
 /// Keeps one task per routed endpoint, and wakes those that get work while they are read rarely.
 async fn follow(live: &ArcSwap<Live>, shared: &Rc<Shared>) {
-    let mut tasks: HashMap<SocketAddr, Task> = HashMap::new();
+    let mut watched = Watched::default();
     let mut routed: Vec<Arc<PoolRuntime>> = Vec::new();
     let mut followed: Option<Arc<Live>> = None;
     let mut ticks = tokio::time::interval(shared.settings.interval.max(Duration::from_millis(1)));
@@ -140,49 +140,102 @@ async fn follow(live: &ArcSwap<Live>, shared: &Rc<Shared>) {
     loop {
         ticks.tick().await;
         let current = live.load_full();
-        if followed
-            .as_ref()
-            .is_none_or(|old| !Arc::ptr_eq(old, &current))
-        {
-            routed = routed_pools(&current);
-            adjust(&mut tasks, &routed, shared);
+        let last = followed.as_ref();
+        if last.is_none_or(|last| !Arc::ptr_eq(last, &current)) {
+            if last.is_none_or(|last| !leads_to_the_same(last, &current)) {
+                routed = routed_pools(&current);
+            }
+            watched.adjust(&routed, shared);
             followed = Some(current);
         }
-        note_inflight(&tasks, &routed);
+        note_inflight(&watched.tasks, &routed);
     }
 }
 
-fn adjust(tasks: &mut HashMap<SocketAddr, Task>, routed: &[Arc<PoolRuntime>], shared: &Rc<Shared>) {
-    let mut owners: HashMap<SocketAddr, Owners> = HashMap::new();
-    for runtime in routed {
-        // Endpoints that are not ready get no requests; their load is nobody's concern.
-        for endpoint in runtime.pool().ready() {
-            owners
-                .entry(endpoint.address)
-                .or_default()
-                .push((Arc::clone(runtime), endpoint.engine));
+/// What is scraped, and for whom.
+#[derive(Debug, Default)]
+struct Watched {
+    tasks: HashMap<SocketAddr, Task>,
+    /// Each pool with the endpoints that it had when it was last looked at.
+    pools: HashMap<ObjectName, (Arc<PoolRuntime>, Arc<Pool>)>,
+}
+
+impl Watched {
+    /// Scrapes for these pools and no others. Only pools that differ cost anything.
+    fn adjust(&mut self, routed: &[Arc<PoolRuntime>], shared: &Rc<Shared>) {
+        let mut before = std::mem::take(&mut self.pools);
+        for runtime in routed {
+            let pool = runtime.pool();
+            let last = before.remove(&runtime.name);
+            let same = |(own, last): &(Arc<PoolRuntime>, Arc<Pool>)| {
+                Arc::ptr_eq(own, runtime) && Arc::ptr_eq(last, &pool)
+            };
+            if !last.as_ref().is_some_and(same) {
+                // Endpoints that are not ready get no requests; their load is nobody's concern.
+                for endpoint in pool.ready() {
+                    self.join(endpoint.address, runtime, endpoint.engine, shared);
+                }
+                if let Some((own, last)) = &last {
+                    let now = Arc::ptr_eq(own, runtime).then_some(&*pool);
+                    self.leave(own, last, now);
+                }
+            }
+            self.pools
+                .insert(runtime.name.clone(), (Arc::clone(runtime), pool));
+        }
+        for (runtime, pool) in before.into_values() {
+            self.leave(&runtime, &pool, None);
         }
     }
-    tasks.retain(|address, _| owners.contains_key(address));
-    for (address, owners) in owners {
-        if let Some(task) = tasks.get(&address) {
-            *task.endpoint.owners.borrow_mut() = owners;
-            continue;
-        }
-        let endpoint = Rc::new(Endpoint {
-            address,
-            owners: RefCell::new(owners),
-            inflight: Cell::new(0),
-            woken: Notify::new(),
-        });
-        let watch = watch(Rc::clone(&endpoint), Rc::clone(shared));
-        tasks.insert(
-            address,
+
+    fn join(
+        &mut self,
+        address: SocketAddr,
+        runtime: &Arc<PoolRuntime>,
+        engine: Option<Engine>,
+        shared: &Rc<Shared>,
+    ) {
+        let task = self.tasks.entry(address).or_insert_with(|| {
+            let endpoint = Rc::new(Endpoint {
+                address,
+                owners: RefCell::default(),
+                inflight: Cell::new(0),
+                woken: Notify::new(),
+            });
+            let watch = watch(Rc::clone(&endpoint), Rc::clone(shared));
             Task {
                 endpoint,
                 handle: tokio::task::spawn_local(watch),
-            },
-        );
+            }
+        });
+        let mut owners = task.endpoint.owners.borrow_mut();
+        owners.retain(|(own, _)| !Arc::ptr_eq(own, runtime));
+        owners.push((Arc::clone(runtime), engine));
+    }
+
+    /// Scrapes no more for `runtime` what it had as `last` and has not in `now`.
+    fn leave(&mut self, runtime: &Arc<PoolRuntime>, last: &Pool, now: Option<&Pool>) {
+        let has = |pool: &Pool, address| {
+            // They are in order.
+            let at = pool.endpoints.binary_search_by_key(&address, |e| e.address);
+            at.is_ok_and(|at| pool.endpoints[at].ready)
+        };
+        for endpoint in last.ready() {
+            let address = endpoint.address;
+            if now.is_some_and(|now| has(now, address)) {
+                continue;
+            }
+            let Some(task) = self.tasks.get(&address) else {
+                continue;
+            };
+            let mut owners = task.endpoint.owners.borrow_mut();
+            owners.retain(|(own, _)| !Arc::ptr_eq(own, runtime));
+            let idle = owners.is_empty();
+            drop(owners);
+            if idle {
+                self.tasks.remove(&address);
+            }
+        }
     }
 }
 
@@ -210,41 +263,56 @@ fn note_inflight(tasks: &HashMap<SocketAddr, Task>, routed: &[Arc<PoolRuntime>])
     }
 }
 
+/// Whether both have the same pools and the same rules, which is told by where they are.
+fn leads_to_the_same(a: &Live, b: &Live) -> bool {
+    let at = |live: &Live| -> Vec<_> {
+        let tables = tables(&live.snapshot).map(std::ptr::from_ref);
+        tables.collect()
+    };
+    Arc::ptr_eq(&a.pools, &b.pools) && at(a) == at(b)
+}
+
 /// The pools that some route reaches, mirrors included.
 fn routed_pools(live: &Live) -> Vec<Arc<PoolRuntime>> {
-    let mut seen: HashSet<ObjectName> = HashSet::new();
-    for rule in rules(&live.snapshot) {
-        let mirrors = |filters: &[Filter]| {
-            filters
-                .iter()
-                .filter_map(|f| match f {
-                    Filter::Mirror(mirror) => Some(mirror.target.clone()),
-                    _ => None,
-                })
-                .collect::<Vec<_>>()
-        };
-        let mut targets = mirrors(&rule.filters);
-        for weighted in &rule.targets {
-            targets.push(weighted.target.clone());
-            targets.extend(mirrors(&weighted.filters));
+    let mut seen: HashSet<&ObjectName> = HashSet::new();
+    for target in rules(&live.snapshot).flat_map(targets) {
+        match target {
+            Target::Pool(name) => {
+                seen.insert(name);
+            }
+            Target::Service(_) | Target::Broken(_) => {}
         }
-        seen.extend(targets.into_iter().filter_map(|target| match target {
-            Target::Pool(name) => Some(name),
-            Target::Service(_) | Target::Broken(_) => None,
-        }));
     }
     seen.iter()
-        .filter_map(|name| live.pools.get(name).cloned())
+        .filter_map(|name| live.pools.get(*name).cloned())
         .collect()
 }
 
+/// Where a rule may send, mirrors included.
+fn targets(rule: &Rule) -> impl Iterator<Item = &Target> {
+    let of_targets = rule.targets.iter().flat_map(|weighted| &weighted.filters);
+    let mirrors = rule.filters.iter().chain(of_targets);
+    let mirrors = mirrors.filter_map(|filter| match filter {
+        Filter::Mirror(mirror) => Some(&mirror.target),
+        Filter::RequestHeaders(_)
+        | Filter::ResponseHeaders(_)
+        | Filter::Redirect(_)
+        | Filter::Rewrite(_)
+        | Filter::Cors(_) => None,
+    });
+    rule.targets
+        .iter()
+        .map(|weighted| &weighted.target)
+        .chain(mirrors)
+}
+
+fn tables(snapshot: &Snapshot) -> impl Iterator<Item = &RouteTable> {
+    let listeners = snapshot.ports.values().flat_map(|port| &port.listeners);
+    listeners.map(|listener| &*listener.routes)
+}
+
 fn rules(snapshot: &Snapshot) -> impl Iterator<Item = &Rule> {
-    let tables = snapshot
-        .ports
-        .values()
-        .flat_map(|port| &port.listeners)
-        .map(|l| &*l.routes);
-    tables.flat_map(|table| {
+    tables(snapshot).flat_map(|table| {
         let exact = table.exact.values().flatten();
         let suffix = table.suffix.iter().flat_map(|(_, entries)| entries);
         exact

@@ -60,6 +60,8 @@ fn rewrites_change_path_and_host() {
         let seen = upstream.last();
         assert_eq!(seen.start, format!("GET {start} HTTP/1.1"));
         assert_eq!(seen.field("host").as_deref(), Some(host));
+        let original = (host != "h.test").then_some("h.test");
+        assert_eq!(seen.field("x-forwarded-host").as_deref(), original);
     };
     let to = |hostname: Option<&str>, path| UrlRewrite {
         hostname: hostname.map(Into::into),
@@ -161,6 +163,7 @@ fn cors_answers_preflights_and_marks_answers() {
         ("access-control-allow-headers", "x-token"),
         ("access-control-allow-credentials", "true"),
         ("access-control-max-age", "60"),
+        ("access-control-expose-headers", "x-open"),
     ] {
         assert_eq!(got.field(name).as_deref(), Some(value), "{name}");
     }
@@ -178,6 +181,54 @@ fn cors_answers_preflights_and_marks_answers() {
         got.field("access-control-expose-headers").as_deref(),
         Some("x-open")
     );
+}
+
+#[test]
+fn a_star_of_cors_does_not_stand_for_requests_with_credentials() {
+    let check = |allow_credentials: bool, asks: &str, expected: [Option<&str>; 5]| {
+        let star = || vec!["*".into()];
+        let cors = Cors {
+            allow_origins: star(),
+            allow_methods: star(),
+            allow_headers: star(),
+            expose_headers: star(),
+            max_age_s: 5,
+            allow_credentials,
+        };
+        let upstream = Upstream::saying("x");
+        // A filter of the backend alone answers preflights, too.
+        let mut rule = rule(vec![service(&[upstream.address])]);
+        rule.targets[0].filters = vec![Filter::Cors(cors)];
+        let world = World::with(settings(), vec![entry("/", rule)]);
+        let got = world.ask(&format!(
+            "OPTIONS / HTTP/1.1\r\nhost: h\r\norigin: https://a.test:8443\r\n\
+             access-control-request-method: PUT\r\n{asks}\r\n"
+        ));
+        let names = ["origin", "methods", "headers", "credentials"];
+        let names = names.map(|name| format!("access-control-allow-{name}"));
+        let exposed = "access-control-expose-headers".to_owned();
+        let told: Vec<_> = names
+            .iter()
+            .chain([&exposed])
+            .map(|n| got.field(n))
+            .collect();
+        assert_eq!(
+            told,
+            expected.map(|v| v.map(str::to_owned)),
+            "{allow_credentials} {asks:?}"
+        );
+        assert_eq!(upstream.seen(), []);
+    };
+    let star = Some("*");
+    let origin = Some("https://a.test:8443");
+    let asks = "access-control-request-headers: x-a, x-b\r\n";
+    check(false, asks, [star, star, star, None, star]);
+    check(
+        true,
+        asks,
+        [origin, Some("PUT"), Some("x-a, x-b"), Some("true"), None],
+    );
+    check(true, "", [origin, Some("PUT"), None, Some("true"), None]);
 }
 
 #[test]
@@ -239,6 +290,25 @@ fn connections_to_mirrors_are_kept_for_the_next_copy() {
     assert_eq!(world.ask(&get("/")).status(), 200);
     eventually("the copy came", || copy.seen().len() == 3);
     assert_eq!(copy.connections(), 1);
+}
+
+#[test]
+fn a_request_that_is_not_copied_streams_as_without_a_mirror() {
+    // Answers as soon as it has the head and the first piece.
+    let upstream = Upstream::start(|side| {
+        side.peer.until("first").unwrap();
+        side.send(ok("real"));
+        side.peer.rest();
+    });
+    let mirror = Mirror {
+        target: service(&[dead_address()]),
+        numerator: 0,
+        denominator: 100,
+    };
+    let world = with_filters(vec![Filter::Mirror(mirror)], &upstream);
+    let mut client = world.client();
+    client.send("POST /app HTTP/1.1\r\nhost: h\r\ncontent-length: 10\r\n\r\nfirst");
+    assert_eq!(client.response("POST").text(), "real");
 }
 
 #[test]

@@ -29,9 +29,11 @@ fn pool(name: &str, endpoints: &[SocketAddr]) -> Arc<Pool> {
         topology: Topology::default(),
         ready: true,
     };
+    let mut endpoints: Vec<_> = endpoints.iter().map(endpoint).collect();
+    endpoints.sort_by_key(|endpoint| endpoint.address);
     Arc::new(Pool {
         name: ObjectName::new("default", name),
-        endpoints: endpoints.iter().map(endpoint).collect(),
+        endpoints,
         protocol: AppProtocol::Http,
         picker: PickerConfig::default(),
         objectives: BTreeMap::new(),
@@ -363,4 +365,38 @@ fn a_redirect_to_the_slash_is_followed() {
     });
     let watched = watched(live(&[address]));
     wait_for("the load", || waiting(&watched.views("chat")[0]) == Some(9));
+}
+
+#[test]
+fn an_endpoint_that_several_pools_have_is_left_when_the_last_one_leaves_it() {
+    let (shared, other) = (Server::start(&page(1, 1)), Server::start(&page(2, 1)));
+    let start = [
+        pool("chat", &[shared.address]),
+        pool("batch", &[shared.address, other.address]),
+    ];
+    let next = Live::empty().next(snapshot(&start, &[]), clock::now());
+    let watched = watched(Arc::new(ArcSwap::from_pointee(next)));
+    let scrapes = |server: &Server| server.requests.load(Ordering::SeqCst);
+    let goes_on = |server: &Server| {
+        let seen = scrapes(server);
+        wait_for("further scrapes", || scrapes(server) > seen + 3);
+    };
+    let becomes = |pools: &[Arc<Pool>]| {
+        let next = watched.live.load().next(snapshot(pools, &[]), clock::now());
+        watched.live.store(Arc::new(next));
+    };
+    goes_on(&shared);
+    becomes(&[
+        pool("chat", &[]),
+        pool("batch", &[shared.address, other.address]),
+    ]);
+    goes_on(&shared);
+    assert_eq!(shared.connections.load(Ordering::SeqCst), 1);
+    // The pool goes, and with it what only it had.
+    becomes(&[pool("chat", &[other.address])]);
+    goes_on(&other);
+    let seen = scrapes(&shared);
+    goes_on(&other);
+    assert!(scrapes(&shared) <= seen + 1);
+    assert_eq!(other.connections.load(Ordering::SeqCst), 1);
 }

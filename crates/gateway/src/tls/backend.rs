@@ -91,7 +91,7 @@ pub(crate) struct Connectors(Arc<Made>);
 
 #[derive(Debug, Default)]
 struct Made {
-    services: FxHashMap<ServicePort, (Arc<BackendTls>, Met)>,
+    services: FxHashMap<ServicePort, Met>,
     /// Services under equal policies share a connector.
     policies: HashMap<Arc<BackendTls>, Met>,
     numbers: FxHashSet<u64>,
@@ -100,7 +100,7 @@ struct Made {
 impl Connectors {
     /// Of a Service with a policy.
     pub(crate) fn of(&self, service: &ServicePort) -> Option<&Met> {
-        self.0.services.get(service).map(|(_, met)| met)
+        self.0.services.get(service)
     }
 
     /// Whether connections of the connector with this number may be kept.
@@ -111,27 +111,17 @@ impl Connectors {
     /// Those of the next snapshot. A policy that stays keeps its connector, and what is connected
     /// by it; one that cannot be followed is reported once.
     pub(crate) fn next(&self, snapshot: &Snapshot, report: &mut dyn FnMut(String)) -> Self {
-        let with_policy = || {
-            let services = snapshot.services.values();
-            services.filter_map(|service| Some((&service.of, service.tls.as_ref()?)))
-        };
-        let stays = |(service, tls): (&ServicePort, &Arc<BackendTls>)| {
-            let before = self.0.services.get(service);
-            before.is_some_and(|(before, _)| before == tls)
-        };
-        if with_policy().count() == self.0.services.len() && with_policy().all(stays) {
-            return self.clone();
-        }
         let mut made = Made::default();
-        for (service, tls) in with_policy() {
+        let services = snapshot.services.values();
+        let with_policy = services.filter_map(|to| Some((&to.of, to.tls.as_ref()?)));
+        for (service, tls) in with_policy {
             let met = made.policies.entry(Arc::clone(tls)).or_insert_with(|| {
                 let kept = self.0.policies.get(tls).cloned();
                 kept.unwrap_or_else(|| meet(service, tls, report))
             });
             made.numbers
                 .extend(met.iter().map(|connector| connector.number));
-            let of = (Arc::clone(tls), met.clone());
-            made.services.insert(service.clone(), of);
+            made.services.insert(service.clone(), met.clone());
         }
         Self(Arc::new(made))
     }
