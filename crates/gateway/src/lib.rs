@@ -15,6 +15,7 @@ pub mod clock;
 mod connection;
 mod exchange;
 pub mod explain;
+pub mod external;
 mod filters;
 mod grpc;
 mod head;

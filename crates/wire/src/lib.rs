@@ -17,7 +17,7 @@ pub mod health {
     pub use crate::grpc::health::v1::*;
 }
 
-pub use prost_types::{Struct, Value, value};
+pub use prost_types::{ListValue, Struct, Value, value};
 
 /// The path of `ExternalProcessor.Process`, for those who write the request's head themselves.
 pub const PROCESS_PATH: &str = "/envoy.service.ext_proc.v3.ExternalProcessor/Process";
