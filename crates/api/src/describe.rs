@@ -6,7 +6,7 @@ use std::fmt::{self, Display, Write};
 use std::sync::Arc;
 
 use forebay_model::picker::PickerKind;
-use forebay_model::pool::ExternalPicker;
+use forebay_model::pool::{ExternalPicker, PickerTransport};
 use forebay_model::route::{
     BackendTls, Entry, Filter, HeaderEdits, HostPattern, Matcher, PathEdit, PathMatch, RouteTable,
     ServicePort, ServiceTarget, Speaks, SubjectName, Target, TextMatch, Trust, WeightedTarget,
@@ -373,11 +373,17 @@ fn write_pool(out: &mut String, pool: &Pool) -> fmt::Result {
             port,
             failure_mode,
             endpoints,
+            transport,
         } = external;
+        let transport = match transport {
+            PickerTransport::TlsUnverified => "",
+            PickerTransport::Tls(_) => " verified",
+            PickerTransport::Plaintext => " plaintext",
+        };
         let endpoints = join(endpoints);
         writeln!(
             out,
-            "  picked by {service}:{port} {failure_mode:?} [{endpoints}]"
+            "  picked by {service}:{port} {failure_mode:?}{transport} [{endpoints}]"
         )?;
     }
     for (name, priority) in &pool.objectives {

@@ -19,7 +19,7 @@ pub mod status;
 mod validate;
 
 pub use index::{Index, Publication};
-pub use lower::pools::PICKER_ANNOTATION;
+pub use lower::pools::{PICKER_ANNOTATION, PICKER_TLS_ANNOTATION};
 pub use object::{Kind, Object, Parsed};
 pub use settings::{Origin, Settings};
 pub use status::ObjectStatus;

@@ -170,12 +170,12 @@ fn pickers_are_followed_to_their_ready_endpoints() {
             gateway("gw", "", HTTP),
             object("HTTPRoute", "r", &format!("parentRefs: [{{name: gw}}], rules: [{}]", rules.join(", "))),
             pool("slices", "name: slices, port: {number: 9002}, failureMode: FailOpen"),
-            pool("pods", "name: pods, port: {number: 9002}"),
+            pool("pods", "name: pods, port: {number: 9002}").replace("{name: pods}", "{name: pods, annotations: {forebay.dev/picker-tls: verify}}"),
             pool("gone", "name: gone, port: {number: 9002}"),
             pool("port", "name: slices, port: {number: 9003}"),
             pool("kind", "group: a.dev, kind: Picker, name: x"),
             pool("external", "name: external, port: {number: 9002}, failureMode: FailOpen"),
-            service("slices", "ports: [{name: grpc, port: 9002}]"),
+            service("slices", "ports: [{name: grpc, port: 9002, appProtocol: kubernetes.io/h2c}]"),
             service("pods", "selector: {app: epp}, ports: [{port: 9002, targetPort: 9000}]"),
             service("external", "type: ExternalName, externalName: e.com, ports: [{port: 9002}]"),
             "\n---\n{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: s, labels: {kubernetes.io/service-name: slices}}, ports: [{name: grpc, port: 9002}], endpoints: [{addresses: [10.0.0.2]}, {addresses: [10.0.0.1]}, {addresses: [10.0.0.3], conditions: {ready: false}}]}".to_owned(),
@@ -197,11 +197,11 @@ pool default/gone picker default
 pool default/kind picker default
   picked by default/x:0 FailClose []
 pool default/pods picker default
-  picked by default/pods:9002 FailClose [10.0.1.1:9000]
+  picked by default/pods:9002 FailClose verified [10.0.1.1:9000]
 pool default/port picker default
   picked by default/slices:9003 FailClose []
 pool default/slices picker default
-  picked by default/slices:9002 FailOpen [10.0.0.1:9002,10.0.0.2:9002]
+  picked by default/slices:9002 FailOpen plaintext [10.0.0.1:9002,10.0.0.2:9002]
 problem InferencePool default/external spec.endpointPickerRef: InvalidExtensionRef: Service default/external is an ExternalName, which could reach anything; write an EndpointSlice with the addresses instead
 problem InferencePool default/gone spec.endpointPickerRef: InvalidExtensionRef: Service default/gone does not exist
 problem InferencePool default/kind spec.endpointPickerRef: InvalidExtensionRef: a.dev/Picker is no kind of picker; use a Service

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use forebay_model::picker::PickerKind;
-use forebay_model::pool::{ExternalPicker, FailureMode};
+use forebay_model::pool::{ExternalPicker, FailureMode, PickerTransport};
 use forebay_model::snapshot::Problem;
 use forebay_model::{AppProtocol, Endpoint, ObjectName, PickerConfig, Pool};
 
@@ -26,6 +26,8 @@ use crate::status::{Condition, Fault, ObjectStatus, ParentStatus};
 /// The annotation of an InferencePool that configures its picker: a whole `PickerConfig` as YAML or
 /// JSON, or one of the words `default`, `round-robin` and `least-request`.
 pub const PICKER_ANNOTATION: &str = "forebay.dev/picker";
+/// The annotation of an InferencePool that says how its external picker is spoken to.
+pub const PICKER_TLS_ANNOTATION: &str = "forebay.dev/picker-tls";
 
 /// Gateways in the status of one pool, by the CRD. Of more, those first by name are written.
 const PARENTS_MAX: usize = 32;
@@ -56,7 +58,7 @@ pub(crate) fn lower<'a>(
         },
         picker: picker(name, object, &mut notes),
         objectives: directive.objectives,
-        external: external(objects, name, object),
+        external: external(objects, name, object, &mut notes),
         rewrites: directive.rewrites,
     };
     (pool, notes.problems)
@@ -114,7 +116,12 @@ fn note_labels(pool: &ObjectName, pod: &PodFacts, notes: &mut Notes) {
 
 /// Who picks in place of the built-in picker. A reference that does not hold leaves a picker without
 /// an endpoint: what becomes of requests is for the pool's failure mode to say.
-fn external(objects: &Objects, name: &ObjectName, pool: &InferencePool) -> Option<ExternalPicker> {
+fn external(
+    objects: &Objects,
+    name: &ObjectName,
+    pool: &InferencePool,
+    notes: &mut Notes,
+) -> Option<ExternalPicker> {
     let picker = pool.spec.endpoint_picker_ref.as_ref()?;
     let service = ObjectName::new(&name.namespace, &picker.name);
     let port = picker.port.map_or(0, |port| port.number);
@@ -124,6 +131,7 @@ fn external(objects: &Objects, name: &ObjectName, pool: &InferencePool) -> Optio
             true => endpoints::of_service(objects, &service, port),
             false => Vec::new(),
         },
+        transport: transport(objects, name, pool, (&service, port), notes),
         service,
         port,
         failure_mode: match picker.failure_mode {
@@ -131,6 +139,34 @@ fn external(objects: &Objects, name: &ObjectName, pool: &InferencePool) -> Optio
             inference::FailureMode::FailOpen => FailureMode::FailOpen,
         },
     })
+}
+
+/// How the picker behind a Service's port is spoken to: as the pool's annotation says, or else as
+/// the port's `appProtocol` does.
+fn transport(
+    objects: &Objects,
+    name: &ObjectName,
+    pool: &InferencePool,
+    (service, port): (&ObjectName, u16),
+    notes: &mut Notes,
+) -> PickerTransport {
+    if let Some(word) = pool.metadata.annotations.get(PICKER_TLS_ANNOTATION) {
+        if let Some(transport) = PickerTransport::named(word, service) {
+            return transport;
+        }
+        let message = format!(
+            "{word:?} is no way to speak to a picker; write insecure-skip-verify, verify or plaintext"
+        );
+        let fault = Fault::new(reason::INVALID_PICKER, message);
+        let field = format!("metadata.annotations[{PICKER_TLS_ANNOTATION}]");
+        notes.add(Kind::InferencePool, name, field, &fault);
+    }
+    let ports = objects.services.get(service).map(|found| &found.spec.ports);
+    let found = ports.into_iter().flatten().find(|own| own.port == port);
+    match found.and_then(|port| port.app_protocol.as_deref()) {
+        Some("kubernetes.io/h2c") => PickerTransport::Plaintext,
+        _ => PickerTransport::default(),
+    }
 }
 
 /// What is wrong with the pool's reference to a picker.
