@@ -30,9 +30,7 @@ impl Allocator {
     pub(super) fn complete(&mut self, wanted: &BTreeSet<u16>, mapping: &mut Mapping) -> Vec<u16> {
         let missing = wanted.iter().filter(|port| !mapping.contains_key(port));
         let missing: Vec<u16> = missing.copied().collect();
-        let free = PORTS
-            .into_iter()
-            .filter(|bound| !self.taken.contains(bound));
+        let free = PORTS.filter(|bound| !self.taken.contains(bound));
         let free: Vec<u16> = free.take(missing.len()).collect();
         self.taken.extend(&free);
         let without = missing[free.len()..].to_vec();

@@ -188,7 +188,7 @@ fn is_entry_of(entry: &Value, controller: &str) -> bool {
 }
 
 fn features(wanted: &ObjectStatus) -> Vec<Value> {
-    let mut names: Vec<&str> = wanted.supported_features.to_vec();
+    let mut names: Vec<&str> = wanted.supported_features.clone();
     names.sort_unstable();
     names.dedup();
     let names = names.into_iter().take(FEATURES_MAX);
@@ -275,7 +275,7 @@ impl Writer<'_> {
                 continue;
             }
             let refers = |parent: &&ParentStatus| refers(&entry[reference], parent, object);
-            if let Some(i) = left.iter().position(|parent| refers(&parent)) {
+            if let Some(i) = left.iter().position(|parent| refers(parent)) {
                 let parent = left.remove(i);
                 let conditions = items(entry, "conditions");
                 entries.push(json!({
