@@ -21,6 +21,8 @@ pub enum Kind {
     BackendTlsPolicy,
     /// `gateway.networking.k8s.io/v1` or `v1beta1`.
     ReferenceGrant,
+    /// `forebay.dev/v1alpha1`.
+    GatewayConfig,
     /// `inference.networking.k8s.io/v1`.
     InferencePool,
     /// `llm-d.ai/v1alpha2`.
@@ -46,12 +48,13 @@ pub enum Kind {
 }
 
 /// Every kind with its `apiVersion` values and its `kind`.
-const KINDS: [(Kind, &[&str], &str); 19] = {
+const KINDS: [(Kind, &[&str], &str); 20] = {
     const GATEWAY: &[&str] = &["gateway.networking.k8s.io/v1"];
     const GRANT: &[&str] = &[
         "gateway.networking.k8s.io/v1",
         "gateway.networking.k8s.io/v1beta1",
     ];
+    const OWN: &[&str] = &["forebay.dev/v1alpha1"];
     const POOL: &[&str] = &["inference.networking.k8s.io/v1"];
     const LLM_D: &[&str] = &["llm-d.ai/v1alpha2"];
     const LEGACY: &[&str] = &["inference.networking.x-k8s.io/v1alpha2"];
@@ -66,6 +69,7 @@ const KINDS: [(Kind, &[&str], &str); 19] = {
         (Kind::TlsRoute, GATEWAY, "TLSRoute"),
         (Kind::BackendTlsPolicy, GATEWAY, "BackendTLSPolicy"),
         (Kind::ReferenceGrant, GRANT, "ReferenceGrant"),
+        (Kind::GatewayConfig, OWN, "GatewayConfig"),
         (Kind::InferencePool, POOL, "InferencePool"),
         (Kind::InferenceObjective, LLM_D, "InferenceObjective"),
         (Kind::LegacyInferenceObjective, LEGACY, "InferenceObjective"),

@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::kinds::Meta;
+use crate::kinds::config::GatewayConfig;
 use crate::kinds::core::{ConfigMap, EndpointSlice, Namespace, Pod, Secret, Service};
 use crate::kinds::gateway::{Gateway, GatewayClass, ListenerSet, ReferenceGrant};
 use crate::kinds::grpcroute::GrpcRoute;
@@ -36,6 +37,7 @@ pub(crate) enum Inner {
     TlsRoute(TlsRoute),
     BackendTlsPolicy(BackendTlsPolicy),
     ReferenceGrant(ReferenceGrant),
+    GatewayConfig(GatewayConfig),
     InferencePool(InferencePool),
     InferenceObjective(InferenceObjective),
     LegacyInferenceObjective(InferenceObjective),
@@ -115,6 +117,7 @@ impl Object {
             Inner::TlsRoute(_) => Kind::TlsRoute,
             Inner::BackendTlsPolicy(_) => Kind::BackendTlsPolicy,
             Inner::ReferenceGrant(_) => Kind::ReferenceGrant,
+            Inner::GatewayConfig(_) => Kind::GatewayConfig,
             Inner::InferencePool(_) => Kind::InferencePool,
             Inner::InferenceObjective(_) => Kind::InferenceObjective,
             Inner::LegacyInferenceObjective(_) => Kind::LegacyInferenceObjective,
@@ -151,6 +154,7 @@ impl Inner {
             Self::TlsRoute(o) => &o.metadata,
             Self::BackendTlsPolicy(o) => &o.metadata,
             Self::ReferenceGrant(o) => &o.metadata,
+            Self::GatewayConfig(o) => &o.metadata,
             Self::InferencePool(o) => &o.metadata,
             Self::InferenceObjective(o) | Self::LegacyInferenceObjective(o) => &o.metadata,
             Self::InferenceModelRewrite(o) | Self::LegacyInferenceModelRewrite(o) => &o.metadata,
@@ -230,6 +234,7 @@ impl Reader<'_> {
             Kind::TlsRoute => Inner::TlsRoute(self.value(value)?),
             Kind::BackendTlsPolicy => Inner::BackendTlsPolicy(self.value(value)?),
             Kind::ReferenceGrant => Inner::ReferenceGrant(self.value(value)?),
+            Kind::GatewayConfig => Inner::GatewayConfig(self.value(value)?),
             Kind::InferencePool => Inner::InferencePool(self.value(value)?),
             Kind::InferenceObjective => Inner::InferenceObjective(self.value(value)?),
             Kind::LegacyInferenceObjective => Inner::LegacyInferenceObjective(self.value(value)?),
@@ -278,7 +283,7 @@ impl Reader<'_> {
 }
 
 /// Fields of `metadata` that the API server keeps and nothing here reads.
-const FOREIGN_METADATA: [&str; 9] = [
+const FOREIGN_METADATA: [&str; 8] = [
     "deletionGracePeriodSeconds",
     "finalizers",
     "generateName",
@@ -286,7 +291,6 @@ const FOREIGN_METADATA: [&str; 9] = [
     "ownerReferences",
     "resourceVersion",
     "selfLink",
-    "uid",
     "clusterName",
 ];
 

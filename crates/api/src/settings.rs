@@ -41,13 +41,10 @@ pub struct Settings {
     /// Set: only this Gateway is served and spoken for.
     pub only_gateway: Option<ObjectName>,
     /// Set: the ports to bind for a Gateway, and its addresses, are those of the Service in this
-    /// namespace that is labelled with its name and namespace. Unset: listeners bind their own
-    /// ports.
+    /// namespace that is labelled with its name and namespace (see [`crate::infrastructure`]).
+    /// Unset: listeners bind their own ports. Gateways that have pods of their own, which is none of
+    /// this process, have their Service in their own namespace.
     pub infrastructure_namespace: Option<String>,
-    /// Every Gateway has a data plane and a Service of its own, which lies in the Gateway's
-    /// namespace, whatever `infrastructure_namespace` says. Without `only_gateway` the index is
-    /// that of a controller, which says how Gateways fare and serves none.
-    pub dedicated: bool,
     /// Addresses of every Gateway where no Service tells them. Empty: not known, and
     /// `spec.addresses` cannot be held to.
     pub addresses: Vec<String>,
@@ -62,25 +59,6 @@ impl Settings {
             ..Self::default()
         }
     }
-
-    /// The namespace of the Service that leads to a Gateway of `namespace`, if there is one to be.
-    #[must_use]
-    pub fn service_namespace<'a>(&'a self, namespace: &'a str) -> Option<&'a str> {
-        if self.dedicated {
-            return Some(namespace);
-        }
-        self.infrastructure_namespace.as_deref()
-    }
-
-    /// Whether Gateways share the ports of this process, so that two may want the same.
-    pub(crate) fn shares_ports(&self) -> bool {
-        !self.dedicated && self.infrastructure_namespace.is_none()
-    }
-
-    /// Whether the index is that of a controller, which binds nothing.
-    pub(crate) fn only_controls(&self) -> bool {
-        self.dedicated && self.only_gateway.is_none()
-    }
 }
 
 impl Default for Settings {
@@ -91,7 +69,6 @@ impl Default for Settings {
             classes: Vec::new(),
             only_gateway: None,
             infrastructure_namespace: None,
-            dedicated: false,
             addresses: Vec::new(),
         }
     }

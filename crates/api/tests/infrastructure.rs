@@ -173,53 +173,174 @@ Gateway a/right Accepted Programmed ResolvedRefs 192.0.2.1
     );
 }
 
+/// A GatewayConfig of the namespace `infra`.
+fn config(name: &str, spec: &str) -> String {
+    format!(
+        "\n---\n{{apiVersion: forebay.dev/v1alpha1, kind: GatewayConfig, metadata: {{name: {name}, namespace: infra}}, spec: {{{spec}}}}}"
+    )
+}
+
+/// A class with parameters, and a Gateway of it.
+fn of_class(name: &str, parameters: &str) -> String {
+    let class = format!(
+        "\n---\n{{apiVersion: gateway.networking.k8s.io/v1, kind: GatewayClass, metadata: {{name: class-{name}}}, spec: {{controllerName: forebay.dev/gateway, parametersRef: {{{parameters}}}}}}}"
+    );
+    class
+        + &gateway(name, "", HTTP).replace(
+            "gatewayClassName: forebay",
+            &format!("gatewayClassName: class-{name}"),
+        )
+}
+
+const OWN: &str = "group: forebay.dev, kind: GatewayConfig, name: own, namespace: infra";
+
 #[test]
-fn a_data_plane_of_one_gateway_serves_that_one_and_its_controller_none() {
+fn a_gateway_with_pods_of_its_own_is_spoken_for_here_and_served_there() {
     let objects = [
-        gateway("one", "", HTTP),
-        gateway("two", "", HTTP),
+        gateway("shared", "", HTTP),
+        of_class("own", OWN),
+        config("own", "placement: Dedicated"),
         service(
-            "one",
-            "a",
-            "clusterIP: 10.0.0.1, ports: [{port: 80, targetPort: 8080}]",
+            "shared",
+            "infra",
+            "clusterIP: 10.0.0.1, ports: [{port: 80, targetPort: 20000}]",
             "",
         ),
         service(
-            "two",
+            "own",
             "a",
-            "clusterIP: 10.0.0.2, ports: [{port: 80, targetPort: 8080}]",
+            "clusterIP: 10.0.0.2, ports: [{port: 80, targetPort: 20000}]",
+            "",
+        ),
+        // Not where it would have to be.
+        service(
+            "own",
+            "infra",
+            "clusterIP: 10.0.0.3, ports: [{port: 80, targetPort: 20001}]",
             "",
         ),
     ];
-    let dedicated = Settings {
-        dedicated: true,
-        ..settings()
+    let statuses = "
+GatewayConfig infra/own Accepted
+Gateway a/own Accepted Programmed ResolvedRefs 10.0.0.2
+  listener http: 0 routes of HTTPRoute,GRPCRoute Accepted Programmed ResolvedRefs
+";
+    let published = |settings: Settings| {
+        let mut index = Index::new(settings);
+        let all = objects.concat() + CLASS;
+        parse(&all).into_iter().for_each(|o| index.apply(o));
+        describe_all(&index.publish())
     };
-    check(
-        Settings {
-            only_gateway: Some(ObjectName::new("a", "two")),
-            ..dedicated.clone()
-        },
-        &objects,
-        "
-port 8080 of 80 http
-  listener a/two http for *
-GatewayClass default/forebay Accepted SupportedVersion
-Gateway a/two Accepted Programmed ResolvedRefs 10.0.0.2
-  listener http: 0 routes of HTTPRoute,GRPCRoute Accepted Programmed ResolvedRefs !Conflicted(NoConflicts)
-",
+    let here = published(settings());
+    let there = published(Settings {
+        only_gateway: Some(ObjectName::new("a", "own")),
+        infrastructure_namespace: Some("a".to_owned()),
+        ..settings()
+    });
+    let ports = |text: &str| -> Vec<String> {
+        let lines = text
+            .lines()
+            .filter(|l| l.contains("port ") || l.contains("listener a/"));
+        lines.map(|line| line.trim().to_owned()).collect()
+    };
+    assert_eq!(
+        ports(&here),
+        ["port 20000 of 80 http", "listener a/shared http for *"]
     );
-    check(
-        dedicated,
-        &objects,
-        "
-GatewayClass default/forebay Accepted SupportedVersion
-Gateway a/one Accepted Programmed ResolvedRefs 10.0.0.1
-  listener http: 0 routes of HTTPRoute,GRPCRoute Accepted Programmed ResolvedRefs !Conflicted(NoConflicts)
-Gateway a/two Accepted Programmed ResolvedRefs 10.0.0.2
-  listener http: 0 routes of HTTPRoute,GRPCRoute Accepted Programmed ResolvedRefs !Conflicted(NoConflicts)
-",
+    assert_eq!(
+        ports(&there),
+        ["port 20000 of 80 http", "listener a/own http for *"]
     );
+    for line in statuses.trim().lines() {
+        assert!(here.contains(line), "no {line:?} in\n{here}");
+        assert!(there.contains(line), "no {line:?} in\n{there}");
+    }
+}
+
+#[test]
+fn parameters_that_do_not_hold_are_named_on_class_and_gateway() {
+    let mut index = Index::new(settings());
+    let all = [
+        of_class(
+            "missing",
+            "group: forebay.dev, kind: GatewayConfig, name: none, namespace: infra",
+        ),
+        of_class(
+            "nowhere",
+            "group: forebay.dev, kind: GatewayConfig, name: own",
+        ),
+        config("own", ""),
+    ];
+    parse(&all.concat())
+        .into_iter()
+        .for_each(|o| index.apply(o));
+    let text = describe_all(&index.publish());
+    for line in [
+        "GatewayClass default/class-missing !Accepted(InvalidParameters)",
+        "GatewayClass default/class-nowhere !Accepted(InvalidParameters)",
+        "problem Gateway a/missing: InvalidParameters: the parameters of its class: GatewayConfig infra/none does not exist",
+        "problem Gateway a/nowhere: InvalidParameters: the parameters of its class: a GatewayConfig has a namespace: write parametersRef.namespace",
+    ] {
+        assert!(text.contains(line), "no {line:?} in\n{text}");
+    }
+    let wanted = index.infrastructure();
+    assert!(wanted.iter().all(|one| one.undecided), "{wanted:?}");
+}
+
+#[test]
+fn what_gateways_want_follows_from_them_their_sets_and_their_parameters() {
+    let set = |name: &str, namespace: &str, port: u16| {
+        format!(
+            "\n---\n{{apiVersion: gateway.networking.k8s.io/v1, kind: ListenerSet, metadata: {{name: {name}, namespace: {namespace}}}, spec: {{parentRef: {{name: plain, namespace: a}}, listeners: [{{name: l, port: {port}, protocol: HTTP}}]}}}}"
+        )
+    };
+    let mut index = Index::new(settings());
+    let all = [
+        gateway(
+            "plain",
+            "allowedListeners: {namespaces: {from: Same}}, \
+             infrastructure: {labels: {team: a}, annotations: {n: x}}, addresses: [{value: 192.0.2.1}],",
+            &format!("{HTTP}, {{name: odd, port: 53, protocol: UDP}}"),
+        ),
+        set("near", "a", 81),
+        set("far", "b", 82),
+        gateway(
+            "own",
+            "infrastructure: {parametersRef: {group: forebay.dev, kind: GatewayConfig, name: of-gateway}},",
+            HTTP,
+        ),
+        config(
+            "of-gateway",
+            "placement: Dedicated, replicas: 3, serviceType: NodePort, image: 'x/y:1', resources: {limits: {cpu: 1}}",
+        )
+        .replace("namespace: infra", "namespace: a"),
+        gateway("foreign", "", HTTP).replace("gatewayClassName: forebay", "gatewayClassName: other"),
+        CLASS.to_owned(),
+    ];
+    parse(&all.concat())
+        .into_iter()
+        .for_each(|o| index.apply(o));
+    index.publish();
+    let wanted = index.infrastructure();
+    let [own, plain] = wanted.as_slice() else {
+        panic!("{wanted:?}");
+    };
+    assert_eq!(own.gateway, ObjectName::new("a", "own"));
+    assert_eq!(own.service_type.as_deref(), Some("NodePort"));
+    let data_plane = own.data_plane.as_ref().unwrap();
+    assert_eq!(
+        (data_plane.replicas, data_plane.image.as_deref()),
+        (3, Some("x/y:1"))
+    );
+    assert_eq!(data_plane.resources.as_ref().unwrap()["limits"]["cpu"], 1);
+    // The set of a namespace that is not let in, and a protocol that is not served, open no port.
+    assert_eq!(plain.ports.iter().copied().collect::<Vec<_>>(), [80, 81]);
+    assert_eq!(
+        (&*plain.labels["team"], &*plain.annotations["n"]),
+        ("a", "x")
+    );
+    assert_eq!(plain.address.as_deref(), Some("192.0.2.1"));
+    assert!(plain.data_plane.is_none() && !plain.undecided);
 }
 
 #[test]
@@ -257,6 +378,29 @@ Gateway a/absent Accepted Programmed ResolvedRefs 192.0.2.1
   listener http: 0 routes of HTTPRoute,GRPCRoute Accepted Programmed ResolvedRefs !Conflicted(NoConflicts)
 Gateway a/gke Accepted Programmed ResolvedRefs 192.0.2.1
   listener http: 0 routes of HTTPRoute,GRPCRoute Accepted Programmed ResolvedRefs !Conflicted(NoConflicts)
+",
+    );
+}
+
+#[test]
+fn a_gateway_config_obeys_its_rules() {
+    common::check_problems(
+        &config("c", "replicas: 0, image: ' x', resources: [1], typo: 1"),
+        "
+GatewayConfig infra/c spec.replicas: InvalidValue: 1 to 100 pods are allowed
+GatewayConfig infra/c spec.image: InvalidValue: not the name of an image
+GatewayConfig infra/c spec.image: InvalidValue: is for placement Dedicated: shared pods have that of their Deployment
+GatewayConfig infra/c spec.resources: InvalidValue: write requests and limits
+GatewayConfig infra/c spec.resources: InvalidValue: are for placement Dedicated: shared pods have those of their Deployment
+",
+    );
+    let right =
+        "placement: Dedicated, replicas: 2, image: 'a.b/c:1@sha256:0', serviceType: ClusterIP";
+    common::check_problems(&config("c", right), "");
+    common::check_problems(
+        &config("c", "serviceType: ExternalName"),
+        "
+GatewayConfig infra/c spec.serviceType: Malformed: unknown variant `ExternalName`, expected one of `LoadBalancer`, `NodePort`, `ClusterIP`
 ",
     );
 }

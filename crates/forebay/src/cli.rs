@@ -35,7 +35,7 @@ pub(crate) struct Cli {
 #[derive(Subcommand, Debug)]
 pub(crate) enum Role {
     /// Serve: routes requests as the manifests say, and follows their changes
-    Gateway(GatewayArgs),
+    Gateway(Box<GatewayArgs>),
     /// Simulate a model server that speaks vLLM's API (its numbers are a simulation's)
     Sim(SimArgs),
     /// Show the gateway at work against four simulated model servers

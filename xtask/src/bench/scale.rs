@@ -348,7 +348,7 @@ impl Gateway {
             let mut looks = 0;
             eventually("the change is in effect", || {
                 looks += 1;
-                Ok(self.first_pod_is(ready)?)
+                self.first_pod_is(ready)
             })?;
             if looks > 1 {
                 late.push(written.elapsed());

@@ -170,7 +170,7 @@ impl Index {
     /// What Gateways need to be reached, as of the last [`publish`](Self::publish).
     #[must_use]
     pub fn infrastructure(&self) -> Vec<Wanted> {
-        infrastructure::wanted(&self.objects, &self.routing.listener_ports)
+        infrastructure::wanted(&self.objects, &self.routing.opened)
     }
 
     /// Marks what a change may touch.

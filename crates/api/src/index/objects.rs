@@ -9,6 +9,7 @@ use forebay_model::ObjectName;
 use forebay_model::endpoint::Labels;
 
 use super::pods::PodFacts;
+use crate::kinds::config::GatewayConfig;
 use crate::kinds::core::{ConfigMap, EndpointSlice, Namespace, Secret, Service};
 use crate::kinds::gateway::{Gateway, GatewayClass, ListenerSet, ReferenceGrant};
 use crate::kinds::grpcroute::GrpcRoute;
@@ -37,6 +38,7 @@ pub(crate) struct Objects {
     pub(crate) tls_routes: BTreeMap<ObjectName, TlsRoute>,
     pub(crate) policies: BTreeMap<ObjectName, BackendTlsPolicy>,
     pub(crate) grants: BTreeMap<ObjectName, ReferenceGrant>,
+    pub(crate) configs: BTreeMap<ObjectName, GatewayConfig>,
     pub(crate) pools: BTreeMap<ObjectName, InferencePool>,
     pub(crate) objectives: TwoGroups<InferenceObjective>,
     pub(crate) rewrites: TwoGroups<InferenceModelRewrite>,
@@ -119,6 +121,7 @@ impl Objects {
             tls_routes: BTreeMap::new(),
             policies: BTreeMap::new(),
             grants: BTreeMap::new(),
+            configs: BTreeMap::new(),
             pools: BTreeMap::new(),
             objectives: TwoGroups::default(),
             rewrites: TwoGroups::default(),
@@ -167,6 +170,7 @@ impl Objects {
             Inner::TlsRoute(o) => put(&mut self.tls_routes, key(), o),
             Inner::BackendTlsPolicy(o) => put(&mut self.policies, key(), o),
             Inner::ReferenceGrant(o) => put(&mut self.grants, key(), o),
+            Inner::GatewayConfig(o) => put(&mut self.configs, key(), o),
             Inner::InferencePool(o) => return self.set_pool(name, Some(o)),
             Inner::InferenceObjective(o) => {
                 return directive(put(&mut self.objectives.current, key(), o));
@@ -211,6 +215,7 @@ impl Objects {
             Kind::TlsRoute => self.tls_routes.remove(name).is_some(),
             Kind::BackendTlsPolicy => self.policies.remove(name).is_some(),
             Kind::ReferenceGrant => self.grants.remove(name).is_some(),
+            Kind::GatewayConfig => self.configs.remove(name).is_some(),
             Kind::InferencePool => return self.set_pool(name, None),
             Kind::InferenceObjective => {
                 return directive(self.objectives.current.remove(name).map(drop));
@@ -251,10 +256,9 @@ impl Objects {
     }
 
     fn set_service(&mut self, name: &ObjectName, service: Option<Service>) -> Option<Change> {
-        let settings = &self.settings;
         let (before, after) = replace(&mut self.services, name, service)?;
         let leads = |service: Option<&Service>| {
-            service.is_some_and(|s| crate::lower::reach::gateway_of(settings, name, s).is_some())
+            service.is_some_and(|s| crate::lower::reach::gateway_of(s).is_some())
         };
         Some(Change::Service {
             of_gateway: leads(before.as_ref()) || leads(after),

@@ -44,6 +44,8 @@ pub struct Wanted {
     pub address: Option<String>,
     /// Type of its Service; `None` for the usual one.
     pub service_type: Option<String>,
+    /// Its parameters do not hold, so that what there is for it stays as it is.
+    pub undecided: bool,
     /// Its pods; `None` if those of Forebay's own Deployment serve it.
     pub data_plane: Option<DataPlane>,
 }

@@ -214,7 +214,7 @@ impl Planner<'_> {
         let mut without = Vec::new();
         for i in order {
             let one = &wanted[i];
-            if self.gets_service(one) {
+            if self.gets_service(one) && !one.undecided {
                 let ports = match one.data_plane {
                     Some(_) => &mut own[i],
                     None => &mut shared,
@@ -237,10 +237,15 @@ impl Planner<'_> {
     }
 
     /// Leaves what there is for a Gateway as it is.
-    fn refuse(&mut self, one: &Wanted, message: String) {
+    fn keep_all(&mut self, one: &Wanted) {
         let gateway = labelled(&one.gateway);
         let own = self.present.iter().filter(|p| p.gateway == gateway);
         self.needed.extend(own.map(|present| present.path.clone()));
+    }
+
+    /// The same, and says why.
+    fn refuse(&mut self, one: &Wanted, message: String) {
+        self.keep_all(one);
         self.plan.problems.push(Problem {
             object: format!("Gateway {}", one.gateway),
             field: String::new(),
@@ -250,6 +255,9 @@ impl Planner<'_> {
     }
 
     fn put_all(&mut self, one: &Wanted, mapping: &Mapping) {
+        if one.undecided {
+            return self.keep_all(one);
+        }
         if mapping.is_empty() {
             // A Service without ports is none.
             return;

@@ -36,6 +36,7 @@ fn wanted(name: &str, ports: &[u16]) -> Wanted {
         address: None,
         service_type: None,
         data_plane: None,
+        undecided: false,
     }
 }
 
@@ -268,6 +269,17 @@ fn what_somebody_has_changed_is_applied_again_and_what_is_unknown_is_left_alone(
     let mended = cluster.settle(&all);
     assert_eq!(mended.puts.len(), 1);
     // A controller that has lost its flags deletes nothing.
+    let unclear = |one: &Wanted| Wanted {
+        undecided: true,
+        ports: BTreeSet::from([81]),
+        ..one.clone()
+    };
+    let held = plan(
+        &all.clone().map(|one| unclear(&one)),
+        &cluster.objects,
+        &site(),
+    );
+    assert_eq!(held, Plan::default());
     let blank = Site {
         selector: Labels::new(),
         image: String::new(),

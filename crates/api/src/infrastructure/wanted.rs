@@ -4,51 +4,69 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use forebay_model::ObjectName;
 
+use super::{DataPlane, Wanted};
 use crate::index::objects::Objects;
-use crate::infrastructure::Wanted;
+use crate::kinds::config::{GatewayConfigSpec, Placement};
 use crate::kinds::gateway::Gateway;
+use crate::lower::parameters;
 use crate::object::Kind;
+
+/// Pods of a Gateway's own, if nothing is said of their number.
+const REPLICAS: u32 = 2;
 
 /// Whether a change of an object of this kind may change what Gateways want.
 #[must_use]
 pub fn concerns(kind: Kind) -> bool {
-    // A namespace by its labels, which say whose ListenerSets a Gateway lets in.
+    // Sets add listeners, and namespaces decide which of them are let in.
     matches!(
         kind,
-        Kind::GatewayClass | Kind::Gateway | Kind::ListenerSet | Kind::Namespace
+        Kind::GatewayClass
+            | Kind::Gateway
+            | Kind::ListenerSet
+            | Kind::GatewayConfig
+            | Kind::Namespace
     )
 }
 
-/// What each Gateway of ours wants, by name. One that is being deleted wants nothing.
+/// What each Gateway of ours wants, by name; `opened` are those Gateways and the ports that they open.
+/// One that is being deleted wants nothing.
 pub(crate) fn wanted(
     objects: &Objects,
-    ports: &BTreeMap<ObjectName, BTreeSet<u16>>,
+    opened: &BTreeMap<ObjectName, BTreeSet<u16>>,
 ) -> Vec<Wanted> {
-    let ours = objects.gateways.iter().filter(|(_, gateway)| {
-        gateway.metadata.deletion_timestamp.is_none() && is_ours(objects, gateway)
+    let gateways = opened.iter().filter_map(|(name, ports)| {
+        let gateway = objects.gateways.get(name)?;
+        let stays = gateway.metadata.deletion_timestamp.is_none();
+        stays.then_some((name, gateway, ports))
     });
-    ours.map(|(name, gateway)| {
-        let spec = &gateway.spec;
-        Wanted {
-            gateway: name.clone(),
-            uid: String::new(),
-            class: spec.gateway_class_name.clone(),
-            ports: ports.get(name).cloned().unwrap_or_default(),
-            labels: spec.infrastructure.labels.clone(),
-            annotations: spec.infrastructure.annotations.clone(),
-            address: address(gateway),
-            service_type: None,
-            data_plane: None,
-        }
-    })
-    .collect()
+    gateways
+        .map(|(name, gateway, ports)| {
+            let parameters = parameters::of_gateway(objects, name, gateway);
+            let undecided = parameters.is_err();
+            let config = parameters.ok().flatten().map(|config| &config.spec);
+            let infrastructure = &gateway.spec.infrastructure;
+            Wanted {
+                gateway: name.clone(),
+                uid: gateway.metadata.uid.clone(),
+                class: gateway.spec.gateway_class_name.clone(),
+                ports: ports.clone(),
+                labels: infrastructure.labels.clone(),
+                annotations: infrastructure.annotations.clone(),
+                address: address(gateway),
+                service_type: config.and_then(|c| Some(c.service_type?.as_str().to_owned())),
+                data_plane: config.and_then(data_plane),
+                undecided,
+            }
+        })
+        .collect()
 }
 
-fn is_ours(objects: &Objects, gateway: &Gateway) -> bool {
-    let (settings, class) = (&objects.settings, &gateway.spec.gateway_class_name);
-    let object = objects.classes.get(class.as_str());
-    settings.classes.contains(class)
-        || object.is_some_and(|class| class.spec.controller_name == settings.controller)
+fn data_plane(config: &GatewayConfigSpec) -> Option<DataPlane> {
+    (config.placement == Placement::Dedicated).then(|| DataPlane {
+        replicas: config.replicas.unwrap_or(REPLICAS),
+        image: config.image.clone(),
+        resources: config.resources.clone(),
+    })
 }
 
 /// The IP address that a Gateway asks for, if it is one.

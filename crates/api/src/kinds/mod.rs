@@ -4,6 +4,7 @@
 //! `validate`) or follows references (see `lower`). Fields that we know of but do not support are
 //! kept as opaque values, so that their use can be reported instead of ignored.
 
+pub(crate) mod config;
 pub(crate) mod core;
 pub(crate) mod gateway;
 pub(crate) mod grpcroute;
@@ -32,6 +33,8 @@ pub(crate) type Opaque = serde_json::Value;
 pub(crate) struct Meta {
     pub(crate) name: String,
     pub(crate) namespace: Option<String>,
+    /// Empty in files.
+    pub(crate) uid: String,
     pub(crate) labels: Labels,
     #[serde(deserialize_with = "annotations")]
     pub(crate) annotations: BTreeMap<String, String>,

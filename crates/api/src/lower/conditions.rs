@@ -18,7 +18,7 @@ pub(super) fn classes(objects: &Objects) -> Vec<ObjectStatus> {
     let version = version_fault(objects);
     ours.map(|class| {
         let name = class.metadata.key();
-        let parameters = parameters::fault_of_class(class);
+        let parameters = parameters::fault_of_class(objects, class);
         ObjectStatus {
             conditions: vec![
                 Condition::of(reason::ACCEPTED, parameters.as_ref()),

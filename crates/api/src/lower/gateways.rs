@@ -15,7 +15,7 @@ use forebay_model::{ObjectName, Snapshot};
 
 use super::hosts::{HostSet, specificity};
 use super::listeners::{Claims, ListenerState, Owner, Protocol, Source, judge, mark_indistinct};
-use super::reach::{Reach, Services};
+use super::reach::{Place, Reach, Services};
 use super::references::Look;
 use super::{Notes, parameters};
 use crate::index::objects::Objects;
@@ -64,6 +64,14 @@ impl GatewayState<'_> {
         self.listeners.iter().filter(move |l| l.owner == owner)
     }
 
+    /// The ports that its listeners open. Sets are attached to a Gateway that is accepted only.
+    pub(super) fn ports(&self) -> BTreeSet<u16> {
+        let with_sets = self.is_accepted();
+        let listeners = self.listeners.iter().filter(|l| l.opens());
+        let ours = listeners.filter(|l| with_sets || l.owner == Owner::Gateway);
+        ours.map(|l| l.spec.port).collect()
+    }
+
     /// Whether the Gateway is accepted: nothing speaks against it, and a listener of its own serves.
     pub(super) fn is_accepted(&self) -> bool {
         self.refused.is_none() && self.own().any(ListenerState::serves)
@@ -73,7 +81,6 @@ impl GatewayState<'_> {
 /// Every Gateway of a class of ours, oldest first, with its listeners judged.
 pub(super) fn gather<'a>(look: &Look<'a>, notes: &mut Notes) -> Vec<GatewayState<'a>> {
     let objects = look.objects;
-    let settings = &objects.settings;
     let mut all: Vec<_> = objects.gateways.iter().collect();
     all.sort_by(|(_, a), (_, b)| a.metadata.precedence(&b.metadata));
     let mut sets = sets_by_gateway(objects, notes);
@@ -84,16 +91,18 @@ pub(super) fn gather<'a>(look: &Look<'a>, notes: &mut Notes) -> Vec<GatewayState
         if !is_ours(objects, name, object, notes) {
             continue;
         }
-        if !settings.shares_ports() {
-            claims = Claims::default();
-        }
         let sets = sets.remove(name).unwrap_or_default();
-        let mut gateway = start(look, name, object, services.reach(settings, name, object));
-        add_listeners(look, &mut gateway, sets, &mut claims);
+        let mut gateway = start(look, name, object, services.reach(objects, name, object));
+        let mut own = Claims::default();
+        let claims = match gateway.reach.place {
+            Place::Host => &mut claims,
+            Place::Service | Place::Elsewhere => &mut own,
+        };
+        add_listeners(look, &mut gateway, sets, claims);
         note(&gateway, notes);
         gateways.push(gateway);
     }
-    mark_overlaps(&mut gateways, settings.shares_ports());
+    mark_overlaps(&mut gateways);
     gateways
 }
 
@@ -108,7 +117,7 @@ fn start<'a>(
         let from = ("Gateway", &*name.namespace);
         look.certificate(from, to, reason::INVALID_CLIENT_CERTIFICATE_REF)
     });
-    let parameters = parameters::fault_of_gateway(look.objects, name, object);
+    let parameters = parameters::of_gateway(look.objects, name, object).err();
     GatewayState {
         name: name.clone(),
         object,
@@ -180,18 +189,6 @@ fn claim<'a>(
         }
         gateway.listeners.push(listener);
     }
-}
-
-/// The ports that a Service has to lead to. A listener that does not serve today keeps its place: a
-/// mended certificate must not need a new way.
-pub(super) fn listener_ports(gateways: &[GatewayState<'_>]) -> BTreeMap<ObjectName, BTreeSet<u16>> {
-    let ports = |gateway: &GatewayState<'_>| {
-        let able = gateway.listeners.iter().filter(|l| l.unsupported.is_none());
-        able.map(|listener| listener.spec.port).collect()
-    };
-    let all = gateways.iter();
-    all.map(|gateway| (gateway.name.clone(), ports(gateway)))
-        .collect()
 }
 
 /// The sets that name each Gateway, the first to be served first.
@@ -274,22 +271,28 @@ fn note(gateway: &GatewayState<'_>, notes: &mut Notes) {
 }
 
 /// Finds the listeners that end TLS for hosts of which others of the same port end it too.
-fn mark_overlaps(gateways: &mut [GatewayState<'_>], shared: bool) {
+fn mark_overlaps(gateways: &mut [GatewayState<'_>]) {
     let ends_tls = |l: &ListenerState<'_>| {
         let protocol = matches!(l.protocol, Some(Protocol::Https | Protocol::TlsTerminate));
         protocol && l.opens()
     };
     let mut ports: BTreeMap<(usize, u16), HostSet> = BTreeMap::new();
-    let scope = |at: usize| if shared { 0 } else { at };
+    // Those that share this process's ports are one.
+    let scope = |at: usize, gateway: &GatewayState<'_>| match gateway.reach.place {
+        Place::Host => usize::MAX,
+        Place::Service | Place::Elsewhere => at,
+    };
     for (at, gateway) in gateways.iter().enumerate() {
+        let scope = scope(at, gateway);
         for listener in gateway.listeners.iter().filter(|l| ends_tls(l)) {
-            let port = ports.entry((scope(at), listener.spec.port));
+            let port = ports.entry((scope, listener.spec.port));
             port.or_default().insert(listener.hostname.as_ref());
         }
     }
     for (at, gateway) in gateways.iter_mut().enumerate() {
+        let scope = scope(at, gateway);
         for listener in gateway.listeners.iter_mut().filter(|l| ends_tls(l)) {
-            let port = ports.get(&(scope(at), listener.spec.port));
+            let port = ports.get(&(scope, listener.spec.port));
             let host = listener.hostname.as_ref();
             listener.overlaps = port.is_some_and(|port| port.overlaps_beside(host));
         }
@@ -297,36 +300,29 @@ fn mark_overlaps(gateways: &mut [GatewayState<'_>], shared: bool) {
 }
 
 /// Finds out which port each listener binds.
-pub(super) fn bind(objects: &Objects, gateways: &mut [GatewayState<'_>]) {
-    let settings = &objects.settings;
-    let alone = settings.shares_ports() || settings.only_controls();
+pub(super) fn bind(gateways: &mut [GatewayState<'_>]) {
     let mut owners: BTreeMap<u16, ObjectName> = BTreeMap::new();
     for gateway in gateways {
         for listener in &mut gateway.listeners {
             listener.bound = gateway.reach.bound(listener.spec.port).filter(|bound| {
+                if gateway.reach.place != Place::Service {
+                    return true;
+                }
                 // A Service should not lead to the port of another Gateway.
                 let owner = owners.entry(*bound).or_insert_with(|| gateway.name.clone());
-                alone || *owner == gateway.name
+                *owner == gateway.name
             });
         }
     }
 }
 
 /// What is served on which port. Parts equal to those of `last` are shared with it.
-pub(super) fn serve(
-    objects: &Objects,
-    gateways: Vec<GatewayState<'_>>,
-    last: &Snapshot,
-) -> BTreeMap<u16, Port> {
+pub(super) fn serve(gateways: Vec<GatewayState<'_>>, last: &Snapshot) -> BTreeMap<u16, Port> {
     let mut ports: BTreeMap<u16, Port> = BTreeMap::new();
-    if objects.settings.only_controls() {
-        return ports;
-    }
     for gateway in gateways {
-        if gateway.unbound().is_some() {
+        if gateway.unbound().is_some() || gateway.reach.place == Place::Elsewhere {
             continue;
         }
-        // Sets are attached to a Gateway that is accepted only.
         let with_sets = gateway.is_accepted();
         for listener in gateway.listeners {
             let ours = with_sets || listener.owner == Owner::Gateway;

@@ -15,7 +15,7 @@ pub(crate) mod endpoints;
 mod gateways;
 mod hosts;
 mod listeners;
-mod parameters;
+pub(crate) mod parameters;
 mod policies;
 pub(crate) mod pools;
 pub(crate) mod prepared;
@@ -41,12 +41,12 @@ pub(crate) use references::Seen;
 #[derive(Debug, Default)]
 pub(crate) struct Routing {
     pub(crate) ports: BTreeMap<u16, Port>,
-    /// The ports of listeners by their Gateway, those of its ListenerSets included.
-    pub(crate) listener_ports: BTreeMap<ObjectName, BTreeSet<u16>>,
     /// The ports of Services that some route leads to, and how their endpoints are reached.
     pub(crate) services: HashMap<ServicePort, Plan>,
     pub(crate) problems: Vec<Problem>,
     pub(crate) statuses: Vec<ObjectStatus>,
+    /// The ports that each Gateway of ours would open.
+    pub(crate) opened: BTreeMap<ObjectName, BTreeSet<u16>>,
     pub(crate) seen: Seen,
 }
 
@@ -56,6 +56,7 @@ pub(crate) fn routing(objects: &Objects, last: &Snapshot) -> Routing {
     let mut notes = Notes::default();
     let look = references::Look::new(objects);
     let mut statuses = conditions::classes(objects);
+    statuses.extend(parameters::statuses(objects));
     let mut gateways = gateways::gather(&look, &mut notes);
     let policies = policies::Policies::new(&look, &mut notes);
     let mut backends = backends::Backends::new(&look, &policies);
@@ -64,11 +65,12 @@ pub(crate) fn routing(objects: &Objects, last: &Snapshot) -> Routing {
     statuses.extend(attached.statuses);
     statuses.extend(policies.statuses(&look, &attached.services, &mut notes));
     statuses.extend(pools::statuses(&look, &attached.pools, &mut notes));
-    gateways::bind(objects, &mut gateways);
+    gateways::bind(&mut gateways);
     statuses.extend(gateways.iter().flat_map(conditions::gateway));
+    let opened = gateways.iter().map(|g| (g.name.clone(), g.ports()));
     Routing {
-        listener_ports: gateways::listener_ports(&gateways),
-        ports: gateways::serve(objects, gateways, last),
+        opened: opened.collect(),
+        ports: gateways::serve(gateways, last),
         services,
         problems: notes.problems,
         statuses,

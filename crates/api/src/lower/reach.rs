@@ -3,19 +3,48 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use forebay_model::ObjectName;
 
+use super::parameters::is_dedicated;
 use crate::index::objects::Objects;
+use crate::infrastructure::label_value;
 use crate::kinds::core::{PortOrName, Service};
 use crate::kinds::gateway::{Gateway, WantedAddress};
 use crate::reason;
-use crate::settings::{GATEWAY_NAME_LABEL, GATEWAY_NAMESPACE_LABEL, MANAGED_BY_LABEL, Settings};
+use crate::settings::{GATEWAY_NAME_LABEL, GATEWAY_NAMESPACE_LABEL, MANAGED_BY_LABEL};
 use crate::status::{Address, Fault};
+
+/// Where the ports of a Gateway are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) enum Place {
+    /// They are this process's own, as written, which all such Gateways share.
+    #[default]
+    Host,
+    /// A Service leads to ports of this process.
+    Service,
+    /// A Service leads to other processes, which serve this Gateway alone.
+    Elsewhere,
+}
+
+impl Place {
+    fn of(objects: &Objects, name: &ObjectName, gateway: &Gateway) -> Self {
+        let settings = &objects.settings;
+        if settings.only_gateway.is_none() && is_dedicated(objects, name, gateway) {
+            Self::Elsewhere
+        } else if settings.infrastructure_namespace.is_some() {
+            Self::Service
+        } else {
+            Self::Host
+        }
+    }
+}
 
 /// How a Gateway is reached, or why it is not.
 #[derive(Debug, Default)]
 pub(super) struct Reach {
+    pub(super) place: Place,
     /// The port to bind for each port of the Service; `None`: ports are bound as written.
     ports: Option<BTreeMap<u16, u16>>,
     pub(super) addresses: Vec<Address>,
@@ -35,34 +64,40 @@ impl Reach {
     }
 }
 
-/// The Services that lead to Gateways.
+/// The Services that lead to Gateways, by their namespace and the Gateway as labels name it.
 pub(super) struct Services<'a> {
-    by_gateway: BTreeMap<ObjectName, &'a Service>,
+    by_gateway: BTreeMap<(Arc<str>, ObjectName), &'a Service>,
 }
 
 impl<'a> Services<'a> {
     /// Finds them by their labels. Of several for one Gateway, the first by name counts.
     pub(super) fn new(objects: &'a Objects) -> Self {
         let mut by_gateway = BTreeMap::new();
-        if !objects.settings.shares_ports() {
-            for (name, service) in &objects.services {
-                if let Some(gateway) = gateway_of(&objects.settings, name, service) {
-                    by_gateway.entry(gateway).or_insert(service);
-                }
+        for (name, service) in &objects.services {
+            if let Some(gateway) = gateway_of(service) {
+                let place = (Arc::clone(&name.namespace), gateway);
+                by_gateway.entry(place).or_insert(service);
             }
         }
         Self { by_gateway }
     }
 
     /// How `gateway` is reached.
-    pub(super) fn reach(&self, settings: &Settings, name: &ObjectName, gateway: &Gateway) -> Reach {
+    pub(super) fn reach(&self, objects: &Objects, name: &ObjectName, gateway: &Gateway) -> Reach {
+        let settings = &objects.settings;
         let wanted = &gateway.spec.addresses;
-        let mut reach = match settings.service_namespace(&name.namespace) {
+        let place = Place::of(objects, name, gateway);
+        let namespace = match place {
+            Place::Host => None,
+            Place::Service => settings.infrastructure_namespace.as_deref(),
+            Place::Elsewhere => Some(&*name.namespace),
+        };
+        let mut reach = match namespace {
             None => Reach {
                 addresses: settings.addresses.iter().map(|a| Address::of(a)).collect(),
                 ..Reach::default()
             },
-            Some(namespace) => match self.by_gateway.get(name) {
+            Some(namespace) => match self.service(namespace, name) {
                 Some(service) => of_service(service),
                 None => Reach {
                     ports: Some(BTreeMap::new()),
@@ -74,6 +109,7 @@ impl<'a> Services<'a> {
                 },
             },
         };
+        reach.place = place;
         reach.refused = unsupported(wanted);
         let known = !reach.addresses.is_empty();
         if reach.unprogrammed.is_none() && known {
@@ -81,21 +117,22 @@ impl<'a> Services<'a> {
         }
         reach
     }
+
+    fn service(&self, namespace: &str, gateway: &ObjectName) -> Option<&'a Service> {
+        let labelled = ObjectName::new(&gateway.namespace, &label_value(&gateway.name));
+        let place = (Arc::from(namespace), labelled);
+        self.by_gateway.get(&place).copied()
+    }
 }
 
-/// The Gateway that `service` was made for, if it was for one and lies where it should.
-pub(crate) fn gateway_of(
-    settings: &Settings,
-    name: &ObjectName,
-    service: &Service,
-) -> Option<ObjectName> {
+/// The Gateway that `service` was made for, if it was for one, as its labels name it.
+pub(crate) fn gateway_of(service: &Service) -> Option<ObjectName> {
     let labels = &service.metadata.labels;
     let gateway = ObjectName::new(
         labels.get(GATEWAY_NAMESPACE_LABEL)?,
         labels.get(GATEWAY_NAME_LABEL)?,
     );
-    let ours = labels.get(MANAGED_BY_LABEL).map(String::as_str) == Some("forebay")
-        && settings.service_namespace(&gateway.namespace) == Some(&*name.namespace);
+    let ours = labels.get(MANAGED_BY_LABEL).map(String::as_str) == Some("forebay");
     ours.then_some(gateway)
 }
 
@@ -117,8 +154,8 @@ fn of_service(service: &Service) -> Reach {
     Reach {
         ports: Some(ports.collect()),
         addresses,
-        refused: None,
         unprogrammed: unassigned,
+        ..Reach::default()
     }
 }
 

@@ -74,6 +74,7 @@ const WRITTEN: &[(Kind, &[Part])] = &[
     (Kind::GrpcRoute, &[PARENTS]),
     (Kind::TlsRoute, &[PARENTS]),
     (Kind::BackendTlsPolicy, &[ANCESTORS]),
+    (Kind::GatewayConfig, &[CONDITIONS]),
     (Kind::InferencePool, &[PARENTS]),
     (Kind::InferenceObjective, &[SHARED_CONDITIONS]),
     (Kind::LegacyInferenceObjective, &[SHARED_CONDITIONS]),
@@ -275,7 +276,7 @@ impl Writer<'_> {
                 continue;
             }
             let refers = |parent: &&ParentStatus| refers(&entry[reference], parent, object);
-            if let Some(i) = left.iter().position(|parent| refers(parent)) {
+            if let Some(i) = left.iter().position(refers) {
                 let parent = left.remove(i);
                 let conditions = items(entry, "conditions");
                 entries.push(json!({

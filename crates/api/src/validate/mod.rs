@@ -5,6 +5,7 @@
 //! what the CRDs let through is let through: what of it cannot be served is said on the status of
 //! the object (see `lower::prepared`).
 
+mod config;
 mod gateway;
 mod httproute;
 mod inference;
@@ -32,6 +33,7 @@ pub(crate) fn object(object: &Object, label: &str) -> Vec<Problem> {
         Inner::TlsRoute(route) => routes::tls(route, &mut report),
         Inner::BackendTlsPolicy(policy) => policy::policy(policy, &mut report),
         Inner::ReferenceGrant(grant) => gateway::grant(grant, &mut report),
+        Inner::GatewayConfig(config) => config::config(config, &mut report),
         Inner::InferencePool(pool) => inference::pool(pool, &mut report),
         Inner::InferenceObjective(objective) | Inner::LegacyInferenceObjective(objective) => {
             inference::pool_ref(&objective.spec.pool_ref, &mut report);

@@ -228,7 +228,7 @@ fn read_answer(connection: &mut TcpStream, started: Instant, answer: &mut Answer
         buffer.drain(..taken);
         if !refused && !body.is_empty() {
             answer.first_byte.get_or_insert_with(|| started.elapsed());
-            answer.tail.extend(body.drain(..));
+            answer.tail.append(&mut body);
             let surplus = answer.tail.len().saturating_sub(TAIL_BYTES);
             answer.tail.drain(..surplus);
         }
