@@ -133,16 +133,15 @@ impl Index {
         let mut stale = std::mem::take(&mut self.stale);
         let mut next = Snapshot::clone(&self.last.snapshot);
         let mut changed = false;
-        let mut statuses_changed = false;
+        let mut of_routing = None;
         if stale.directives {
             let directives = directives::lower(&self.objects);
             stale.pools.extend(differing(&self.directives, &directives));
-            statuses_changed |= directives.statuses != self.directives.statuses;
             self.directives = directives;
         }
         if stale.routing {
-            let routing = lower::routing(&self.objects, &self.last.snapshot);
-            statuses_changed |= routing.statuses != self.routing.statuses;
+            let mut routing = lower::routing(&self.objects, &self.last.snapshot);
+            of_routing = Some(std::mem::take(&mut routing.statuses));
             let before = std::mem::replace(&mut self.routing, routing);
             changed |= self.replan(&before.services, &mut next, &mut stale);
             if self.routing.ports != next.ports {
@@ -161,8 +160,8 @@ impl Index {
             next.generation += 1;
             self.last.snapshot = Arc::new(next);
         }
-        if statuses_changed {
-            self.last.statuses = self.statuses();
+        if of_routing.is_some() || stale.directives {
+            self.update_statuses(of_routing);
         }
         self.last.clone()
     }
@@ -323,12 +322,19 @@ impl Index {
         kept
     }
 
-    fn statuses(&self) -> Arc<[ObjectStatus]> {
-        let routing = self.routing.statuses.iter();
-        let all = routing.chain(&self.directives.statuses);
-        let mut all: Vec<_> = all.collect();
+    /// Puts the statuses together: those of routing, as they were if it was not lowered again, and
+    /// those of objectives and rewrites.
+    fn update_statuses(&mut self, of_routing: Option<Vec<ObjectStatus>>) {
+        let last = &self.last.statuses;
+        let mut all = of_routing.unwrap_or_else(|| {
+            let kept = last.iter().filter(|s| !directives::KINDS.contains(&s.kind));
+            kept.cloned().collect()
+        });
+        all.extend_from_slice(&self.directives.statuses);
         all.sort_by(|a, b| (a.kind, &a.name).cmp(&(b.kind, &b.name)));
-        all.into_iter().cloned().collect()
+        if *all != **last {
+            self.last.statuses = all.into();
+        }
     }
 }
 

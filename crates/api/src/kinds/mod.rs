@@ -71,12 +71,17 @@ impl Meta {
     /// The order of precedence among objects that want the same: oldest first, then by
     /// `namespace/name` in the order of the alphabet.
     pub(crate) fn precedence(&self, other: &Self) -> std::cmp::Ordering {
-        let path = |meta: &Self| {
-            let namespace = meta.namespace().to_owned();
-            namespace + "/" + &meta.name
-        };
         self.age()
             .cmp(&other.age())
-            .then_with(|| path(self).cmp(&path(other)))
+            .then_with(|| match self.namespace() == other.namespace() {
+                true => self.name.cmp(&other.name),
+                false => self.path().cmp(other.path()),
+            })
+    }
+
+    /// `namespace/name`.
+    fn path(&self) -> impl Iterator<Item = u8> {
+        let namespace = self.namespace().bytes();
+        namespace.chain([b'/']).chain(self.name.bytes())
     }
 }

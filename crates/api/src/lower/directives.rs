@@ -16,6 +16,14 @@ use crate::object::Kind;
 use crate::reason;
 use crate::status::{Condition, Fault, ObjectStatus};
 
+/// The kinds whose statuses are made here.
+pub(crate) const KINDS: [Kind; 4] = [
+    Kind::InferenceObjective,
+    Kind::LegacyInferenceObjective,
+    Kind::InferenceModelRewrite,
+    Kind::LegacyInferenceModelRewrite,
+];
+
 /// What objectives and rewrites say, by pool.
 #[derive(Debug, Default)]
 pub(crate) struct Directives {

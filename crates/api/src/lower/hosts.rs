@@ -57,16 +57,18 @@ pub(super) struct HostSet {
 
 impl HostSet {
     pub(super) fn insert(&mut self, host: Option<&HostPattern>) {
-        match host {
-            None => self.any = true,
-            Some(HostPattern::Exact(host)) => {
-                self.tails.extend(tails(host).map(str::to_owned));
-                self.exact.insert(host.clone());
+        let (set, text) = match host {
+            None => {
+                self.any = true;
+                return;
             }
-            Some(HostPattern::Suffix(suffix)) => {
-                self.tails.extend(tails(suffix).map(str::to_owned));
-                self.suffix.insert(suffix.clone());
-            }
+            Some(HostPattern::Exact(host)) => (&mut self.exact, host),
+            Some(HostPattern::Suffix(suffix)) => (&mut self.suffix, suffix),
+        };
+        // Many routes are for one host: nothing is made for those after the first.
+        if !set.contains(text) {
+            set.insert(text.clone());
+            self.tails.extend(tails(text).map(str::to_owned));
         }
     }
 
