@@ -105,7 +105,7 @@ fn an_event_that_brings_back_what_was_written_causes_no_other_write() {
     let letter = books.next(now, TIME).unwrap();
     let after = present("2", letter.patch["status"].clone());
     books.sent(key("a"), Written::Done, Some(after.clone()), now);
-    books.seen(key("a"), after.clone(), now);
+    books.seen(key("a"), after, now);
     assert_eq!(letters(&mut books, now), []);
     // Somebody takes it out again: so it is put back.
     books.seen(key("a"), present("3", json!({"parents": []})), now);
