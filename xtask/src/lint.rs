@@ -4,7 +4,7 @@
 //! Advisories need a database from the network; when it cannot be fetched the summary says so
 //! and the lint does not fail for it.
 
-use crate::{shell, unused};
+use crate::{codegen, shell, unused};
 use anyhow::{Result, bail};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -28,10 +28,11 @@ type Step = fn() -> Result<String>;
 
 /// Runs every step, prints one line for each, and fails when one failed.
 pub(crate) fn run() -> Result<()> {
-    let steps: [(&str, Step); 5] = [
+    let steps: [(&str, Step); 6] = [
         ("format", format),
         ("clippy", clippy),
         ("documentation", documentation),
+        ("generated files", codegen::check),
         ("unused dependencies", unused::check),
         ("licences, bans, sources", deny),
     ];

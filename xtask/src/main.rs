@@ -4,10 +4,14 @@
 //! part of the product, and no chore changes files outside the repository and the user's cache
 //! folder (`${XDG_CACHE_HOME:-$HOME/.cache}/forebay`).
 
+mod bed;
 mod bench;
 mod cluster;
+mod codegen;
+mod conformance;
 mod dist;
 mod fuzz;
+mod helm;
 mod lint;
 mod python;
 mod shell;
@@ -30,6 +34,7 @@ use std::process::ExitCode;
                   cargo xtask test                  every test, with the real OpenAI and Anthropic clients\n  \
                   cargo xtask lint                  what CI checks before it runs the tests\n  \
                   cargo xtask bench proxy --quick   one short round beside nginx and Envoy\n  \
+                  cargo xtask bench footprint       memory and CPU that the gateway takes by itself\n  \
                   cargo xtask cluster up            a Kubernetes cluster with two nodes on this machine"
 )]
 struct Cli {
@@ -45,16 +50,22 @@ enum Chore {
     Lint,
     /// Build the program as it is shipped and measured
     Dist(dist::Args),
-    /// Measure promises against peers
+    /// Measure what is promised
     Bench {
         #[command(subcommand)]
         what: Bench,
     },
+    /// Run the Gateway API's public conformance suite against Forebay on a test bed
+    Conformance(conformance::Args),
     /// Real Kubernetes on this machine, to test against
     Cluster {
         #[command(subcommand)]
         action: cluster::Action,
     },
+    /// Write the files that follow from something else
+    Codegen(codegen::Args),
+    /// Run the pinned Helm
+    Helm(helm::Args),
     /// Fit the simulator's profiles to published measurements
     Calibrate(simulator::CalibrateArgs),
     /// Compare the simulator with recorded runs of real servers
@@ -73,6 +84,12 @@ enum Chore {
 enum Bench {
     /// The gateway beside nginx, Envoy and SGLang's router, in one run
     Proxy(bench::Args),
+    /// Rolling updates, scaling and a lost node under load, on real Kubernetes
+    Rollout(bench::rollout::Args),
+    /// The gateway in front of a large cluster's API server
+    Scale(bench::scale::Args),
+    /// Memory of idle pools and of requests under way, CPU of scraping
+    Footprint(bench::footprint::Args),
 }
 
 fn main() -> ExitCode {
@@ -80,9 +97,12 @@ fn main() -> ExitCode {
         Chore::Test(args) => test::run(&args),
         Chore::Lint => lint::run(),
         Chore::Dist(args) => dist::run(&args),
-        Chore::Bench {
-            what: Bench::Proxy(args),
-        } => bench::run(&args),
+        Chore::Bench { what } => match what {
+            Bench::Proxy(args) => bench::run(&args),
+            Bench::Footprint(args) => bench::footprint::run(&args),
+            Bench::Rollout(args) => bench::rollout::run(&args),
+            Bench::Scale(args) => bench::scale::run(&args),
+        },
         #[cfg(not(feature = "simulator"))]
         Chore::Calibrate(_) | Chore::Fidelity(_) => simulator::run_with_simulator(),
         #[cfg(feature = "simulator")]
@@ -90,6 +110,9 @@ fn main() -> ExitCode {
         #[cfg(feature = "simulator")]
         Chore::Fidelity(args) => simulator::fidelity(&args),
         Chore::Cluster { action } => cluster::run(&action),
+        Chore::Conformance(args) => conformance::run(&args),
+        Chore::Helm(args) => helm::run(&args),
+        Chore::Codegen(args) => codegen::run(&args),
         Chore::Fuzz(args) => fuzz::run(&args),
         Chore::MockServer(args) => bench::mock::run(&args),
         Chore::Load(args) => bench::load::run(&args),

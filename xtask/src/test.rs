@@ -5,7 +5,7 @@
 //! `FOREBAY_SKIPS`; a quiet skip would look like a pass. The tests themselves are cargo's.
 
 use crate::cluster::TestBed;
-use crate::{python, shell};
+use crate::{conformance, python, shell};
 use anyhow::{Context, Result, bail};
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -18,7 +18,8 @@ use std::time::Instant;
     cargo xtask test                       the whole workspace\n  \
     cargo xtask test -- -p forebay sdk     one crate's tests whose name has `sdk`\n\n\
     Tests find the prepared Python in FOREBAY_SDK_PYTHON, or in FOREBAY_SDK_SKIP why there is\n\
-    none; a Kubernetes API server with three fake nodes by FOREBAY_TEST_KUBECONFIG, or in\n\
+    none; a Kubernetes API server with three fake nodes by FOREBAY_TEST_KUBECONFIG, its kubectl\n\
+    by FOREBAY_TEST_KUBECTL and the module of Gateway API by FOREBAY_TEST_GATEWAY_API, or in\n\
     FOREBAY_CLUSTER_SKIP why there is none; and append what they skip to the file FOREBAY_SKIPS as `name: reason`.")]
 pub(crate) struct Args {
     /// Arguments for `cargo test` in place of `--workspace`
@@ -101,9 +102,12 @@ fn prepare_sdk(command: &mut Command) -> Option<String> {
 /// Makes an API server known to the tests, which lives as long as the first value; returns why
 /// there is none otherwise.
 fn prepare_cluster(command: &mut Command) -> (Option<TestBed>, Option<String>) {
-    match TestBed::start() {
-        Ok(bed) => {
-            command.env("FOREBAY_TEST_KUBECONFIG", bed.kubeconfig());
+    match TestBed::start().and_then(|bed| Ok((conformance::gateway_api()?, bed))) {
+        Ok((gateway_api, bed)) => {
+            command
+                .env("FOREBAY_TEST_KUBECONFIG", bed.kubeconfig())
+                .env("FOREBAY_TEST_KUBECTL", bed.kubectl())
+                .env("FOREBAY_TEST_GATEWAY_API", gateway_api);
             (Some(bed), None)
         }
         Err(error) => {
@@ -174,6 +178,16 @@ impl Tally {
                 _ => {}
             }
         }
+    }
+}
+
+/// Says that a test of this crate cannot run here, and why.
+#[cfg(test)]
+pub(crate) fn skip(name: &str, reason: &str) {
+    eprintln!("skipped {name}: {reason}");
+    if let Some(log) = std::env::var_os("FOREBAY_SKIPS") {
+        let log = fs::OpenOptions::new().create(true).append(true).open(log);
+        writeln!(log.expect("the list of skips"), "{name}: {reason}").expect("a line in it");
     }
 }
 

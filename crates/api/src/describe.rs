@@ -6,10 +6,12 @@ use std::fmt::{self, Display, Write};
 use std::sync::Arc;
 
 use forebay_model::picker::PickerKind;
+use forebay_model::pool::{ExternalPicker, PickerTransport};
 use forebay_model::route::{
-    Entry, Filter, HeaderEdits, HostPattern, Matcher, PathEdit, PathMatch, RouteTable, ServicePort,
-    ServiceTarget, Target, TextMatch,
+    BackendTls, Entry, Filter, HeaderEdits, HostPattern, Matcher, PathEdit, PathMatch, RouteTable,
+    ServicePort, ServiceTarget, Speaks, SubjectName, Target, TextMatch, Trust, WeightedTarget,
 };
+use forebay_model::snapshot::{Listener, Port};
 use forebay_model::{AppProtocol, PickerConfig, Pool, Role, Snapshot};
 
 use crate::status::{Condition, ObjectStatus};
@@ -30,17 +32,31 @@ pub fn statuses(statuses: &[ObjectStatus]) -> String {
     let mut out = String::new();
     for status in statuses {
         let conditions = conditions(&status.conditions);
-        out += &format!("{} {}{conditions}\n", status.kind, status.name);
+        out += &format!("{} {}{conditions}", status.kind, status.name);
+        for address in &status.addresses {
+            out += &format!(" {}", address.value);
+        }
+        if let Some(sets @ 1..) = status.attached_listener_sets {
+            out += &format!(" with {sets} sets");
+        }
+        out.push('\n');
         for listener in &status.listeners {
             let conditions = self::conditions(&listener.conditions);
             let (name, routes) = (&listener.name, listener.attached_routes);
-            out += &format!("  listener {name}: {routes} routes{conditions}\n");
+            let kinds = match listener.supported_kinds.as_slice() {
+                [] => "no kind".to_owned(),
+                kinds => kinds.join(","),
+            };
+            out += &format!("  listener {name}: {routes} routes of {kinds}{conditions}\n");
         }
         for parent in &status.parents {
             let conditions = self::conditions(&parent.conditions);
             let section = parent.section_name.as_deref();
             let section = section.map(|name| format!("#{name}")).unwrap_or_default();
-            out += &format!("  at Gateway {}{section}{conditions}\n", parent.gateway);
+            out += &format!(
+                "  at {} {}{section}{conditions}\n",
+                parent.kind, parent.name
+            );
         }
     }
     out
@@ -57,24 +73,13 @@ fn conditions(conditions: &[Condition]) -> String {
 
 fn write_snapshot(out: &mut String, snapshot: &Snapshot) -> fmt::Result {
     for (number, port) in &snapshot.ports {
-        writeln!(
-            out,
-            "port {number} {}",
-            if port.tls { "https" } else { "http" }
-        )?;
+        write!(out, "port {number}")?;
+        if *number != port.number {
+            write!(out, " of {}", port.number)?;
+        }
+        writeln!(out, " {}", protocol_of(port))?;
         for listener in &port.listeners {
-            let host = host(listener.hostname.as_ref());
-            write!(
-                out,
-                "  listener {} {} for {host}",
-                listener.gateway, listener.name
-            )?;
-            for certificate in &listener.certificates {
-                write!(out, " certificate {}", certificate.secret)?;
-            }
-            let reads = listener.routes.reads_model;
-            writeln!(out, "{}", if reads { " reads model" } else { "" })?;
-            write_table(out, &listener.routes, &snapshot.services)?;
+            write_listener(out, listener, &snapshot.services)?;
         }
     }
     let mut pools: Vec<_> = snapshot.pools.values().collect();
@@ -86,6 +91,72 @@ fn write_snapshot(out: &mut String, snapshot: &Snapshot) -> fmt::Result {
         writeln!(out, "problem {problem}")?;
     }
     Ok(())
+}
+
+fn protocol_of(port: &Port) -> &'static str {
+    let raw = port.listeners.iter().any(|l| l.tls_routes.is_some());
+    match (port.tls, raw) {
+        (false, _) => "http",
+        (true, false) => "https",
+        (true, true) => "tls",
+    }
+}
+
+fn write_listener(out: &mut String, listener: &Listener, services: &Services) -> fmt::Result {
+    let host = self::host(listener.hostname.as_ref());
+    let (gateway, name) = (&listener.gateway, &listener.name);
+    write!(out, "  listener {gateway} {name} for {host}")?;
+    for certificate in &listener.certificates {
+        write!(out, " certificate {}", certificate.secret)?;
+    }
+    if let Some(clients) = &listener.clients {
+        let optional = if clients.optional { ", optional" } else { "" };
+        write!(out, " clients({}{optional})", trust(&clients.trust))?;
+    }
+    if listener.tls_routes.is_some() && listener.certificates.is_empty() {
+        write!(out, " passed on")?;
+    }
+    let reads = listener.routes.reads_model;
+    writeln!(out, "{}", if reads { " reads model" } else { "" })?;
+    write_table(out, &listener.routes, services)?;
+    let tls_routes = listener.tls_routes.iter().flat_map(|tls| &tls.routes);
+    for (host, rule) in tls_routes {
+        write!(out, "    {} -> {}", self::host(host.as_ref()), rule.route)?;
+        write_targets(out, &rule.targets, services)?;
+        writeln!(out)?;
+    }
+    Ok(())
+}
+
+fn trust(trust: &Trust) -> String {
+    match trust {
+        Trust::System => "system".to_owned(),
+        Trust::Bundle(pem) => {
+            let text = String::from_utf8_lossy(pem);
+            let count = text.matches("-----BEGIN CERTIFICATE-----").count();
+            format!("bundle of {count}")
+        }
+    }
+}
+
+fn backend_tls(tls: &BackendTls) -> String {
+    let name = |name: &SubjectName| match name {
+        SubjectName::Hostname(host) => host.to_string(),
+        SubjectName::Uri(uri) => uri.to_string(),
+    };
+    let names: Vec<_> = tls.names.iter().map(name).collect();
+    let names = match names.is_empty() {
+        true => String::new(),
+        false => format!(" names {}", names.join(",")),
+    };
+    let client = tls.client.as_ref();
+    let client = client.map(|client| format!(" client {}", client.secret));
+    let client = client.unwrap_or_default();
+    format!(
+        " tls({} {}{names}{client})",
+        tls.hostname,
+        trust(&tls.trust)
+    )
 }
 
 fn host(host: Option<&HostPattern>) -> String {
@@ -114,25 +185,19 @@ fn write_table(out: &mut String, table: &RouteTable, services: &Services) -> fmt
 fn write_entry(out: &mut String, host: &str, entry: &Entry, services: &Services) -> fmt::Result {
     let rule = &entry.rule;
     let matcher = matcher(&entry.matcher);
+    let speaks = match rule.speaks {
+        Speaks::Http => "",
+        Speaks::Grpc => " grpc",
+    };
     write!(
         out,
-        "    {host} {matcher} -> {}[{}]",
+        "    {host} {matcher}{speaks} -> {}[{}]",
         rule.route, rule.index
     )?;
     for filter in &rule.filters {
         write!(out, " {}", self::filter(filter, services))?;
     }
-    for backend in &rule.targets {
-        write!(
-            out,
-            " | {} x {}",
-            backend.weight,
-            target(&backend.target, services)
-        )?;
-        for filter in &backend.filters {
-            write!(out, " {}", self::filter(filter, services))?;
-        }
-    }
+    write_targets(out, &rule.targets, services)?;
     let limits = [
         ("request", rule.timeouts.request),
         ("backend", rule.timeouts.backend),
@@ -151,6 +216,17 @@ fn write_entry(out: &mut String, host: &str, entry: &Entry, services: &Services)
         )?;
     }
     writeln!(out)
+}
+
+fn write_targets(out: &mut String, targets: &[WeightedTarget], services: &Services) -> fmt::Result {
+    for backend in targets {
+        let target = target(&backend.target, services);
+        write!(out, " | {} x {target}", backend.weight)?;
+        for filter in &backend.filters {
+            write!(out, " {}", self::filter(filter, services))?;
+        }
+    }
+    Ok(())
 }
 
 fn matcher(matcher: &Matcher) -> String {
@@ -182,9 +258,12 @@ fn target(target: &Target, services: &Services) -> String {
             let found = services.get(of);
             let protocol = found.map(|service| protocol(service.protocol));
             let protocol = protocol.unwrap_or_default();
+            let tls = found.and_then(|service| service.tls.as_deref());
+            let tls = tls.map(backend_tls).unwrap_or_default();
             let endpoints = found.map(|service| join(&service.endpoints));
             let endpoints = endpoints.unwrap_or_default();
-            format!("service {}:{}{protocol} [{endpoints}]", of.name, of.port)
+            let (name, port) = (&of.name, of.port);
+            format!("service {name}:{port}{protocol}{tls} [{endpoints}]")
         }
         Target::Broken(broken) => format!("{} {}", broken.status, broken.reason),
     }
@@ -287,6 +366,25 @@ fn write_pool(out: &mut String, pool: &Pool) -> fmt::Result {
             }
         }
         writeln!(out)?;
+    }
+    if let Some(external) = &pool.external {
+        let ExternalPicker {
+            service,
+            port,
+            failure_mode,
+            endpoints,
+            transport,
+        } = external;
+        let transport = match transport {
+            PickerTransport::TlsUnverified => "",
+            PickerTransport::Tls(_) => " verified",
+            PickerTransport::Plaintext => " plaintext",
+        };
+        let endpoints = join(endpoints);
+        writeln!(
+            out,
+            "  picked by {service}:{port} {failure_mode:?}{transport} [{endpoints}]"
+        )?;
     }
     for (name, priority) in &pool.objectives {
         writeln!(out, "  objective {name} {priority}")?;

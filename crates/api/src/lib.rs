@@ -6,15 +6,20 @@
 
 pub mod describe;
 mod duration;
+pub mod features;
 pub mod index;
+pub mod infrastructure;
+mod kind;
 mod kinds;
 mod lower;
 pub mod object;
 pub mod reason;
+pub mod settings;
 pub mod status;
 mod validate;
 
-pub use index::{Index, Origin, Publication};
-pub use lower::pools::PICKER_ANNOTATION;
+pub use index::{Index, Publication};
+pub use lower::pools::{PICKER_ANNOTATION, PICKER_TLS_ANNOTATION};
 pub use object::{Kind, Object, Parsed};
+pub use settings::{Origin, Settings};
 pub use status::ObjectStatus;

@@ -4,119 +4,23 @@
 //! References to other objects are not followed here; what is missing today may come tomorrow (see
 //! `lower`). Reading YAML is the business of whoever has a file.
 
-use std::fmt;
-
 use forebay_model::ObjectName;
 use forebay_model::snapshot::Problem;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::kinds::Meta;
-use crate::kinds::core::{EndpointSlice, Namespace, Pod, Secret, Service};
-use crate::kinds::gateway::{Gateway, GatewayClass, ReferenceGrant};
+use crate::kinds::config::GatewayConfig;
+use crate::kinds::core::{ConfigMap, EndpointSlice, Namespace, Pod, Secret, Service};
+use crate::kinds::gateway::{Gateway, GatewayClass, ListenerSet, ReferenceGrant};
+use crate::kinds::grpcroute::GrpcRoute;
 use crate::kinds::httproute::HttpRoute;
 use crate::kinds::inference::{InferenceModelRewrite, InferenceObjective, InferencePool};
+use crate::kinds::policy::BackendTlsPolicy;
+use crate::kinds::tlsroute::TlsRoute;
 use crate::{reason, validate};
 
-/// A kind that the index reads, with its API group.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub enum Kind {
-    /// `gateway.networking.k8s.io/v1`, cluster scope.
-    GatewayClass,
-    /// `gateway.networking.k8s.io/v1`.
-    Gateway,
-    /// `gateway.networking.k8s.io/v1`.
-    HttpRoute,
-    /// `gateway.networking.k8s.io/v1` or `v1beta1`.
-    ReferenceGrant,
-    /// `inference.networking.k8s.io/v1`.
-    InferencePool,
-    /// `llm-d.ai/v1alpha2`.
-    InferenceObjective,
-    /// `inference.networking.x-k8s.io/v1alpha2`; gives way to one of `llm-d.ai`.
-    LegacyInferenceObjective,
-    /// `llm-d.ai/v1alpha2`.
-    InferenceModelRewrite,
-    /// `inference.networking.x-k8s.io/v1alpha2`; gives way to one of `llm-d.ai`.
-    LegacyInferenceModelRewrite,
-    /// `v1`.
-    Service,
-    /// `discovery.k8s.io/v1`.
-    EndpointSlice,
-    /// `v1`.
-    Secret,
-    /// `v1`.
-    Pod,
-    /// `v1`, cluster scope.
-    Namespace,
-}
-
-/// Every kind with its `apiVersion` values and its `kind`.
-const KINDS: [(Kind, &[&str], &str); 14] = {
-    const GATEWAY: &[&str] = &["gateway.networking.k8s.io/v1"];
-    const GRANT: &[&str] = &[
-        "gateway.networking.k8s.io/v1",
-        "gateway.networking.k8s.io/v1beta1",
-    ];
-    const POOL: &[&str] = &["inference.networking.k8s.io/v1"];
-    const LLM_D: &[&str] = &["llm-d.ai/v1alpha2"];
-    const LEGACY: &[&str] = &["inference.networking.x-k8s.io/v1alpha2"];
-    const CORE: &[&str] = &["v1"];
-    const SLICE: &[&str] = &["discovery.k8s.io/v1"];
-    [
-        (Kind::GatewayClass, GATEWAY, "GatewayClass"),
-        (Kind::Gateway, GATEWAY, "Gateway"),
-        (Kind::HttpRoute, GATEWAY, "HTTPRoute"),
-        (Kind::ReferenceGrant, GRANT, "ReferenceGrant"),
-        (Kind::InferencePool, POOL, "InferencePool"),
-        (Kind::InferenceObjective, LLM_D, "InferenceObjective"),
-        (Kind::LegacyInferenceObjective, LEGACY, "InferenceObjective"),
-        (Kind::InferenceModelRewrite, LLM_D, "InferenceModelRewrite"),
-        (
-            Kind::LegacyInferenceModelRewrite,
-            LEGACY,
-            "InferenceModelRewrite",
-        ),
-        (Kind::Service, CORE, "Service"),
-        (Kind::EndpointSlice, SLICE, "EndpointSlice"),
-        (Kind::Secret, CORE, "Secret"),
-        (Kind::Pod, CORE, "Pod"),
-        (Kind::Namespace, CORE, "Namespace"),
-    ]
-};
-
-impl Kind {
-    /// The kind that `apiVersion` and `kind` of an object name.
-    #[must_use]
-    pub fn of(api_version: &str, kind: &str) -> Option<Self> {
-        KINDS
-            .iter()
-            .find(|(_, versions, name)| *name == kind && versions.contains(&api_version))
-            .map(|(kind, ..)| *kind)
-    }
-
-    /// The `kind` of the manifest.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        let row = KINDS.iter().find(|(kind, ..)| *kind == self);
-        row.map(|(.., name)| *name).expect("every kind is listed")
-    }
-
-    /// Whether unknown fields are worth a remark. Core kinds have many fields that routing does not
-    /// read, and the API server prunes what they do not have.
-    fn is_read_whole(self) -> bool {
-        !matches!(
-            self,
-            Self::Service | Self::EndpointSlice | Self::Secret | Self::Pod | Self::Namespace
-        )
-    }
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
+pub use crate::kind::Kind;
 
 /// A well-formed object of a known kind.
 #[derive(Clone, PartialEq, Debug)]
@@ -125,9 +29,15 @@ pub struct Object(pub(crate) Inner);
 #[derive(Clone, PartialEq, Debug)]
 pub(crate) enum Inner {
     GatewayClass(GatewayClass),
-    Gateway(Gateway),
+    // Several times as large as any other.
+    Gateway(Box<Gateway>),
+    ListenerSet(ListenerSet),
     HttpRoute(HttpRoute),
+    GrpcRoute(GrpcRoute),
+    TlsRoute(TlsRoute),
+    BackendTlsPolicy(BackendTlsPolicy),
     ReferenceGrant(ReferenceGrant),
+    GatewayConfig(GatewayConfig),
     InferencePool(InferencePool),
     InferenceObjective(InferenceObjective),
     LegacyInferenceObjective(InferenceObjective),
@@ -136,6 +46,7 @@ pub(crate) enum Inner {
     Service(Service),
     EndpointSlice(EndpointSlice),
     Secret(Secret),
+    ConfigMap(ConfigMap),
     Pod(Pod),
     Namespace(Namespace),
 }
@@ -200,8 +111,13 @@ impl Object {
         match &self.0 {
             Inner::GatewayClass(_) => Kind::GatewayClass,
             Inner::Gateway(_) => Kind::Gateway,
+            Inner::ListenerSet(_) => Kind::ListenerSet,
             Inner::HttpRoute(_) => Kind::HttpRoute,
+            Inner::GrpcRoute(_) => Kind::GrpcRoute,
+            Inner::TlsRoute(_) => Kind::TlsRoute,
+            Inner::BackendTlsPolicy(_) => Kind::BackendTlsPolicy,
             Inner::ReferenceGrant(_) => Kind::ReferenceGrant,
+            Inner::GatewayConfig(_) => Kind::GatewayConfig,
             Inner::InferencePool(_) => Kind::InferencePool,
             Inner::InferenceObjective(_) => Kind::InferenceObjective,
             Inner::LegacyInferenceObjective(_) => Kind::LegacyInferenceObjective,
@@ -210,6 +126,7 @@ impl Object {
             Inner::Service(_) => Kind::Service,
             Inner::EndpointSlice(_) => Kind::EndpointSlice,
             Inner::Secret(_) => Kind::Secret,
+            Inner::ConfigMap(_) => Kind::ConfigMap,
             Inner::Pod(_) => Kind::Pod,
             Inner::Namespace(_) => Kind::Namespace,
         }
@@ -222,19 +139,31 @@ impl Object {
     }
 
     pub(crate) fn meta(&self) -> &Meta {
-        match &self.0 {
-            Inner::GatewayClass(o) => &o.metadata,
-            Inner::Gateway(o) => &o.metadata,
-            Inner::HttpRoute(o) => &o.metadata,
-            Inner::ReferenceGrant(o) => &o.metadata,
-            Inner::InferencePool(o) => &o.metadata,
-            Inner::InferenceObjective(o) | Inner::LegacyInferenceObjective(o) => &o.metadata,
-            Inner::InferenceModelRewrite(o) | Inner::LegacyInferenceModelRewrite(o) => &o.metadata,
-            Inner::Service(o) => &o.metadata,
-            Inner::EndpointSlice(o) => &o.metadata,
-            Inner::Secret(o) => &o.metadata,
-            Inner::Pod(o) => &o.metadata,
-            Inner::Namespace(o) => &o.metadata,
+        self.0.meta()
+    }
+}
+
+impl Inner {
+    fn meta(&self) -> &Meta {
+        match self {
+            Self::GatewayClass(o) => &o.metadata,
+            Self::Gateway(o) => &o.metadata,
+            Self::ListenerSet(o) => &o.metadata,
+            Self::HttpRoute(o) => &o.metadata,
+            Self::GrpcRoute(o) => &o.metadata,
+            Self::TlsRoute(o) => &o.metadata,
+            Self::BackendTlsPolicy(o) => &o.metadata,
+            Self::ReferenceGrant(o) => &o.metadata,
+            Self::GatewayConfig(o) => &o.metadata,
+            Self::InferencePool(o) => &o.metadata,
+            Self::InferenceObjective(o) | Self::LegacyInferenceObjective(o) => &o.metadata,
+            Self::InferenceModelRewrite(o) | Self::LegacyInferenceModelRewrite(o) => &o.metadata,
+            Self::Service(o) => &o.metadata,
+            Self::EndpointSlice(o) => &o.metadata,
+            Self::Secret(o) => &o.metadata,
+            Self::ConfigMap(o) => &o.metadata,
+            Self::Pod(o) => &o.metadata,
+            Self::Namespace(o) => &o.metadata,
         }
     }
 }
@@ -256,15 +185,13 @@ fn label(value: &Value) -> String {
 fn unknown_kind(value: &Value, object: String) -> Problem {
     let written = |field| value.get(field).and_then(Value::as_str);
     let message = match (written("apiVersion"), written("kind")) {
-        (Some(version), Some(kind)) => {
-            let known = KINDS.iter().find(|(_, _, name)| *name == kind);
-            match known {
-                Some((_, versions, _)) => {
-                    format!("{kind} is read as {}, not {version}", versions.join(" or "))
-                }
-                None => format!("{version} {kind} is not read; the object has no effect"),
+        (Some(version), Some(kind)) => match Kind::all().find(|known| known.as_str() == kind) {
+            Some(known) => {
+                let versions = known.api_versions().join(" or ");
+                format!("{kind} is read as {versions}, not {version}")
             }
-        }
+            None => format!("{version} {kind} is not read; the object has no effect"),
+        },
         _ => "not an object: write apiVersion and kind".to_owned(),
     };
     Problem {
@@ -301,8 +228,13 @@ impl Reader<'_> {
         Ok(match kind {
             Kind::GatewayClass => Inner::GatewayClass(self.value(value)?),
             Kind::Gateway => Inner::Gateway(self.value(value)?),
+            Kind::ListenerSet => Inner::ListenerSet(self.value(value)?),
             Kind::HttpRoute => Inner::HttpRoute(self.value(value)?),
+            Kind::GrpcRoute => Inner::GrpcRoute(self.value(value)?),
+            Kind::TlsRoute => Inner::TlsRoute(self.value(value)?),
+            Kind::BackendTlsPolicy => Inner::BackendTlsPolicy(self.value(value)?),
             Kind::ReferenceGrant => Inner::ReferenceGrant(self.value(value)?),
+            Kind::GatewayConfig => Inner::GatewayConfig(self.value(value)?),
             Kind::InferencePool => Inner::InferencePool(self.value(value)?),
             Kind::InferenceObjective => Inner::InferenceObjective(self.value(value)?),
             Kind::LegacyInferenceObjective => Inner::LegacyInferenceObjective(self.value(value)?),
@@ -313,6 +245,7 @@ impl Reader<'_> {
             Kind::Service => Inner::Service(self.value(value)?),
             Kind::EndpointSlice => Inner::EndpointSlice(self.value(value)?),
             Kind::Secret => Inner::Secret(self.value(value)?),
+            Kind::ConfigMap => Inner::ConfigMap(self.value(value)?),
             Kind::Pod => Inner::Pod(self.value(value)?),
             Kind::Namespace => Inner::Namespace(self.value(value)?),
         })
@@ -350,7 +283,7 @@ impl Reader<'_> {
 }
 
 /// Fields of `metadata` that the API server keeps and nothing here reads.
-const FOREIGN_METADATA: [&str; 9] = [
+const FOREIGN_METADATA: [&str; 8] = [
     "deletionGracePeriodSeconds",
     "finalizers",
     "generateName",
@@ -358,7 +291,6 @@ const FOREIGN_METADATA: [&str; 9] = [
     "ownerReferences",
     "resourceVersion",
     "selfLink",
-    "uid",
     "clusterName",
 ];
 

@@ -64,11 +64,11 @@ problem HTTPRoute default/none spec.parentRefs[0]: NoMatchingListenerHostname: n
     check_statuses(
         &objects.concat(),
         "
-Gateway default/gw Accepted Programmed
-  listener any: 1 routes Accepted Programmed ResolvedRefs !Conflicted(NoConflicts)
-  listener wild: 1 routes Accepted Programmed ResolvedRefs !Conflicted(NoConflicts)
-  listener one: 2 routes Accepted Programmed ResolvedRefs !Conflicted(NoConflicts)
-  listener wider: 1 routes Accepted Programmed ResolvedRefs !Conflicted(NoConflicts)
+Gateway default/gw Accepted Programmed ResolvedRefs
+  listener any: 1 routes of HTTPRoute,GRPCRoute Accepted Programmed ResolvedRefs !Conflicted(NoConflicts)
+  listener wild: 1 routes of HTTPRoute,GRPCRoute Accepted Programmed ResolvedRefs !Conflicted(NoConflicts)
+  listener one: 2 routes of HTTPRoute,GRPCRoute Accepted Programmed ResolvedRefs !Conflicted(NoConflicts)
+  listener wider: 1 routes of HTTPRoute,GRPCRoute Accepted Programmed ResolvedRefs !Conflicted(NoConflicts)
 HTTPRoute default/lost
   at Gateway default/gw#gone !Accepted(NoMatchingParent) ResolvedRefs
 HTTPRoute default/none
@@ -118,7 +118,6 @@ port 4 http
     * /* -> b/rb[0]
 port 5 http
   listener default/gw grpc for *
-problem Gateway default/gw spec.listeners[4]: InvalidRouteKinds: routes of kind GRPCRoute are not supported; allow HTTPRoute
 problem HTTPRoute c/rc spec.parentRefs[0]: NotAllowedByListeners: listener same of Gateway default/gw does not allow HTTPRoutes of namespace c; see its allowedRoutes
 ",
     );
@@ -137,16 +136,16 @@ fn listeners_in_conflict_do_not_serve_and_the_older_gateway_wins() {
     check_statuses(
         &objects.concat(),
         "
-Gateway default/a !Accepted(ListenersNotValid) !Programmed(Invalid)
-  listener http: 0 routes !Accepted(HostnameConflict) !Programmed(Invalid) ResolvedRefs Conflicted(HostnameConflict)
-  listener mixed: 0 routes !Accepted(ProtocolConflict) !Programmed(Invalid) ResolvedRefs Conflicted(ProtocolConflict)
-  listener tls: 0 routes !Accepted(ProtocolConflict) !Programmed(Invalid) !ResolvedRefs(InvalidCertificateRef) Conflicted(ProtocolConflict)
-  listener tcp: 0 routes !Accepted(UnsupportedProtocol) !Programmed(Invalid) ResolvedRefs !Conflicted(NoConflicts)
-Gateway default/b !Accepted(ListenersNotValid) !Programmed(Invalid)
-  listener http: 0 routes !Accepted(HostnameConflict) !Programmed(Invalid) ResolvedRefs Conflicted(HostnameConflict)
-Gateway default/c Accepted Programmed
-  listener http: 0 routes Accepted Programmed ResolvedRefs !Conflicted(NoConflicts)
-  listener host: 0 routes Accepted Programmed ResolvedRefs !Conflicted(NoConflicts)
+Gateway default/a !Accepted(ListenersNotValid) !Programmed(Invalid) !ResolvedRefs(ListenersNotResolved)
+  listener http: 0 routes of HTTPRoute,GRPCRoute !Accepted(HostnameConflict) !Programmed(Invalid) ResolvedRefs Conflicted(HostnameConflict)
+  listener mixed: 0 routes of HTTPRoute,GRPCRoute !Accepted(ProtocolConflict) !Programmed(Invalid) ResolvedRefs Conflicted(ProtocolConflict)
+  listener tls: 0 routes of HTTPRoute,GRPCRoute !Accepted(ProtocolConflict) !Programmed(Invalid) !ResolvedRefs(InvalidCertificateRef) Conflicted(ProtocolConflict)
+  listener tcp: 0 routes of no kind !Accepted(UnsupportedProtocol) !Programmed(Invalid) ResolvedRefs !Conflicted(NoConflicts)
+Gateway default/b !Accepted(ListenersNotValid) !Programmed(Invalid) ResolvedRefs
+  listener http: 0 routes of HTTPRoute,GRPCRoute !Accepted(HostnameConflict) !Programmed(Invalid) ResolvedRefs Conflicted(HostnameConflict)
+Gateway default/c Accepted Programmed ResolvedRefs
+  listener http: 0 routes of HTTPRoute,GRPCRoute Accepted Programmed ResolvedRefs !Conflicted(NoConflicts)
+  listener host: 0 routes of HTTPRoute,GRPCRoute Accepted Programmed ResolvedRefs !Conflicted(NoConflicts)
 ",
     );
     check(
@@ -155,11 +154,11 @@ Gateway default/c Accepted Programmed
 port 80 http
   listener default/c host for c.com
   listener default/c http for *
-problem Gateway default/a spec.listeners[0]: HostnameConflict: Gateway default/c already has this host name on port 80, and the process is one
-problem Gateway default/a spec.listeners[1]: ProtocolConflict: HTTP and HTTPS cannot share port 81
-problem Gateway default/a spec.listeners[2]: ProtocolConflict: HTTP and HTTPS cannot share port 81
-problem Gateway default/a spec.listeners[3]: UnsupportedProtocol: protocol TCP is not supported; use HTTP or HTTPS
-problem Gateway default/b spec.listeners[0]: HostnameConflict: Gateway default/c already has this host name on port 80, and the process is one
+problem Gateway default/a spec.listeners[0]: HostnameConflict: Gateway default/c already has this host name on port 80
+problem Gateway default/a spec.listeners[1]: ProtocolConflict: HTTP and TLS cannot share port 81
+problem Gateway default/a spec.listeners[2]: ProtocolConflict: HTTP and TLS cannot share port 81
+problem Gateway default/a spec.listeners[3]: UnsupportedProtocol: protocol TCP is not supported; use HTTP, HTTPS or TLS
+problem Gateway default/b spec.listeners[0]: HostnameConflict: Gateway default/c already has this host name on port 80
 problem Gateway default/other spec.gatewayClassName: NotFound: GatewayClass istio does not exist, so the Gateway is nobody's; the class forebay needs no object in files
 ",
     );
@@ -255,8 +254,8 @@ fn a_pool_says_whether_a_gateway_takes_it_and_whether_its_picker_exists() {
     check_statuses(
         &objects.concat(),
         "
-Gateway default/gw Accepted Programmed
-  listener http: 2 routes Accepted Programmed ResolvedRefs !Conflicted(NoConflicts)
+Gateway default/gw Accepted Programmed ResolvedRefs
+  listener http: 2 routes of HTTPRoute,GRPCRoute Accepted Programmed ResolvedRefs !Conflicted(NoConflicts)
 HTTPRoute default/good
   at Gateway default/gw Accepted ResolvedRefs
 HTTPRoute default/picker

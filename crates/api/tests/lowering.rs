@@ -5,7 +5,7 @@ mod common;
 use std::sync::Arc;
 
 use common::{check, check_statuses, index, parse};
-use forebay_api::{Index, Kind, Origin, describe};
+use forebay_api::{Index, Kind, Settings, describe};
 use forebay_model::ObjectName;
 
 const GATEWAY: &str = "
@@ -78,8 +78,8 @@ pool default/llm picker default
     check_statuses(
         &objects,
         "
-Gateway default/gw Accepted Programmed
-  listener http: 1 routes Accepted Programmed ResolvedRefs !Conflicted(NoConflicts)
+Gateway default/gw Accepted Programmed ResolvedRefs
+  listener http: 1 routes of HTTPRoute,GRPCRoute Accepted Programmed ResolvedRefs !Conflicted(NoConflicts)
 HTTPRoute default/chat
   at Gateway default/gw Accepted ResolvedRefs
 InferencePool default/llm
@@ -178,8 +178,8 @@ problem HTTPRoute default/r spec.rules[0].backendRefs[7]: BackendNotFound: Infer
     check_statuses(
         &objects,
         "
-Gateway default/gw Accepted Programmed
-  listener http: 1 routes Accepted Programmed ResolvedRefs !Conflicted(NoConflicts)
+Gateway default/gw Accepted Programmed ResolvedRefs
+  listener http: 1 routes of HTTPRoute,GRPCRoute Accepted Programmed ResolvedRefs !Conflicted(NoConflicts)
 HTTPRoute default/r
   at Gateway default/gw Accepted !ResolvedRefs(BackendNotFound)
 ",
@@ -305,9 +305,10 @@ pool default/llm h2c picker default
   10.0.0.2:1 b unready Sglang
   10.0.0.3:1 c unready
   [fd00::1]:1 h Decode
+  picked by default/epp:9002 FailClose []
 problem Pod default/b metadata.labels[llm-d.ai/role]: UnknownLabelValue: \"odd\" is no role that we know; the pod gets whole requests
 problem InferencePool default/llm spec.selector: DuplicateEndpoint: pods a and f both have 10.0.0.1:1; the first is used
-problem InferencePool default/llm spec.endpointPickerRef: ExternalPickerNotUsed: the built-in picker serves instead of Service epp; leave endpointPickerRef out to silence this
+problem InferencePool default/llm spec.endpointPickerRef: InvalidExtensionRef: Service default/epp does not exist
 ",
     );
 }
@@ -388,7 +389,7 @@ apiVersion: gateway.networking.k8s.io/v1
 kind: GatewayClass
 metadata: {name: forebay}
 spec: {controllerName: forebay.dev/gateway}";
-    let mut index = Index::new(Origin::Cluster);
+    let mut index = Index::new(Settings::cluster());
     for object in parse(&format!("{GATEWAY}---{POOL}")) {
         index.apply(object);
     }

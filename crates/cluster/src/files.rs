@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use forebay_api::Publication as Published;
-use forebay_api::{Index, Origin};
+use forebay_api::{Index, Settings};
 use forebay_model::Snapshot;
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::{Notify, mpsc, watch};
@@ -62,7 +62,7 @@ impl Reader {
     fn new(paths: Vec<PathBuf>) -> Self {
         Self {
             folder: Folder::new(paths),
-            index: Index::new(Origin::Files),
+            index: Index::new(Settings::default()),
         }
     }
 

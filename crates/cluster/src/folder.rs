@@ -303,7 +303,7 @@ fn is_manifest(path: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use forebay_api::Origin;
+    use forebay_api::Settings;
 
     use super::*;
 
@@ -317,7 +317,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("pool.yaml");
         let mut folder = Folder::new(vec![root.path().to_owned()]);
-        let mut index = Index::new(Origin::Files);
+        let mut index = Index::new(Settings::default());
         fs::write(&path, POOL).unwrap();
         folder.sync(&mut index);
         fs::write(&path, POOL.replace("name: p", "name: q")).unwrap();
@@ -339,7 +339,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("pool.yaml");
         let mut folder = Folder::new(vec![root.path().to_owned()]);
-        let mut index = Index::new(Origin::Files);
+        let mut index = Index::new(Settings::default());
         let mut pools_after = |text: &str, written: SystemTime| {
             fs::write(&path, text).unwrap();
             let file = fs::File::options().append(true).open(&path).unwrap();

@@ -1,9 +1,10 @@
-//! Sources of objects. Today: files and folders of YAML, read once ([`check`]) or watched
-//! ([`FileSource`]). A source feeds `forebay-api`'s index and publishes whole snapshots on a watch
-//! channel; what the objects mean is decided there, not here.
+//! Sources of objects: files and folders of YAML, read once ([`check`]) or watched ([`FileSource`]),
+//! and the Kubernetes API ([`kubernetes`]). A source feeds `forebay-api`'s index and publishes whole
+//! snapshots on a watch channel; what the objects mean is decided there, not here.
 
 mod files;
 mod folder;
+pub mod kubernetes;
 pub mod manifest;
 
 pub use files::{FileSource, Published, Reread, check};

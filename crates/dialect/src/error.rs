@@ -51,19 +51,18 @@ impl ErrorBody<'_> {
         body.to_string().into_bytes()
     }
 
-    /// The event that ends a stream of `api` which cannot go on. It starts with an empty line, so
-    /// that it is an event of its own wherever the stream broke off. If that was within an event's
-    /// data, clients choke on the broken event first; nothing that follows could prevent it.
+    /// The event that ends a stream of `api` which cannot go on. It is one only behind whole events
+    /// ([`crate::events`]): nothing that follows half an event could keep clients from choking on it.
     #[must_use]
     pub fn render_event(&self, api: Api) -> Vec<u8> {
         let event = match (api, api.dialect()) {
-            (_, Dialect::Anthropic) => format!("\n\nevent: error\ndata: {}\n\n", self.anthropic()),
+            (_, Dialect::Anthropic) => format!("event: error\ndata: {}\n\n", self.anthropic()),
             (Api::Responses, Dialect::OpenAi) => {
                 let mut data = self.openai();
                 data["type"] = "error".into();
-                format!("\n\nevent: error\ndata: {data}\n\n")
+                format!("event: error\ndata: {data}\n\n")
             }
-            (_, Dialect::OpenAi) => format!("\n\ndata: {}\n\n", json!({ "error": self.openai() })),
+            (_, Dialect::OpenAi) => format!("data: {}\n\n", json!({ "error": self.openai() })),
         };
         event.into_bytes()
     }
@@ -128,7 +127,7 @@ mod tests {
         );
     }
 
-    /// The event, after a stream that broke off in the middle of a line.
+    /// The event, after a whole one.
     fn check_event(api: Api, expected_start: &str, member: &str) {
         let event = String::from_utf8(LOST.render_event(api)).unwrap();
         assert!(event.starts_with(expected_start), "{event}");
@@ -136,19 +135,15 @@ mod tests {
         let data: Value = serde_json::from_str(data).unwrap();
         assert_eq!(data.pointer(member), Some(&Value::from(LOST.message)));
         let mut observer = ResponseObserver::new(api, true);
-        observer.push(b"data: {\"choices\":[{\"del", Moment::ORIGIN);
+        observer.push(b"data: {\"choices\":[]}\n\n", Moment::ORIGIN);
         observer.push(event.as_bytes(), Moment::ORIGIN);
         assert!(observer.finish(Moment::ORIGIN).saw_error, "{event}");
     }
 
     #[test]
     fn a_broken_stream_ends_with_an_event_of_its_dialect() {
-        check_event(
-            Api::ChatCompletions,
-            "\n\ndata: {\"error\":",
-            "/error/message",
-        );
-        check_event(Api::Responses, "\n\nevent: error\ndata: {", "/message");
-        check_event(Api::Messages, "\n\nevent: error\ndata: {", "/error/message");
+        check_event(Api::ChatCompletions, "data: {\"error\":", "/error/message");
+        check_event(Api::Responses, "event: error\ndata: {", "/message");
+        check_event(Api::Messages, "event: error\ndata: {", "/error/message");
     }
 }

@@ -3,9 +3,11 @@
 //!
 //! No sockets, no clock, no policy: what is found here is decided upon in `forebay-decide` and
 //! relayed by `forebay-gateway`. Requests: [`path`], [`scan`], [`multipart`], [`splice`]. Answers:
-//! [`observe`], [`splice::ModelRestorer`], [`error`], [`models`]. Model servers: [`metrics`].
+//! [`events`], [`observe`], [`splice::ModelRestorer`], [`error`], [`models`]. Model servers:
+//! [`metrics`].
 
 pub mod error;
+pub mod events;
 mod json;
 pub mod metrics;
 pub mod models;
@@ -18,6 +20,7 @@ pub mod splice;
 mod track;
 mod usage;
 
+pub use events::WholeEvents;
 pub use observe::{ResponseObserver, TokenCounts, Usage};
 pub use path::{Api, BodyKind, Dialect};
 pub use scan::{Scan, ScanError, Span, Text};

@@ -2,11 +2,15 @@
 //! help. Only syntax is judged here; what the values mean for the world (paths, ports) is found out
 //! by the role that uses them.
 
+pub(crate) mod kubernetes;
+
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use kubernetes::KubernetesArgs;
 
 /// Sends each request to the model server that will answer it soonest.
 #[derive(Parser, Debug)]
@@ -31,7 +35,7 @@ pub(crate) struct Cli {
 #[derive(Subcommand, Debug)]
 pub(crate) enum Role {
     /// Serve: routes requests as the manifests say, and follows their changes
-    Gateway(GatewayArgs),
+    Gateway(Box<GatewayArgs>),
     /// Simulate a model server that speaks vLLM's API (its numbers are a simulation's)
     Sim(SimArgs),
     /// Show the gateway at work against four simulated model servers
@@ -42,6 +46,9 @@ pub(crate) enum Role {
     Status(StatusArgs),
     /// Tell why requests went where they went
     Explain(ExplainArgs),
+    /// List the features of Gateway API that are supported, as a GatewayClass says them
+    #[command(hide = true)]
+    Features,
     /// Print a completion script for a shell
     Completions {
         /// Which shell
@@ -60,19 +67,23 @@ Examples:
   forebay gateway --config conf/
   forebay gateway --config routes.yaml --config pools.yaml --access-log text
   FOREBAY_CONFIG=conf FOREBAY_LOG=debug forebay gateway
+  forebay gateway --kubernetes
+  forebay gateway --kubernetes --kubeconfig ~/.kube/config --gateway-service-type None \\
+    --gateway-address 192.0.2.10             outside of the cluster, on this host's ports
 
-Signals: TERM and INT let streams end (a second one quits at once), HUP is ignored, since changed
-files are noticed by themselves.
+Signals: TERM and INT let streams end (a second one quits at once), HUP has every file read again.
 
 Exit status: 0 after a drain, 1 if the gateway cannot run, 2 if the command line is wrong.")]
 pub(crate) struct GatewayArgs {
     /// Manifests: files, or folders with what is in them; changes are followed
-    #[arg(long, value_name = "PATH", num_args = 1.., required = true)]
+    #[arg(long, value_name = "PATH", num_args = 1.., required_unless_present = "kubernetes")]
     #[arg(env = "FOREBAY_CONFIG", value_delimiter = ',')]
     pub(crate) config: Vec<PathBuf>,
     /// Refuse to start if the manifests have errors, rather than serve what is right
-    #[arg(long, env = "FOREBAY_STRICT")]
+    #[arg(long, env = "FOREBAY_STRICT", conflicts_with = "kubernetes")]
     pub(crate) strict: bool,
+    #[command(flatten)]
+    pub(crate) kubernetes: KubernetesArgs,
     /// Address of metrics, health and explanations; it has no authentication
     #[arg(long, value_name = "ADDR", env = "FOREBAY_ADMIN", default_value = ADMIN)]
     pub(crate) admin: SocketAddr,
@@ -105,6 +116,11 @@ pub(crate) struct GatewayArgs {
     )]
     #[arg(value_parser = share)]
     pub(crate) otlp_sample: f64,
+    /// How long a shutdown waits, no longer ready but still taking connections, for others to notice
+    /// [default: 5s with --kubernetes, otherwise 0s]
+    #[arg(long, value_name = "TIME", env = "FOREBAY_LAME_DUCK")]
+    #[arg(value_parser = duration)]
+    pub(crate) lame_duck: Option<Duration>,
     /// How long streams may go on after a shutdown began
     #[arg(
         long,

@@ -1,7 +1,7 @@
 //! A published configuration for people and for the admin server: problems in order of weight, the
 //! conditions of objects, and what the sources are.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use forebay_api::ObjectStatus;
 use forebay_api::reason::{Severity, severity};
@@ -73,7 +73,7 @@ pub(crate) fn render_problems(problems: &[Problem]) -> String {
 }
 
 /// What `/debug/config` shows of the sources and what `forebay status` prints.
-pub(crate) fn to_json(paths: &[PathBuf], published: &Published) -> Value {
+pub(crate) fn to_json(sources: &[String], published: &Published) -> Value {
     let problems = published.snapshot.problems.iter().map(|p| {
         json!({
             "severity": weight(p),
@@ -84,18 +84,11 @@ pub(crate) fn to_json(paths: &[PathBuf], published: &Published) -> Value {
         })
     });
     json!({
-        "sources": paths.iter().map(|p| shown(p)).collect::<Vec<_>>(),
+        "sources": sources,
         "problems": problems.collect::<Vec<_>>(),
         "objects": published.statuses.iter().map(object).collect::<Vec<_>>(),
         "ports": ports(published),
     })
-}
-
-fn shown(path: &Path) -> String {
-    std::path::absolute(path)
-        .unwrap_or_else(|_| path.to_owned())
-        .display()
-        .to_string()
 }
 
 fn ports(published: &Published) -> Value {
@@ -118,7 +111,8 @@ fn object(status: &ObjectStatus) -> Value {
     });
     let parents = status.parents.iter().map(|parent| {
         json!({
-            "gateway": parent.gateway.to_string(),
+            "kind": parent.kind,
+            "name": parent.name.to_string(),
             "section": parent.section_name,
             "conditions": conditions(&parent.conditions),
         })
@@ -126,6 +120,7 @@ fn object(status: &ObjectStatus) -> Value {
     json!({
         "kind": status.kind.to_string(),
         "name": status.name.to_string(),
+        "addresses": status.addresses.iter().map(|a| a.value.as_str()).collect::<Vec<_>>(),
         "conditions": conditions(&status.conditions),
         "listeners": listeners.collect::<Vec<_>>(),
         "parents": parents.collect::<Vec<_>>(),

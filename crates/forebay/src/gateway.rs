@@ -1,4 +1,4 @@
-//! `forebay gateway`: flags to settings, then the parts wired together: files → snapshot →
+//! `forebay gateway`: flags to settings, then the parts wired together: source → snapshot →
 //! data plane, with the scraper and the admin server beside it, until a signal ends it.
 //!
 //! A configuration with errors is served as far as it is right, unless `--strict` says otherwise:
@@ -18,34 +18,51 @@ use forebay_gateway::admin::{Admin, AdminState, Readiness};
 use forebay_gateway::settings::Settings;
 use forebay_gateway::signals::{self, Scraper};
 use forebay_gateway::telemetry::{self, Format, OtlpSettings, Telemetry};
+use forebay_model::Snapshot;
 use serde_json::Value;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::cli::{AccessLog, GatewayArgs};
 use crate::config_view::{self, counts};
+use crate::kubernetes::{Cluster, Following};
 use crate::{Failure, descriptors, logging};
 
 /// How often it is looked whether the configured ports are open.
 const PORTS_EVERY: Duration = Duration::from_millis(50);
+/// How long connections are still taken after a shutdown began, in a cluster: until the removal of
+/// the endpoint has come through to every node.
+const LAME_DUCK_IN_CLUSTER: Duration = Duration::from_secs(5);
 /// How long queued log lines and spans may take at the end, each.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Everything that a gateway is started with.
 #[derive(Debug)]
 pub(crate) struct Plan {
-    pub(crate) paths: Vec<PathBuf>,
-    pub(crate) strict: bool,
+    pub(crate) source: Source,
     pub(crate) settings: Settings,
     pub(crate) telemetry: telemetry::Settings,
     pub(crate) scrape: signals::Settings,
     pub(crate) seed: u64,
 }
 
+/// Where the configuration comes from.
+#[derive(Debug)]
+pub(crate) enum Source {
+    /// Files and folders. `strict`: errors in them at the start are fatal.
+    Files { paths: Vec<PathBuf>, strict: bool },
+    /// An API server.
+    Kubernetes(Box<Cluster>),
+}
+
 /// Runs a gateway until it is told to stop.
 pub(crate) fn run(args: &GatewayArgs) -> Result<(), Failure> {
     logging::start(&args.log)?;
     config_view::check_paths(&args.config)?;
+    let lame_duck = args.lame_duck.unwrap_or(match args.kubernetes.kubernetes {
+        true => LAME_DUCK_IN_CLUSTER,
+        false => Duration::ZERO,
+    });
     descriptors::raise_limit_or_warn();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -53,22 +70,40 @@ pub(crate) fn run(args: &GatewayArgs) -> Result<(), Failure> {
         .map_err(|error| Failure::world(format!("no runtime: {error}")))?;
     let ended = runtime.block_on(async {
         let mut signals = Signals::listen()?;
-        let mut running = Running::start(plan(args))?;
+        let mut running = Running::start(plan(args, source(args).await?))?;
         let reread = running.reread.clone();
         tokio::select! {
             () = running.follow() => {}
-            name = signals.stop(&reread) => {
-                tracing::info!("{name}: no new connections, streams end");
+            name = signals.stop(reread.as_ref()) => tracing::info!("{name}: shutting down"),
+        }
+        running.retire();
+        if !lame_duck.is_zero() {
+            tracing::info!("not ready any more; connections are taken for another {lame_duck:?}");
+            tokio::select! {
+                () = running.follow() => {}
+                () = tokio::time::sleep(lame_duck) => {}
+                name = signals.stop(reread.as_ref()) => return Err(cut_off(name)),
             }
         }
-        running.drain(signals.stop(&reread)).await
+        tracing::info!("no new connections, streams end");
+        running.drain(signals.stop(reread.as_ref())).await
     });
     // After a second signal the workers may still be busy; they end with the process.
     runtime.shutdown_background();
     ended
 }
 
-fn plan(args: &GatewayArgs) -> Plan {
+async fn source(args: &GatewayArgs) -> Result<Source, Failure> {
+    Ok(match args.kubernetes.kubernetes {
+        true => Source::Kubernetes(Box::new(Cluster::find(&args.kubernetes).await?)),
+        false => Source::Files {
+            paths: args.config.clone(),
+            strict: args.strict,
+        },
+    })
+}
+
+fn plan(args: &GatewayArgs, source: Source) -> Plan {
     let defaults = Settings::default();
     let otlp = args.otlp_endpoint.clone().map(|endpoint| OtlpSettings {
         endpoint,
@@ -76,8 +111,7 @@ fn plan(args: &GatewayArgs) -> Plan {
         service_name: "forebay".to_owned(),
     });
     Plan {
-        paths: args.config.clone(),
-        strict: args.strict,
+        source,
         settings: Settings {
             workers: args.workers.map_or(defaults.workers, usize::from),
             bind: args.bind.unwrap_or_else(every_address),
@@ -129,13 +163,17 @@ pub(crate) fn random_seed() -> u64 {
 /// A gateway that serves.
 #[derive(Debug)]
 pub(crate) struct Running {
-    paths: Vec<PathBuf>,
+    /// What the configuration comes from, for people.
+    sources: Vec<String>,
+    /// Whether requests are served.
+    serves: bool,
     gateway: Gateway,
     telemetry: Arc<Telemetry>,
     readiness: Arc<Readiness>,
     statuses: Arc<ArcSwap<Value>>,
     published: watch::Receiver<Published>,
-    reread: Reread,
+    reread: Option<Reread>,
+    following: Option<Following>,
     open: BTreeSet<u16>,
     // Both stop when dropped.
     _scraper: Scraper,
@@ -143,11 +181,9 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// Starts every part; must be called within a runtime, which runs the file source.
+    /// Starts every part; must be called within a runtime, which runs the source.
     pub(crate) fn start(plan: Plan) -> Result<Self, Failure> {
-        let (source, published) = FileSource::open(plan.paths.clone());
-        let problems = &published.borrow().snapshot.problems.clone();
-        report(problems, plan.strict)?;
+        let origin = Origin::open(plan.source)?;
         let telemetry = Telemetry::new(&plan.telemetry).map_err(|error| {
             Failure::world(format!(
                 "telemetry cannot start (--otlp-endpoint?): {error}"
@@ -177,24 +213,30 @@ impl Running {
         let admin = admin.transpose()?;
         let scraper = signals::spawn(live, Arc::clone(&telemetry), plan.scrape)
             .map_err(|error| Failure::world(format!("the scraper cannot start: {error}")))?;
-        let reread = source.reread();
-        tokio::spawn(source.run());
         if let Some(admin) = &admin {
             tracing::info!("admin server on http://{}", admin.address());
         }
+        if let Some(cluster) = &origin.cluster {
+            telemetry.metrics.add(cluster.metrics.registry());
+        }
         let running = Self {
-            paths: plan.paths,
+            sources: origin.names,
+            serves: origin.cluster.as_ref().is_none_or(|c| c.serves),
             gateway,
             telemetry,
             readiness,
             statuses,
-            published,
-            reread,
+            published: origin.published,
+            reread: origin.reread,
+            following: origin.cluster.map(|cluster| cluster.start()),
             open: BTreeSet::new(),
             _scraper: scraper,
             _admin: admin,
         };
-        running.publish();
+        // Of an API server nothing is known yet; it publishes when it is.
+        if running.following.is_none() {
+            running.publish();
+        }
         Ok(running)
     }
 
@@ -202,9 +244,12 @@ impl Running {
     fn publish(&self) {
         let published = self.published.borrow().clone();
         self.statuses
-            .store(Arc::new(config_view::to_json(&self.paths, &published)));
+            .store(Arc::new(config_view::to_json(&self.sources, &published)));
         let sound = counts(&published.snapshot.problems).errors == 0;
-        self.gateway.publish(published.snapshot);
+        self.gateway.publish(match self.serves {
+            true => published.snapshot,
+            false => Arc::new(without_ports(&published.snapshot)),
+        });
         self.telemetry
             .metrics
             .config_loaded(sound, SystemTime::now());
@@ -256,6 +301,14 @@ impl Running {
         self.open = open;
     }
 
+    /// Tells load balancers to look elsewhere and lets another process write, and goes on serving.
+    pub(crate) fn retire(&mut self) {
+        self.readiness.set_draining();
+        if let Some(following) = &mut self.following {
+            following.stop_writing();
+        }
+    }
+
     /// Stops listening and waits for exchanges to end, up to the drain timeout or until `cut` ends.
     pub(crate) async fn drain(
         self,
@@ -264,15 +317,73 @@ impl Running {
         self.readiness.set_draining();
         self.gateway.drain();
         let Self {
-            gateway, telemetry, ..
+            gateway,
+            telemetry,
+            following,
+            ..
         } = self;
         let workers = tokio::task::spawn_blocking(move || gateway.join());
         let ended = tokio::select! {
             _joined = workers => Ok(()),
-            name = cut => Err(Failure::world(format!("{name} again: open streams were cut off"))),
+            name = cut => Err(cut_off(name)),
         };
+        if let Some(following) = following {
+            following.ended().await;
+        }
         telemetry.flush(FLUSH_TIMEOUT);
         ended
+    }
+}
+
+fn cut_off(signal: &str) -> Failure {
+    Failure::world(format!("{signal} again: open streams were cut off"))
+}
+
+/// What a process that serves nothing shows: everything that is wrong, and no port to open.
+fn without_ports(snapshot: &Snapshot) -> Snapshot {
+    Snapshot {
+        generation: snapshot.generation,
+        problems: snapshot.problems.clone(),
+        ..Snapshot::default()
+    }
+}
+
+/// A source that is open, and that the runtime follows.
+struct Origin {
+    names: Vec<String>,
+    published: watch::Receiver<Published>,
+    reread: Option<Reread>,
+    /// Not yet started.
+    cluster: Option<Box<Cluster>>,
+}
+
+impl Origin {
+    fn open(source: Source) -> Result<Self, Failure> {
+        let (paths, strict) = match source {
+            Source::Kubernetes(cluster) => {
+                return Ok(Self {
+                    names: vec![cluster.name.clone()],
+                    published: cluster.published.clone(),
+                    reread: None,
+                    cluster: Some(cluster),
+                });
+            }
+            Source::Files { paths, strict } => (paths, strict),
+        };
+        let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
+        let names = paths.iter().map(|p| absolute(p).display().to_string());
+        let names = names.collect();
+        let (source, published) = FileSource::open(paths);
+        let problems = &published.borrow().snapshot.problems.clone();
+        report(problems, strict)?;
+        let reread = Some(source.reread());
+        tokio::spawn(source.run());
+        Ok(Self {
+            names,
+            published,
+            reread,
+            cluster: None,
+        })
     }
 }
 
@@ -317,14 +428,17 @@ impl Signals {
     }
 
     /// The name of the next signal that asks to stop.
-    async fn stop(&mut self, reread: &Reread) -> &'static str {
+    async fn stop(&mut self, reread: Option<&Reread>) -> &'static str {
         loop {
             tokio::select! {
                 _ = self.terminate.recv() => return "SIGTERM",
                 _ = self.interrupt.recv() => return "SIGINT",
-                _ = self.hangup.recv() => {
-                    tracing::info!("SIGHUP: reading every file of the configuration again");
-                    reread.ask();
+                _ = self.hangup.recv() => match reread {
+                    Some(reread) => {
+                        tracing::info!("SIGHUP: reading every file of the configuration again");
+                        reread.ask();
+                    }
+                    None => tracing::info!("SIGHUP: the API server is followed anyway"),
                 }
             }
         }

@@ -12,6 +12,7 @@ mod demo;
 mod descriptors;
 mod explain;
 mod gateway;
+mod kubernetes;
 mod logging;
 mod manifest_text;
 mod sim;
@@ -77,6 +78,7 @@ fn run(role: Role) -> Result<(), Failure> {
         Role::Check(args) => check::run(args),
         Role::Status(args) => status::run(&args),
         Role::Explain(args) => explain::run(&args),
+        Role::Features => print(&(forebay_api::features::SUPPORTED.join("\n") + "\n")),
         Role::Completions { shell } => completions(shell),
     }
 }

@@ -102,7 +102,10 @@ fn routes(objects: &Value) -> String {
             };
             rows.push(vec![
                 name.clone(),
-                format!("at {}", text_of(&parent["gateway"])),
+                match text_of(&parent["kind"]) {
+                    "Gateway" => format!("at {}", text_of(&parent["name"])),
+                    kind => format!("at {kind} {}", text_of(&parent["name"])),
+                },
                 state,
             ]);
         }

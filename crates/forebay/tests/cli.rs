@@ -59,6 +59,21 @@ fn wrong_command_lines_end_with_2_and_say_what_would_be_right() {
         &["such as 250ms"],
     );
     check(
+        &["gateway", "--config", ".", "--kubernetes"],
+        2,
+        &["'--config <PATH>...' cannot be used with '--kubernetes'"],
+    );
+    check(
+        &["gateway", "--kubernetes", "--gateway", "a/b"],
+        2,
+        &["--data-plane-only"],
+    );
+    check(
+        &["gateway", "--kubernetes", "--kubeconfig", "nowhere"],
+        1,
+        &["no way to a Kubernetes API server: nowhere: "],
+    );
+    check(
         &["gateway", "--config", ".", "--log", "a=b=c"],
         2,
         &["--log", "try error"],

@@ -93,3 +93,20 @@ fn a_signal_lets_streams_end() {
     assert_eq!(story.ending, Ending::Complete, "{story:?}");
     assert_eq!(wait_for("the gateway ends", || world.gateway.ended()), 0);
 }
+
+#[test]
+fn a_lame_duck_takes_connections_while_it_is_not_ready() {
+    let mut world = World::start_with_arguments(1, &["--lame-duck", "1h"]);
+    world.gateway.signal(rustix::process::Signal::TERM);
+    wait_for("it says that it is going", || {
+        let ready = support::get(world.admin, "/readyz");
+        ready
+            .is_err_and(|why| why.contains("draining"))
+            .then_some(())
+    });
+    let after = chat(world.address(), "still there?", 2);
+    assert_eq!(after.ending, Ending::Complete, "{after:?}");
+    // Nobody who asks twice is kept waiting.
+    world.gateway.signal(rustix::process::Signal::TERM);
+    assert_eq!(wait_for("the gateway ends", || world.gateway.ended()), 1);
+}

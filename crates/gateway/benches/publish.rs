@@ -13,8 +13,8 @@ use forebay_gateway::clock;
 use forebay_gateway::pools::Live;
 use forebay_model::endpoint::{Role, Topology};
 use forebay_model::route::{
-    Entry, HostPattern, Matcher, PathMatch, RouteTable, Rule, ServicePort, ServiceTarget, Speaks,
-    Target, Timeouts, WeightedTarget,
+    Carries, Entry, HostPattern, Matcher, PathMatch, RouteTable, Rule, ServicePort, ServiceTarget,
+    Speaks, Target, Timeouts, WeightedTarget,
 };
 use forebay_model::snapshot::{Listener, Port};
 use forebay_model::{AppProtocol, Endpoint, ObjectName, PickerConfig, Pool, Snapshot};
@@ -58,6 +58,8 @@ fn service(number: u32) -> Arc<ServiceTarget> {
         of: ServicePort {
             name: ObjectName::new("apps", &format!("service-{number}")),
             port: 80,
+            carries: Carries::Http,
+            gateway: None,
         },
         protocol: AppProtocol::Http,
         tls: None,

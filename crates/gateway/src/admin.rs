@@ -223,14 +223,14 @@ fn answer<B>(request: &Request<B>, state: &AdminState) -> Answer {
     let live = state.live.load();
     match request.uri().path() {
         "/metrics" => metrics(request.headers(), state, &live),
-        "/healthz" => text(StatusCode::OK, "ok\n".to_owned()),
+        "/healthz" | "/livez" => text(StatusCode::OK, "ok\n".to_owned()),
         "/readyz" => match state.readiness.check() {
             Ok(()) => text(StatusCode::OK, "ok\n".to_owned()),
             Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
         },
         "/version" => json_answer(&json!({ "version": env!("CARGO_PKG_VERSION") })),
         "/debug/decisions" => decisions(request.uri().query().unwrap_or(""), state),
-        "/debug/pools" => json_answer(&pools(&live)),
+        "/debug/pools" => pools(request.uri().query().unwrap_or(""), &live),
         "/debug/config" => json_answer(&config(state, &live)),
         "/" => text(StatusCode::OK, INDEX.to_owned()),
         _ => text(StatusCode::NOT_FOUND, format!("no such page\n\n{INDEX}")),
@@ -239,7 +239,7 @@ fn answer<B>(request: &Request<B>, state: &AdminState) -> Answer {
 
 const INDEX: &str = "\
 /metrics          Prometheus or OpenMetrics
-/healthz          the process runs
+/healthz, /livez  the process runs
 /readyz           the gateway can serve
 /debug/decisions  why requests went where they went (?limit= ?pool= ?id=)
 /debug/pools      pools and their endpoints as the picker sees them
@@ -330,11 +330,22 @@ fn config(state: &AdminState, live: &Live) -> Value {
     })
 }
 
-/// Every pool with its endpoints as the picker sees them, ordered by name.
-fn pools(live: &Live) -> Value {
-    let mut pools: Vec<_> = live.pools.values().collect();
+/// The pools that are asked for, with their endpoints as the picker sees them, ordered by name.
+fn pools(query: &str, live: &Live) -> Answer {
+    let query = match Query::parse(query) {
+        Ok(query) => query,
+        Err(why) => return text(StatusCode::BAD_REQUEST, format!("{why}\n")),
+    };
+    let all = live.pools.values();
+    let mut pools: Vec<_> = all.filter(|pool| query.means_pool(&pool.name)).collect();
     pools.sort_by(|a, b| a.name.cmp(&b.name));
-    pools.into_iter().map(|pool| describe(pool)).collect()
+    pools.truncate(query.limit.unwrap_or(usize::MAX));
+    json_answer(
+        &pools
+            .into_iter()
+            .map(|pool| describe(pool))
+            .collect::<Value>(),
+    )
 }
 
 fn describe(pool: &PoolRuntime) -> Value {
@@ -541,6 +552,9 @@ mod tests {
         assert_eq!(pools[0]["pool"], "default/chat");
         assert_eq!(pools[0]["endpoints"][0]["address"], "10.0.0.1:8000");
         assert_eq!(pools[0]["endpoints"][0]["waiting"], Value::Null);
+        assert_eq!(running.json("/debug/pools?pool=default/chat"), pools);
+        assert_eq!(running.json("/debug/pools?pool=other"), json!([]));
+        running.check_status("GET /debug/pools?pod=a", 400, "no parameter");
         let config = running.json("/debug/config");
         assert_eq!(config["generation"], 7);
         assert_eq!(config["statuses"]["files"][0], "a.yaml");

@@ -20,10 +20,11 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::client_io::{ClientIo, Stream};
+use crate::client_streams::{StreamBody, StreamExecutor};
 use crate::telemetry::Counted;
 use crate::tls::hello::{self, Hello};
 use crate::tls::{self, Ends};
-use crate::worker::{LocalExecutor, Worker};
+use crate::worker::Worker;
 use crate::{exchange, stream};
 
 /// How long a TLS handshake or the protocol's first bytes may take.
@@ -32,6 +33,8 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const PREFACE_POLL_MAX: Duration = Duration::from_millis(256);
 /// What hyper insists on.
 const HEAD_BYTES_LEAST: usize = 8192;
+/// Streams of one HTTP/2 connection at a time; its client has to wait with further ones.
+const STREAMS_PER_CONNECTION_MAX: u32 = 1024;
 
 /// Where a connection came from.
 #[derive(Debug)]
@@ -199,49 +202,61 @@ fn hello_failure(error: &io::Error) -> &'static str {
     }
 }
 
-/// Lets hyper serve the connection.
+/// Lets hyper serve the connection. Errors of it are its client's business: each exchange has its
+/// own record.
 async fn serve_http(worker: &Rc<Worker>, stream: Stream, http2: bool, client: Client) {
-    let settings = &worker.shared.settings;
-    let io = TokioIo::new(ClientIo::new(stream, settings.write_stall_timeout));
-    let service = {
-        let (worker, client) = (Rc::clone(worker), Rc::new(client));
-        service_fn(move |request| {
-            let (worker, client) = (Rc::clone(&worker), Rc::clone(&client));
-            // In a box of its own: hyper keeps room for the future as long as the connection lives,
-            // and this one takes several kilobytes, which an idle connection need not hold.
-            Box::pin(
-                async move { Ok::<_, Infallible>(exchange::serve(worker, client, request).await) },
-            )
-        })
-    };
-    // Errors of a connection are its client's business: each exchange has its own record.
+    let io = ClientIo::new(stream, worker.shared.settings.write_stall_timeout);
+    let (client, io) = (Rc::new(client), TokioIo::new(io));
     if http2 {
-        let conn = http2::Builder::new(LocalExecutor)
-            .timer(TokioTimer::new())
-            .max_concurrent_streams(1024)
-            .max_header_list_size(u32::try_from(settings.head_bytes_max).unwrap_or(u32::MAX))
-            .keep_alive_interval(Some(Duration::from_secs(30)))
-            .serve_connection(io, service);
-        let mut conn = std::pin::pin!(conn);
-        if until_drain(worker, conn.as_mut()).await {
-            conn.as_mut().graceful_shutdown();
-            let _closed = conn.await;
-        }
+        speak_http2(worker, client, io).await;
     } else {
-        let conn = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(settings.head_timeout)
-            .max_buf_size(settings.head_bytes_max.max(HEAD_BYTES_LEAST))
-            .max_header_size(settings.head_bytes_max)
-            .max_headers(settings.headers_max)
-            .half_close(false)
-            .serve_connection(io, service)
-            .with_upgrades();
-        let mut conn = std::pin::pin!(conn);
-        if until_drain(worker, conn.as_mut()).await {
-            conn.as_mut().graceful_shutdown();
-            let _closed = conn.await;
-        }
+        speak_http1(worker, client, io).await;
+    }
+}
+
+async fn speak_http1(worker: &Rc<Worker>, client: Rc<Client>, io: TokioIo<ClientIo>) {
+    let (own, settings) = (Rc::clone(worker), &worker.shared.settings);
+    let service = service_fn(move |request| {
+        let (worker, client) = (Rc::clone(&own), Rc::clone(&client));
+        // In a box of its own: hyper keeps room for the future as long as the connection lives, and
+        // this one takes several kilobytes, which an idle connection need not hold.
+        Box::pin(async move { Ok::<_, Infallible>(exchange::serve(worker, client, request).await) })
+    });
+    let conn = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(settings.head_timeout)
+        .max_buf_size(settings.head_bytes_max.max(HEAD_BYTES_LEAST))
+        .max_header_size(settings.head_bytes_max)
+        .max_headers(settings.headers_max)
+        .half_close(false)
+        .serve_connection(io, service)
+        .with_upgrades();
+    let mut conn = std::pin::pin!(conn);
+    if until_drain(worker, conn.as_mut()).await {
+        conn.as_mut().graceful_shutdown();
+        let _closed = conn.await;
+    }
+}
+
+async fn speak_http2(worker: &Rc<Worker>, client: Rc<Client>, io: TokioIo<ClientIo>) {
+    let (own, settings) = (Rc::clone(worker), &worker.shared.settings);
+    let service = service_fn(move |request| {
+        let (worker, client) = (Rc::clone(&own), Rc::clone(&client));
+        Box::pin(async move {
+            let response = exchange::serve(Rc::clone(&worker), client, request).await;
+            Ok::<_, Infallible>(response.map(|body| StreamBody::new(body, worker)))
+        })
+    });
+    let conn = http2::Builder::new(StreamExecutor(Rc::clone(worker)))
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
+        .max_header_list_size(u32::try_from(settings.head_bytes_max).unwrap_or(u32::MAX))
+        .keep_alive_interval(Some(Duration::from_secs(30)))
+        .serve_connection(io, service);
+    let mut conn = std::pin::pin!(conn);
+    if until_drain(worker, conn.as_mut()).await {
+        conn.as_mut().graceful_shutdown();
+        let _closed = conn.await;
     }
 }
 

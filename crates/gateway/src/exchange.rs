@@ -15,14 +15,13 @@ use forebay_dialect::{Api, BodyKind};
 use forebay_model::route::{Entry, Filter, MODEL_HEADER, Rule, Speaks, Target};
 use forebay_model::snapshot::Listener;
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
-use hyper::body::{Body as _, Incoming};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header};
+use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use crate::connection::Client;
-use crate::head::{
-    HeadView, Noted, authority_of, check_framing, forward_for, host_of, request_id, upgrade_of,
-};
+use crate::head::{HeadView, Noted, authority_of, check_framing, forward_for, host_of, request_id};
+use crate::onward::{ClientBody, Onward, OnwardHead, Upgrade};
 use crate::peek::{self, Peeked};
 use crate::record::{Draft, Ending, Record};
 use crate::relay::Body;
@@ -59,55 +58,24 @@ pub(crate) struct Exchange {
     origin: Option<HeaderValue>,
 }
 
-/// The client's body: as it comes, or already read.
-#[derive(Debug)]
-pub(crate) enum ClientBody {
-    Stream(Incoming),
-    Read(Peeked),
-}
-
-impl ClientBody {
-    /// Bytes of it in memory.
-    pub(crate) fn held_bytes(&self) -> usize {
-        match self {
-            Self::Read(peeked) => peeked.bytes.len(),
-            Self::Stream(_) => 0,
-        }
-    }
-}
-
-/// What remains of a request for its target.
-#[derive(Debug)]
-pub(crate) struct Onward {
-    pub(crate) method: Method,
-    /// Path and query, rewritten where a filter said so.
-    pub(crate) target: String,
-    /// Host, rewritten where a filter said so.
-    pub(crate) host: String,
-    /// Fields for the endpoint: hop-by-hop ones and our own control fields are gone.
-    pub(crate) headers: HeaderMap,
-    pub(crate) body: ClientBody,
-    /// The protocol and the client's side of an upgrade, if it asked for one.
-    pub(crate) upgrade: Option<(String, hyper::upgrade::OnUpgrade)>,
-}
-
 /// Serves one request. Never fails: what goes wrong is a response with a reason.
 pub(crate) async fn serve(
     worker: Rc<Worker>,
     client: Rc<Client>,
     mut request: Request<Incoming>,
 ) -> Response<Body> {
-    let upgrade = upgrade_of(&mut request);
+    let upgrade = Upgrade::of(&mut request);
     let (parts, body) = request.into_parts();
+    let body = ClientBody::Stream(body);
     let mut ex = Exchange::accept(worker, client, &parts, &body);
-    match ex.run(parts, ClientBody::Stream(body), upgrade).await {
+    match ex.run(parts, body, upgrade).await {
         Ok(response) => response,
         Err(refusal) => ex.refuse(&refusal),
     }
 }
 
 impl Exchange {
-    fn accept(worker: Rc<Worker>, client: Rc<Client>, parts: &Parts, body: &Incoming) -> Self {
+    fn accept(worker: Rc<Worker>, client: Rc<Client>, parts: &Parts, body: &ClientBody) -> Self {
         let live = worker.live();
         let path = parts.uri.path();
         let noted = Noted::of(&parts.headers);
@@ -123,7 +91,7 @@ impl Exchange {
             trace: worker.shared.telemetry.begin_trace(traceparent),
             traceparent: traceparent.map(Into::into),
             api: Api::of(parts.method.as_str(), path),
-            bytes_in: body.size_hint().exact().unwrap_or(0),
+            bytes_in: body.length().unwrap_or(0),
             http2: parts.version == http::Version::HTTP_2,
             grpc: noted.grpc,
             ..Record::default()
@@ -145,7 +113,7 @@ impl Exchange {
         &mut self,
         mut parts: Parts,
         mut body: ClientBody,
-        upgrade: Option<(String, hyper::upgrade::OnUpgrade)>,
+        upgrade: Option<Upgrade>,
     ) -> Result<Response<Body>, Refusal> {
         check_framing(&parts)?;
         let live = Rc::clone(&self.live);
@@ -259,21 +227,22 @@ impl Exchange {
         for filter in list {
             match filter {
                 Filter::RequestHeaders(edits) => {
-                    filters::edit(&mut onward.headers, edits);
-                    if let Some(host) = onward.headers.remove(header::HOST)
+                    filters::edit(&mut onward.head.headers, edits);
+                    if let Some(host) = onward.head.headers.remove(header::HOST)
                         && let Ok(host) = host.to_str()
                     {
-                        host.clone_into(&mut onward.host);
+                        host.clone_into(&mut onward.head.host);
                     }
                 }
                 Filter::Rewrite(rewrite) => {
-                    onward.target = filters::rewrite_target(&onward.target, entry, rewrite);
+                    onward.head.target =
+                        filters::rewrite_target(&onward.head.target, entry, rewrite);
                     if let Some(host) = &rewrite.hostname {
                         // Whoever builds links looks for the name that the client used.
-                        if let Ok(before) = HeaderValue::from_str(&onward.host) {
-                            onward.headers.insert(FORWARDED_HOST, before);
+                        if let Ok(before) = HeaderValue::from_str(&onward.head.host) {
+                            onward.head.headers.insert(FORWARDED_HOST, before);
                         }
-                        onward.host = host.to_string();
+                        onward.head.host = host.to_string();
                     }
                 }
                 Filter::Mirror(to) => {
@@ -293,12 +262,7 @@ impl Exchange {
     }
 
     /// The request as its target will get it, before filters.
-    fn onward(
-        &self,
-        parts: Parts,
-        body: ClientBody,
-        upgrade: Option<(String, hyper::upgrade::OnUpgrade)>,
-    ) -> Onward {
+    fn onward(&self, parts: Parts, body: ClientBody, upgrade: Option<Upgrade>) -> Onward {
         let mut headers = parts.headers;
         let host = authority_of(&parts.uri, &headers);
         strip(&mut headers, |name| {
@@ -316,15 +280,14 @@ impl Exchange {
         {
             headers.insert(HeaderName::from_static("traceparent"), parent);
         }
+        let target = parts.uri.path_and_query().map_or("/", |pq| pq.as_str());
         Onward {
-            target: parts
-                .uri
-                .path_and_query()
-                .map_or("/", |pq| pq.as_str())
-                .to_owned(),
-            host,
-            method: parts.method,
-            headers,
+            head: OnwardHead {
+                target: target.to_owned(),
+                host,
+                method: parts.method,
+                headers,
+            },
             body,
             upgrade,
         }
@@ -357,9 +320,8 @@ impl Exchange {
 
     /// Makes the body's model visible to header matches.
     fn name_model(&self, parts: &mut Parts, body: &ClientBody) -> Result<(), Refusal> {
-        if let ClientBody::Read(peeked) = body
-            && let Some(model) =
-                inference::model_of(self.record.api, &parts.headers, &peeked.bytes)?
+        if let Some(bytes) = body.held()
+            && let Some(model) = inference::model_of(self.record.api, &parts.headers, bytes)?
             && model.len() <= MODEL_BYTES_MAX
             && let Ok(value) = HeaderValue::from_str(&model)
         {

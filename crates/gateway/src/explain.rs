@@ -106,14 +106,20 @@ impl Query {
     }
 
     fn matches(&self, record: &Record) -> bool {
-        let pool = |wanted: &String| match (&record.pool, wanted.split_once('/')) {
-            (None, _) => false,
-            (Some(pool), None) => *pool.name == **wanted,
-            (Some(pool), Some((namespace, name))) => {
-                *pool.namespace == *namespace && *pool.name == *name
-            }
+        let pool = record.pool.as_deref();
+        (self.pool.is_none() || pool.is_some_and(|pool| self.means_pool(pool)))
+            && self.id.as_ref().is_none_or(|id| *record.id == **id)
+    }
+
+    /// Whether this pool is the one that is asked for, if one is.
+    pub(crate) fn means_pool(&self, pool: &ObjectName) -> bool {
+        let Some(wanted) = &self.pool else {
+            return true;
         };
-        self.pool.as_ref().is_none_or(pool) && self.id.as_ref().is_none_or(|id| *record.id == **id)
+        match wanted.split_once('/') {
+            None => *pool.name == **wanted,
+            Some((namespace, name)) => *pool.namespace == *namespace && *pool.name == *name,
+        }
     }
 }
 

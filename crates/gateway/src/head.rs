@@ -4,8 +4,7 @@ use std::sync::Arc;
 
 use forebay_model::route::RequestHead;
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, header};
-use hyper::body::Incoming;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 
 use crate::connection::Client;
 use crate::grpc;
@@ -145,28 +144,6 @@ pub(crate) fn authority_of(uri: &http::Uri, headers: &HeaderMap) -> String {
     let from_uri = uri.authority().map(http::uri::Authority::as_str);
     let from_header = headers.get(header::HOST).and_then(|v| v.to_str().ok());
     from_uri.or(from_header).unwrap_or_default().to_owned()
-}
-
-pub(crate) fn upgrade_of(
-    request: &mut Request<Incoming>,
-) -> Option<(String, hyper::upgrade::OnUpgrade)> {
-    let protocol = request
-        .headers()
-        .get(header::UPGRADE)?
-        .to_str()
-        .ok()?
-        .to_owned();
-    let asked = request
-        .headers()
-        .get_all(header::CONNECTION)
-        .iter()
-        .filter_map(|v| v.to_str().ok())
-        .flat_map(|v| v.split(','))
-        .any(|word| word.trim().eq_ignore_ascii_case("upgrade"));
-    // HTTP/1.0 has no upgrades, and that to cleartext HTTP/2 has been withdrawn: such a request is
-    // served as it is.
-    (asked && request.version() == http::Version::HTTP_11 && !protocol.eq_ignore_ascii_case("h2c"))
-        .then(|| (protocol, hyper::upgrade::on(request)))
 }
 
 pub(crate) fn forward_for(headers: &mut HeaderMap, client: &Client) {

@@ -26,7 +26,8 @@ use smallvec::SmallVec;
 use tokio::sync::futures::Notified;
 use tokio::time::Instant;
 
-use crate::exchange::{ClientBody, Exchange, Onward};
+use crate::exchange::Exchange;
+use crate::onward::{ClientBody, Onward, Upgrade};
 use crate::peek::Peeked;
 use crate::pools::{InFlight, PoolRuntime};
 use crate::queue::{self, Place};
@@ -125,20 +126,24 @@ pub(crate) async fn serve(
     if api == Api::Models {
         return Box::pin(catalogue::list(ex, runtime)).await;
     }
-    if api.body() != BodyKind::Opaque || worth_reading(&onward) {
+    let worth_reading = || {
+        // Short enough to be kept for another try.
+        onward.upgrade.is_none() && onward.body.is_held_or_within(OPAQUE_BODY_BYTES_MAX)
+    };
+    if api.body() != BodyKind::Opaque || worth_reading() {
         ex.read_body(&mut onward).await?;
     }
     let reading = read(api, &onward)?;
     ex.record.model.clone_from(&reading.model);
     ex.record.stream = reading.stream;
-    let controls = Controls::take(pool, &mut onward.headers);
+    let controls = Controls::take(pool, &mut onward.head.headers);
     ex.record.priority = controls.priority;
     let session = controls
         .session
         .or_else(|| session_of_body(&reading, &onward.body));
     if api != Api::Other {
         // Usage is read in passing, which needs the answer as it is.
-        onward.headers.remove(header::ACCEPT_ENCODING);
+        onward.head.headers.remove(header::ACCEPT_ENCODING);
     }
     let served_name = rewrite(ex, pool, &reading);
     let target_model = served_name.as_deref().or(reading.model.as_deref());
@@ -180,14 +185,8 @@ pub(crate) async fn serve(
         avoid: &[],
     };
     let upgrade = onward.upgrade.take();
-    let (body, _held) = outgoing(onward.body, reading.model_at, served_name.as_deref());
-    let head = Head {
-        method: &onward.method,
-        target: &onward.target,
-        host: &onward.host,
-        headers: &onward.headers,
-        upgrade: upgrade.as_ref().map(|(protocol, _)| protocol.as_str()),
-    };
+    let (body, _held) = outgoing(ex, onward.body, reading.model_at, served_name.as_deref());
+    let head = onward.head.to_endpoint(upgrade.as_ref());
     let found = deliver(ex, pool, runtime, rule, &head, body, &ask, place).await;
     hashes.clear();
     ex.worker.hashes.replace(hashes);
@@ -195,17 +194,6 @@ pub(crate) async fn serve(
 }
 
 // === peek ===
-
-/// Whether an opaque body is short enough to be kept for another try.
-fn worth_reading(onward: &Onward) -> bool {
-    match &onward.body {
-        ClientBody::Read(_) => true,
-        ClientBody::Stream(incoming) => {
-            let length = http_body::Body::size_hint(incoming).exact();
-            onward.upgrade.is_none() && length.is_some_and(|n| n <= OPAQUE_BODY_BYTES_MAX)
-        }
-    }
-}
 
 /// The model that a body names, for routes that match on it.
 pub(crate) fn model_of<'a>(
@@ -245,14 +233,13 @@ fn read(api: Api, onward: &Onward) -> Result<Reading, Refusal> {
         prompt_tokens: OPAQUE_PROMPT_TOKENS,
         ..Reading::default()
     };
-    let ClientBody::Read(peeked) = &onward.body else {
+    let Some(body) = onward.body.held() else {
         return Ok(opaque);
     };
-    let body = &peeked.bytes;
     match api.body() {
         BodyKind::Opaque => Ok(opaque),
         BodyKind::Multipart => {
-            let form = scan_form(&onward.headers, body)?;
+            let form = scan_form(&onward.head.headers, body)?;
             Ok(Reading {
                 stream: form.stream.unwrap_or(false),
                 model: form.model_name(body).map(Into::into),
@@ -317,14 +304,11 @@ impl Controls {
 
 /// The session that the body names.
 fn session_of_body(reading: &Reading, body: &ClientBody) -> Option<u64> {
-    let ClientBody::Read(peeked) = body else {
-        return None;
-    };
     let text = reading
         .scan
         .conversation
         .or(reading.scan.previous_response)?;
-    Some(key_of(text.value(&peeked.bytes).as_bytes()))
+    Some(key_of(text.value(body.held()?).as_bytes()))
 }
 
 /// The name of a session or a tenant as a number. Only this process reads it.
@@ -342,21 +326,15 @@ fn hash_prompt(
     out: &mut Vec<BlockHash>,
 ) {
     out.clear();
-    let ClientBody::Read(peeked) = body else {
+    let Some(body) = body.held() else {
         return;
     };
-    let salt = reading
-        .scan
-        .cache_salt
-        .map(|salt| salt.value(&peeked.bytes));
+    let salt = reading.scan.cache_salt.map(|salt| salt.value(body));
     let seed = ChainSeed {
         model: model.unwrap_or_default(),
         cache_salt: salt.as_deref(),
     };
-    let spans = reading
-        .scan
-        .prompt_spans()
-        .map(|span| span.of(&peeked.bytes));
+    let spans = reading.scan.prompt_spans().map(|span| span.of(body));
     let picker = &pool.picker;
     forebay_decide::chain(
         seed,
@@ -383,23 +361,18 @@ fn rewrite(ex: &mut Exchange, pool: &Pool, reading: &Reading) -> Option<Arc<str>
 
 /// The body towards endpoints, and what keeps its memory accounted for.
 fn outgoing(
+    ex: &Exchange,
     body: ClientBody,
     model: Option<ModelAt>,
     served: Option<&str>,
 ) -> (Outgoing, Option<Peeked>) {
-    let peeked = match body {
-        ClientBody::Stream(incoming) => {
-            let length = http_body::Body::size_hint(&incoming).exact();
-            return (Outgoing::Stream(incoming, length), None);
-        }
-        ClientBody::Read(peeked) => peeked,
+    let (peeked, model, name) = match (body, model, served) {
+        (ClientBody::Read(peeked), Some(model), Some(name)) => (peeked, model, name),
+        (body, _, _) => return body.outgoing(&ex.worker),
     };
-    let bytes = match (model, served) {
-        (Some(ModelAt::Json(text)), Some(name)) => replace_model(&peeked.bytes, text, name).into(),
-        (Some(ModelAt::Form(span)), Some(name)) => {
-            multipart::replace_model(&peeked.bytes, span, name).into()
-        }
-        _ => peeked.bytes.clone(),
+    let bytes = match model {
+        ModelAt::Json(text) => replace_model(&peeked.bytes, text, name).into(),
+        ModelAt::Form(span) => multipart::replace_model(&peeked.bytes, span, name).into(),
     };
     (Outgoing::whole(bytes), Some(peeked))
 }
@@ -457,7 +430,7 @@ async fn deliver(
             ex,
             pool,
             runtime,
-            head: Head { ..*head },
+            head: *head,
             deadline,
         };
         let more = next_body.is_some() && tried.len() < TRIES_MAX;
@@ -544,7 +517,9 @@ impl Sending<'_> {
                     SendError::Connect(_) | SendError::Tls(_) => FailureKind::Connect,
                     SendError::Timeout(_) => FailureKind::Timeout,
                     SendError::Reset(_) | SendError::Protocol(_) => FailureKind::Reset,
-                    SendError::ClientBody => return Err(Refusal::not_sent(&error, "client")),
+                    SendError::ClientBody | SendError::ClientStalled(_) => {
+                        return Err(Refusal::not_sent(&error, "client"));
+                    }
                 });
                 Err(Refusal::not_sent(&error, &format!("endpoint {address}")))
             }
@@ -624,7 +599,7 @@ fn respond(
     served: Served,
     reading: &Reading,
     served_name: Option<Arc<str>>,
-    upgrade: Option<(String, hyper::upgrade::OnUpgrade)>,
+    upgrade: Option<Upgrade>,
 ) -> Result<Response<Body>, Refusal> {
     let Served {
         answer,
@@ -651,9 +626,9 @@ fn respond(
         Some(flight),
     );
     let body = match (answer.body, upgrade) {
-        (AnswerBody::Upgraded(upstream), Some((_, client))) => {
+        (AnswerBody::Upgraded(upstream), Some(upgrade)) => {
             settle.first_byte(clock::now());
-            tunnel::join(client, upstream, settle);
+            tunnel::join(upgrade.client, upstream, settle);
             return Ok(response);
         }
         (body, _) => body,

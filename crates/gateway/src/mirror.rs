@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use forebay_model::route::{Mirror, Target};
 
-use crate::exchange::{ClientBody, Exchange, Onward};
+use crate::exchange::Exchange;
+use crate::onward::Onward;
 use crate::service::Way;
-use crate::upstream::{self, Head, Outgoing, Peer};
+use crate::upstream::{self, Outgoing, Peer};
 
 /// Copies under way in the process; further ones are left out, since a slow mirror must not take
 /// memory from real traffic.
@@ -29,26 +30,18 @@ pub(crate) fn send(ex: &Exchange, mirror: &Mirror, onward: &Onward) {
     let Some(peer) = destination(ex, &mirror.target) else {
         return;
     };
-    let ClientBody::Read(peeked) = &onward.body else {
+    let Some(bytes) = onward.body.held() else {
         return;
     };
     let Some(copying) = Copying::begin(&COPIES) else {
         return;
     };
-    let body = Outgoing::whole(peeked.bytes.clone());
+    let body = Outgoing::whole(bytes.clone());
     let worker = Rc::clone(&ex.worker);
-    let method = onward.method.clone();
-    let (target, host) = (onward.target.clone(), onward.host.clone());
-    let headers = onward.headers.clone();
+    let head = onward.head.clone();
     tokio::task::spawn_local(async move {
         let _copying = copying;
-        let head = Head {
-            method: &method,
-            target: &target,
-            host: &host,
-            headers: &headers,
-            upgrade: None,
-        };
+        let head = head.to_endpoint(None);
         let limit = worker.shared.settings.connect_timeout;
         let copy = async {
             let sent = upstream::send(&worker.idle, &peer, &head, body, limit).await;

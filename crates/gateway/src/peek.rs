@@ -88,14 +88,7 @@ async fn next(worker: &Worker, body: &mut Incoming) -> Result<Option<Bytes>, Ref
     loop {
         let limit = worker.shared.settings.body_stall_timeout;
         let frame = match tokio::time::timeout(limit, body.frame()).await {
-            Err(_) => {
-                let message = format!("no byte of the body came for {} s", limit.as_secs());
-                return Err(Refusal::new(
-                    StatusCode::REQUEST_TIMEOUT,
-                    "body_timeout",
-                    message,
-                ));
-            }
+            Err(_) => return Err(Refusal::body_stalled(limit)),
             Ok(None) => return Ok(None),
             Ok(Some(Err(error))) => {
                 return Err(Refusal::bad_request(

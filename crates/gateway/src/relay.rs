@@ -13,7 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use forebay_decide::{End, EndKind, FailureKind};
 use forebay_dialect::error::ErrorBody;
-use forebay_dialect::{Api, ModelRestorer, ResponseObserver};
+use forebay_dialect::{Api, ModelRestorer, ResponseObserver, WholeEvents};
 use http::HeaderMap;
 use http_body::{Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
@@ -66,7 +66,8 @@ pub(crate) struct Relay {
     trailers: Option<Frame<Bytes>>,
     observer: Option<ResponseObserver>,
     restorer: Option<ModelRestorer>,
-    sse: bool,
+    /// Of a stream to which an error event can be added.
+    events: Option<WholeEvents>,
     over: bool,
     watchdog: Watchdog,
     settle: Settle,
@@ -87,13 +88,15 @@ pub(crate) struct Passing {
 impl Relay {
     pub(crate) fn new(passing: Passing) -> Self {
         let limit = passing.settle.worker.shared.settings.stream_idle_timeout;
+        // Within an announced length an added event would pass for content.
+        let may_add = passing.sse && passing.body.length().is_none();
         let mut relay = Self {
             body: passing.body,
             ready: VecDeque::new(),
             trailers: None,
             observer: passing.observer,
             restorer: passing.restorer,
-            sse: passing.sse,
+            events: may_add.then(WholeEvents::default),
             over: false,
             watchdog: Watchdog::new(limit, passing.deadline),
             settle: passing.settle,
@@ -131,13 +134,10 @@ impl Relay {
             Some(restorer) => {
                 let mut pieces = Vec::new();
                 restorer.push(data, &mut pieces);
-                self.ready.extend(pieces);
+                pieces.into_iter().for_each(|piece| self.queue(piece));
             }
-            None => self.ready.push_back(data),
+            None => self.queue(data),
         }
-        // Counted before they leave: the exchange may be settled with the last of them.
-        let queued = self.ready.iter().map(Bytes::len).sum();
-        self.settle.bytes_out(queued);
         if self.is_complete() {
             self.finish(Ending::Complete, EndKind::Served);
         }
@@ -151,12 +151,33 @@ impl Relay {
         }
     }
 
+    /// Queues bytes, once the event that they are of is whole.
+    fn queue(&mut self, data: Bytes) {
+        let before = self.ready_bytes();
+        match &mut self.events {
+            Some(events) => events.push(data, &mut self.ready),
+            None => self.ready.push_back(data),
+        }
+        // Counted before they leave: the exchange may be settled with the last of them.
+        self.settle.bytes_out(self.ready_bytes() - before);
+    }
+
+    /// Queues what was held back.
     fn flush(&mut self) {
-        if let Some(restorer) = &mut self.restorer {
+        if let Some(mut restorer) = self.restorer.take() {
             let mut pieces = Vec::new();
             restorer.finish(&mut pieces);
-            self.ready.extend(pieces);
+            pieces.into_iter().for_each(|piece| self.queue(piece));
         }
+        if let Some(mut events) = self.events.take() {
+            let before = self.ready_bytes();
+            events.finish(&mut self.ready);
+            self.settle.bytes_out(self.ready_bytes() - before);
+        }
+    }
+
+    fn ready_bytes(&self) -> usize {
+        self.ready.iter().map(Bytes::len).sum()
     }
 
     /// Settles the exchange, once.
@@ -169,20 +190,27 @@ impl Relay {
         }
     }
 
-    /// The response broke in the middle. A stream says so in its own language and ends; any other
-    /// body is cut off, which its framing makes visible.
+    /// The response broke in the middle. A stream says so in its own language and ends, without the
+    /// event that was under way; any other body is cut off, which its framing makes visible.
     fn broke(&mut self, error: SendError) -> Poll<Option<Result<Frame<Bytes>, SendError>>> {
         let (ending, kind) = match error {
             SendError::Timeout(_) => (Ending::TimedOut, EndKind::Failed(FailureKind::Timeout)),
             SendError::ClientBody => (Ending::ClientGone, EndKind::Cancelled),
+            SendError::ClientStalled(_) => (Ending::TimedOut, EndKind::Cancelled),
             SendError::Connect(_)
             | SendError::Tls(_)
             | SendError::Reset(_)
             | SendError::Protocol(_) => (Ending::UpstreamDied, EndKind::Failed(FailureKind::Reset)),
         };
-        // Within an announced length an event would pass for content.
-        let may_add = self.body.length().is_none();
-        let grpc = may_add && self.settle.ends_in_trailers() && ending != Ending::ClientGone;
+        let may_add = self.events.take().is_some_and(WholeEvents::break_off);
+        if may_add {
+            // What it holds back is of the event that will not be whole.
+            self.restorer = None;
+        }
+        // Within an announced length nothing can follow.
+        let grpc = self.body.length().is_none()
+            && self.settle.ends_in_trailers()
+            && ending != Ending::ClientGone;
         if grpc {
             let code = match ending {
                 Ending::TimedOut => grpc::Code::DeadlineExceeded,
@@ -199,7 +227,7 @@ impl Relay {
             self.body = AnswerBody::Done;
             return Poll::Ready(self.pop().or_else(|| self.trailers.take().map(Ok)));
         }
-        if !(may_add && self.sse) {
+        if !may_add {
             return Poll::Ready(Some(Err(error)));
         }
         let message = format!("the model server's stream broke: {error}");
@@ -212,7 +240,6 @@ impl Relay {
         };
         self.ready
             .push_back(Bytes::from(event.render_event(self.settle.api)));
-        self.sse = false;
         self.body = AnswerBody::Done;
         Poll::Ready(self.pop())
     }
@@ -293,8 +320,8 @@ impl http_body::Body for Body {
             Kind::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
             Kind::Relay(relay) if relay.restorer.is_some() => SizeHint::default(),
             Kind::Relay(relay) => {
-                let ready: usize = relay.ready.iter().map(Bytes::len).sum();
-                let left = relay.body.length().map(|left| left + ready as u64);
+                let ready = relay.ready_bytes() as u64;
+                let left = relay.body.length().map(|left| left + ready);
                 left.map_or_else(SizeHint::default, SizeHint::with_exact)
             }
         }

@@ -1,5 +1,7 @@
 //! Answers made here: one type for every refusal, one place that turns it into a response.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use forebay_decide::{GateRefusal, Refusal as PickRefusal};
 use forebay_dialect::Dialect;
@@ -44,6 +46,16 @@ impl Refusal {
 
     pub(crate) fn bad_request(reason: &'static str, message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, reason, message)
+    }
+
+    /// For a client that stopped within its body.
+    pub(crate) fn body_stalled(limit: Duration) -> Self {
+        let error = SendError::ClientStalled(limit);
+        Self::new(
+            StatusCode::REQUEST_TIMEOUT,
+            error.reason(),
+            error.to_string(),
+        )
     }
 
     pub(crate) fn no_route(host: &str, path: &str) -> Self {
@@ -115,6 +127,7 @@ impl Refusal {
                 Self::new(StatusCode::GATEWAY_TIMEOUT, "upstream_timeout", message)
             }
             SendError::ClientBody => Self::bad_request("client_body", message),
+            SendError::ClientStalled(limit) => Self::body_stalled(*limit),
             SendError::Connect(_) => Self {
                 retry_after_s: Some(1),
                 ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "upstream_connect", message)

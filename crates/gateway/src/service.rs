@@ -12,7 +12,8 @@ use forebay_model::route::{Rule, ServicePort, ServiceTarget, Speaks};
 use http::{Response, StatusCode};
 use tokio::time::Instant;
 
-use crate::exchange::{ClientBody, Exchange, Onward};
+use crate::exchange::Exchange;
+use crate::onward::{Onward, Upgrade};
 use crate::record::Try;
 use crate::relay::{Body, Passing, Relay, Settle};
 use crate::respond::Refusal;
@@ -86,41 +87,14 @@ pub(crate) async fn serve(
             )
         });
     }
-    if rule.retry.is_some() && is_short(&onward.body) {
+    if rule.retry.is_some() && onward.body.is_held_or_within(RETRY_BODY_BYTES_MAX) {
         ex.read_body(&mut onward).await?;
     }
     let upgrade = onward.upgrade.take();
-    let (body, _held) = match onward.body {
-        ClientBody::Stream(incoming) => {
-            let length = http_body::Body::size_hint(&incoming).exact();
-            let body = if length == Some(0) {
-                Outgoing::Empty
-            } else {
-                Outgoing::Stream(incoming, length)
-            };
-            (body, None)
-        }
-        ClientBody::Read(peeked) => (Outgoing::whole(peeked.bytes.clone()), Some(peeked)),
-    };
-    let head = Head {
-        method: &onward.method,
-        target: &onward.target,
-        host: &onward.host,
-        headers: &onward.headers,
-        upgrade: upgrade.as_ref().map(|(protocol, _)| protocol.as_str()),
-    };
+    let (body, _held) = onward.body.outgoing(&ex.worker);
+    let head = onward.head.to_endpoint(upgrade.as_ref());
     let answer = deliver(ex, rule, to, &head, body).await?;
     Ok(respond(ex, answer, upgrade))
-}
-
-fn is_short(body: &ClientBody) -> bool {
-    match body {
-        ClientBody::Read(_) => true,
-        ClientBody::Stream(incoming) => {
-            let length = http_body::Body::size_hint(incoming).exact();
-            length.is_some_and(|n| n <= RETRY_BODY_BYTES_MAX)
-        }
-    }
 }
 
 async fn deliver(
@@ -225,11 +199,7 @@ async fn attempt(
     answer.map(|answer| (answer, deadline))
 }
 
-fn respond(
-    ex: &mut Exchange,
-    answer: Answer,
-    upgrade: Option<(String, hyper::upgrade::OnUpgrade)>,
-) -> Response<Body> {
+fn respond(ex: &mut Exchange, answer: Answer, upgrade: Option<Upgrade>) -> Response<Body> {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = answer.status;
     *response.headers_mut() = answer.headers;
@@ -237,9 +207,9 @@ fn respond(
     ex.sign(response.headers_mut());
     let mut settle = Settle::new(Rc::clone(&ex.worker), ex.take_record(), None);
     match (answer.body, upgrade) {
-        (AnswerBody::Upgraded(upstream), Some((_, client))) => {
+        (AnswerBody::Upgraded(upstream), Some(upgrade)) => {
             settle.first_byte(clock::now());
-            tunnel::join(client, upstream, settle);
+            tunnel::join(upgrade.client, upstream, settle);
         }
         (body, _) => {
             *response.body_mut() = Body::relay(Relay::new(Passing {

@@ -24,9 +24,10 @@ pub struct Settings {
     pub connections_per_worker_max: usize,
     /// How long a connection may take to send a head, idle time before it included.
     pub head_timeout: Duration,
-    /// How long a client may take for the next piece of its body; then 408.
+    /// How long a client may take for the next piece of its body while it is waited for; then 408.
     pub body_stall_timeout: Duration,
-    /// How long a client may leave a response unread before it is cut off.
+    /// How long a client may leave a response unread before its connection, or its stream of
+    /// HTTP/2, is cut off.
     pub write_stall_timeout: Duration,
     /// How long connecting to an endpoint may take.
     pub connect_timeout: Duration,

@@ -182,7 +182,8 @@ async fn connect(
                 | SendError::Timeout(_)
                 | SendError::Reset(_)
                 | SendError::Protocol(_)
-                | SendError::ClientBody,
+                | SendError::ClientBody
+                | SendError::ClientStalled(_),
             ) => reason = "upstream_connect",
         }
     }

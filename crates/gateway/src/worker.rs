@@ -21,15 +21,17 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio::task::{JoinHandle, spawn_local};
+use tokio::time::MissedTickBehavior;
 
 use crate::budget::Purse;
+use crate::client_streams::Streams;
 use crate::connection::{self, Held};
 use crate::shared::Shared;
 use crate::telemetry::{Counted, Desk, WorkerConnections};
 use crate::upstream::Idle;
 use crate::view::{Newest, View};
 
-/// How often idle upstream connections are looked through.
+/// How often it is looked what has been idle, or has waited for its client, for too long.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// How long after a failed bind it is tried again.
 const BIND_AGAIN_AFTER: Duration = Duration::from_secs(1);
@@ -42,6 +44,8 @@ const TURNS_MAX: usize = 10_000;
 pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
     pub(crate) idle: Idle,
+    /// Towards clients.
+    pub(crate) streams: Streams,
     pub(crate) rng: RefCell<Rng>,
     pub(crate) retries: RefCell<RetryBudget>,
     /// Whose turn it is among the endpoints of each Service's port.
@@ -83,6 +87,7 @@ pub(crate) fn run(shared: Arc<Shared>, seed: u64) {
         accepted: Cell::new(0),
         shared,
         idle: Idle::new(Arc::clone(&counts)),
+        streams: Streams::default(),
         counts,
         rng: RefCell::new(Rng::seeded(seed)),
         turns: RefCell::default(),
@@ -186,14 +191,15 @@ async fn serve(worker: Rc<Worker>) {
     let mut drain = worker.shared.drain.subscribe();
     spawn_local(follow_ejections(Rc::clone(&worker)));
     let mut ports: HashMap<u16, JoinHandle<()>> = HashMap::new();
-    let mut sweep = tokio::time::interval(SWEEP_EVERY);
+    let mut sweep_at = tokio::time::interval(SWEEP_EVERY);
+    sweep_at.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let unbound = open_ports(&worker, &mut ports);
         tokio::select! {
             changed = generation.changed() => if changed.is_err() { break },
             _ = drain.wait_for(|draining| *draining) => break,
             () = tokio::time::sleep(BIND_AGAIN_AFTER), if unbound => {}
-            _ = sweep.tick() => sweep_idle(&worker),
+            _ = sweep_at.tick() => sweep(&worker),
         }
     }
     ports.values().for_each(JoinHandle::abort);
@@ -201,7 +207,11 @@ async fn serve(worker: Rc<Worker>) {
     let limit = worker.shared.settings.drain_timeout;
     let _cut_off = tokio::time::timeout(limit, async {
         while worker.connections.get() > 0 {
-            worker.released.notified().await;
+            tokio::select! {
+                () = worker.released.notified() => {}
+                // A drain does not wait for clients that do not read.
+                _ = sweep_at.tick() => sweep(&worker),
+            }
         }
     })
     .await;
@@ -215,12 +225,15 @@ async fn follow_ejections(worker: Rc<Worker>) {
     }
 }
 
-fn sweep_idle(worker: &Worker) {
+/// Lets go of what has been idle, or has waited for its client, for too long.
+fn sweep(worker: &Worker) {
+    let settings = &worker.shared.settings;
     // Lets go of an old configuration even where no request comes.
     let live = worker.live();
     worker
         .idle
-        .sweep(worker.shared.settings.idle_timeout, |key| live.uses(key));
+        .sweep(settings.idle_timeout, |key| live.uses(key));
+    worker.streams.cut_stalled(settings.write_stall_timeout);
 }
 
 /// Opens what is missing and closes what is gone; true if some port could not be opened.

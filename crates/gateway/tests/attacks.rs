@@ -205,6 +205,77 @@ fn an_endpoint_that_does_not_read_fills_no_memory() {
     assert!(taken < HELD_BYTES_MAX, "{taken} bytes");
 }
 
+/// The beginning of a body that goes on to its endpoint while it arrives, in both framings.
+const UPLOADS: [&str; 2] = [
+    "POST /x HTTP/1.1\r\nhost: h\r\nx-request-id: u\r\ncontent-length: 2000000\r\n\r\nbeginning",
+    "POST /x HTTP/1.1\r\nhost: h\r\nx-request-id: u\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n",
+];
+
+#[test]
+fn a_client_that_stops_within_its_upload_holds_no_connection_to_an_endpoint() {
+    for (target, upload) in [service, pool].into_iter().zip(UPLOADS.repeat(2)) {
+        let (tell, told) = std::sync::mpsc::channel();
+        let upstream = Upstream::start(move |side| {
+            side.peer.head();
+            side.peer.rest();
+            tell.send("closed").unwrap();
+        });
+        let settings = Settings {
+            body_stall_timeout: Duration::from_millis(100),
+            ..settings()
+        };
+        let rule = rule(vec![target(&[upstream.address])]);
+        let world = World::with(settings, vec![entry("/", rule)]);
+        let mut client = world.client();
+        client.send(upload);
+        let got = client.response("POST");
+        assert_eq!(got.status(), 408, "{upload:?}");
+        assert_eq!(got.json()["error"]["code"], "body_timeout");
+        assert!(client.closes());
+        assert_eq!(told.recv_timeout(PATIENCE), Ok("closed"));
+        assert_eq!(world.record("u").reason.as_deref(), Some("body_timeout"));
+    }
+}
+
+#[test]
+fn an_upload_may_pause_once_its_endpoint_has_answered() {
+    let upstream = Upstream::start(|side| {
+        side.peer.head();
+        side.send(format!("{SSE_HEAD}{}", chunk("early")));
+        side.peer.until("the end");
+        side.send(format!("{}0\r\n\r\n", chunk("late")));
+        side.peer.rest();
+    });
+    let silent = Upstream::start(|side| {
+        side.peer.rest();
+    });
+    let settings = Settings {
+        body_stall_timeout: Duration::from_millis(500),
+        ..settings()
+    };
+    let world = World::with(
+        settings,
+        vec![
+            entry("/silent", rule(vec![service(&[silent.address])])),
+            entry("/", rule(vec![service(&[upstream.address])])),
+        ],
+    );
+    let mut client = world.client();
+    let length = "beginning".len() + "the end".len();
+    client.send(format!(
+        "POST /x HTTP/1.1\r\nhost: h\r\ncontent-length: {length}\r\n\r\nbeginning"
+    ));
+    assert_eq!(client.head().unwrap().status(), 200);
+    assert_eq!(client.chunk().unwrap(), b"early");
+    // When one that began later has been given up, the limit has passed for this one too.
+    let mut later = world.client();
+    later.send("POST /silent HTTP/1.1\r\nhost: h\r\ncontent-length: 5\r\n\r\n");
+    assert_eq!(later.response("POST").status(), 408);
+    client.send("the end");
+    assert_eq!(client.chunk().unwrap(), b"late");
+    assert_eq!(client.chunk().unwrap(), b"");
+}
+
 #[test]
 fn an_answer_without_end_leaves_time_for_others() {
     let endless = Upstream::start(|side| {

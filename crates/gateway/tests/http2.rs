@@ -6,6 +6,7 @@ mod common;
 
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -17,12 +18,12 @@ use http_body_util::{BodyExt, StreamBody};
 use hyper::body::{Frame, Incoming};
 
 async fn connect(world: &World) -> Client {
-    http2(
-        tokio::net::TcpStream::connect(("127.0.0.1", world.port))
-            .await
-            .unwrap(),
-    )
-    .await
+    connect_with_window(world, None).await
+}
+
+async fn connect_with_window(world: &World, window: Option<u32>) -> Client {
+    let stream = tokio::net::TcpStream::connect(("127.0.0.1", world.port)).await;
+    http2_with_window(stream.unwrap(), window).await
 }
 
 fn request(method: &str, path: &str, body: impl Into<Bytes>) -> Request<Body> {
@@ -55,6 +56,8 @@ struct Echo {
     address: std::net::SocketAddr,
     heads: Arc<Mutex<Vec<http::request::Parts>>>,
     connections: Arc<AtomicUsize>,
+    /// Requests whose body broke off.
+    broken: Arc<AtomicUsize>,
     close: Arc<tokio::sync::Notify>,
 }
 
@@ -65,11 +68,13 @@ fn echo() -> Echo {
         address: listener.local_addr().unwrap(),
         heads: Arc::default(),
         connections: Arc::default(),
+        broken: Arc::default(),
         close: Arc::default(),
     };
-    let (heads, connections, close) = (
+    let (heads, connections, broken, close) = (
         Arc::clone(&echo.heads),
         Arc::clone(&echo.connections),
+        Arc::clone(&echo.broken),
         Arc::clone(&echo.close),
     );
     std::thread::spawn(move || {
@@ -82,8 +87,11 @@ fn echo() -> Echo {
             while let Ok((stream, _)) = listener.accept().await {
                 connections.fetch_add(1, Ordering::SeqCst);
                 let (heads, close) = (Arc::clone(&heads), Arc::clone(&close));
+                let broken = Arc::clone(&broken);
                 tokio::spawn(async move {
-                    let service = hyper::service::service_fn(|r| echoed(r, Arc::clone(&heads)));
+                    let service = hyper::service::service_fn(|r| {
+                        echoed(r, Arc::clone(&heads), Arc::clone(&broken))
+                    });
                     let io = hyper_util::rt::TokioIo::new(stream);
                     let builder = hyper::server::conn::http2::Builder::new(Spawner);
                     tokio::select! {
@@ -100,10 +108,15 @@ fn echo() -> Echo {
 async fn echoed(
     request: Request<Incoming>,
     heads: Arc<Mutex<Vec<http::request::Parts>>>,
+    broken: Arc<AtomicUsize>,
 ) -> Result<Response<Body>, Infallible> {
     let (parts, body) = request.into_parts();
     heads.lock().unwrap().push(parts);
-    let bytes = body.collect().await.unwrap().to_bytes();
+    let Ok(whole) = body.collect().await else {
+        broken.fetch_add(1, Ordering::SeqCst);
+        return Ok(Response::new(full("")));
+    };
+    let bytes = whole.to_bytes();
     let mut trailers = HeaderMap::new();
     trailers.insert("grpc-status", 0.into());
     let frames = [Frame::data(bytes), Frame::trailers(trailers)].map(Ok::<_, std::io::Error>);
@@ -229,6 +242,117 @@ fn resetting_a_stream_cancels_the_request_at_the_endpoint() {
     });
 }
 
+/// A gateway that gives up clients soon, in front of: an endpoint of endless answers, one of answers
+/// without a body, one of short ones, one whose stream goes on when the test says so, and nothing.
+/// The endless one tells when it is let go.
+fn world_of_impatience() -> (World, [Upstream; 4], Receiver<()>, Sender<()>) {
+    let (tell, told) = channel();
+    let endless = Upstream::start(move |side| {
+        side.request();
+        side.send("HTTP/1.1 200 OK\r\n\r\n");
+        while std::io::Write::write_all(&mut side.peer.stream, &[b'x'; 65_536]).is_ok() {}
+        tell.send(()).unwrap();
+    });
+    let none = Upstream::answering("HTTP/1.1 204 No Content\r\n\r\n");
+    let short = Upstream::saying("short");
+    let (go, gone) = channel();
+    let gone = Mutex::new(gone);
+    let patient = Upstream::start(move |side| {
+        side.request();
+        side.send(format!("{SSE_HEAD}{}", chunk("data: 1\n\n")));
+        gone.lock().unwrap().recv().unwrap();
+        side.send(format!("{}0\r\n\r\n", chunk("data: 2\n\n")));
+    });
+    let settings = forebay_gateway::settings::Settings {
+        write_stall_timeout: std::time::Duration::from_millis(100),
+        ..settings()
+    };
+    let to = |path, upstream: &Upstream| entry(path, rule(vec![service(&[upstream.address])]));
+    let world = World::with(
+        settings,
+        vec![
+            to("/endless", &endless),
+            to("/none", &none),
+            to("/short", &short),
+            to("/patient", &patient),
+        ],
+    );
+    (world, [endless, none, short, patient], told, go)
+}
+
+/// Asks and does not read.
+async fn unread(client: &mut Client, path: &str, id: &str) -> Response<Incoming> {
+    let mut request = request("GET", path, "");
+    request
+        .headers_mut()
+        .insert("x-request-id", id.parse().unwrap());
+    client.ready().await.unwrap();
+    client.send_request(request).await.unwrap()
+}
+
+#[test]
+fn a_stream_whose_client_does_not_open_its_window_is_reset_and_spares_the_others() {
+    // Shut from the start, shut within the first piece, shut behind it.
+    for window in [0, 1000, 20_000] {
+        let (world, _upstreams, told, _go) = world_of_impatience();
+        run(async {
+            let mut client = connect_with_window(&world, Some(window)).await;
+            let endless = unread(&mut client, "/endless", "endless").await;
+            let told = tokio::task::spawn_blocking(move || told.recv_timeout(PATIENCE));
+            assert_eq!(told.await.unwrap(), Ok(()), "the endpoint is let go");
+            assert!(endless.into_body().collect().await.is_err());
+            let (status, ..) = ask(&mut client, request("GET", "/none", "")).await;
+            assert_eq!(status, 204);
+        });
+        assert_eq!(world.record("endless").end, "client-gone");
+    }
+}
+
+#[test]
+fn an_answer_that_is_complete_does_not_wait_for_its_client_for_ever() {
+    let (world, ..) = world_of_impatience();
+    run(async {
+        let mut client = connect_with_window(&world, Some(0)).await;
+        for path in ["/short", "/nowhere"] {
+            let response = unread(&mut client, path, path).await;
+            assert!(response.into_body().collect().await.is_err(), "{path}");
+        }
+        let (status, ..) = ask(&mut client, request("GET", "/none", "")).await;
+        assert_eq!(status, 204);
+    });
+}
+
+#[test]
+fn a_stream_that_waits_for_its_endpoint_is_left_alone() {
+    let (world, _upstreams, _told, go) = world_of_impatience();
+    run(async {
+        let mut client = connect(&world).await;
+        let mut patient = unread(&mut client, "/patient", "patient").await;
+        let first = patient.body_mut().frame().await.unwrap().unwrap();
+        assert_eq!(first.into_data().unwrap(), "data: 1\n\n");
+        // When one that began to wait later has been given up, the limit has passed for this one.
+        let mut lazy = connect_with_window(&world, Some(0)).await;
+        let later = unread(&mut lazy, "/short", "later").await;
+        assert!(later.into_body().collect().await.is_err());
+        go.send(()).unwrap();
+        assert_eq!(read(patient).await.1, "data: 2\n\n");
+    });
+}
+
+#[test]
+fn long_bodies_reach_a_client_that_reads_whatever_its_window() {
+    let body = "0123456789abcdef".repeat(40_000);
+    let upstream = Upstream::saying(&body);
+    let world = World::to(service(&[upstream.address]));
+    run(async {
+        for window in [1000, 16 << 10, 1 << 20] {
+            let mut client = connect_with_window(&world, Some(window)).await;
+            let (status, text, _) = ask(&mut client, request("GET", "/", "")).await;
+            assert!((status, &text) == (200, &body), "{window}");
+        }
+    });
+}
+
 #[test]
 fn endpoints_may_speak_http2() {
     for target in [h2c_service, h2c_pool] {
@@ -268,6 +392,27 @@ fn http2_to_http2_keeps_bodies_and_trailers() {
             assert_eq!(trailers.unwrap()["grpc-status"], "0");
         }
     });
+}
+
+#[test]
+fn an_upload_that_stops_is_reset_at_its_http2_endpoint() {
+    let echo = echo();
+    let settings = forebay_gateway::settings::Settings {
+        body_stall_timeout: std::time::Duration::from_millis(100),
+        ..settings()
+    };
+    let world = World::with(
+        settings,
+        vec![entry("/", rule(vec![h2c_service(echo.address)]))],
+    );
+    let mut client = world.client();
+    client.send("POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 100\r\n\r\nbeginning");
+    assert_eq!(client.response("POST").status(), 408);
+    eventually("the endpoint's stream is reset", || {
+        echo.broken.load(Ordering::SeqCst) == 1
+    });
+    assert_eq!(world.ask(&post("/", "x")).text(), "x");
+    assert_eq!(echo.connections.load(Ordering::SeqCst), 1);
 }
 
 #[test]

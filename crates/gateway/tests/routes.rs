@@ -254,6 +254,45 @@ fn a_mirror_gets_a_copy_and_nobody_waits_for_it() {
 }
 
 #[test]
+fn connections_to_mirrors_are_kept_for_the_next_copy() {
+    let (upstream, copy, gone) = (
+        Upstream::saying("x"),
+        Upstream::saying("ignored"),
+        Upstream::saying("x"),
+    );
+    let to = |endpoints: &[&Upstream]| {
+        let mirror = Mirror {
+            target: service(&[copy.address]),
+            numerator: 1,
+            denominator: 1,
+        };
+        let endpoints: Vec<_> = endpoints.iter().map(|upstream| upstream.address).collect();
+        let rule = filtered(vec![Filter::Mirror(mirror)], service(&endpoints));
+        vec![entry("/", rule)]
+    };
+    let settings = forebay_gateway::settings::Settings {
+        idle_timeout: std::time::Duration::from_secs(600),
+        ..settings()
+    };
+    let world = World::with(settings, to(&[&upstream, &gone]));
+    let idle = |connections| {
+        let what = format!("{connections} connections wait");
+        eventually(&what, || world.counts("upstream_idle", connections));
+    };
+    for connections in [2, 3] {
+        assert_eq!(world.ask(&get("/")).status(), 200);
+        idle(connections);
+    }
+    // What goes with an endpoint's connection is all that the next sweep finds without a use.
+    forget();
+    world.publish(to(&[&upstream]));
+    idle(2);
+    assert_eq!(world.ask(&get("/")).status(), 200);
+    eventually("the copy came", || copy.seen().len() == 3);
+    assert_eq!(copy.connections(), 1);
+}
+
+#[test]
 fn a_request_that_is_not_copied_streams_as_without_a_mirror() {
     // Answers as soon as it has the head and the first piece.
     let upstream = Upstream::start(|side| {

@@ -75,7 +75,7 @@ fn broken_chunks_in_a_stream_are_its_death() {
     go.send(()).unwrap();
     let error = String::from_utf8(client.chunk().unwrap()).unwrap();
     assert!(
-        error.starts_with("\n\ndata: {\"error\"") && error.contains("broke HTTP"),
+        error.starts_with("data: {\"error\"") && error.contains("broke HTTP"),
         "{error}"
     );
     assert_eq!(client.chunk().unwrap(), b"");
@@ -115,12 +115,17 @@ fn a_body_that_is_no_stream_is_cut_off_instead() {
     });
 }
 
+/// Ends within an event, behind another: in the name of the model, which a rewrite holds back, and
+/// behind it.
+fn tears_an_event(side: &mut Script, _request: &Message, nth: usize) -> bool {
+    let torn = ["data: {\"model\":\"ti", "data: {\"model\":\"tiny\",\"cho"][nth % 2];
+    side.send(format!("{SSE_HEAD}{}", chunk(&format!("{EVENT}{torn}"))));
+    false
+}
+
 #[test]
-fn what_was_held_back_comes_before_the_error() {
-    let servers = fleet(1, TINY, |side, _, _| {
-        side.send(format!("{SSE_HEAD}{}", chunk("data: {\"model\":\"ti")));
-        false
-    });
+fn a_client_never_gets_half_an_event() {
+    let servers = fleet(1, TINY, tears_an_event);
     let rewrites = vec![RewriteRule {
         models: vec!["gpt-4".into()],
         targets: vec![RewriteTarget {
@@ -133,15 +138,50 @@ fn what_was_held_back_comes_before_the_error() {
         ..pool_of("pool", &addresses(&servers))
     };
     let world = World::to(to_pool(pool));
-    let body = r#"{"model":"gpt-4","stream":true}"#;
-    let got = world.ask(&post("/v1/chat/completions", body));
-    assert!(got.complete);
-    assert!(
-        got.text()
-            .starts_with("data: {\"model\":\"ti\n\ndata: {\"error\""),
-        "{}",
-        got.text()
-    );
+    for model in ["gpt-4", "gpt-4", "tiny", "tiny"] {
+        let body = format!(r#"{{"model":"{model}","stream":true}}"#);
+        let got = world.ask(&post("/v1/chat/completions", &body));
+        assert!(got.complete);
+        let text = got.text();
+        let events: Vec<Value> = text
+            .split_terminator("\n\n")
+            .map(|event| serde_json::from_str(event.strip_prefix("data: ").unwrap()).unwrap())
+            .collect();
+        assert_eq!(events.len(), 2, "{text}");
+        assert_eq!(events[0]["model"], model);
+        assert_eq!(events[1]["error"]["code"], "stream_interrupted");
+    }
+}
+
+#[test]
+fn an_event_that_came_in_pieces_reaches_the_client_whole() {
+    let (go, gone) = std::sync::mpsc::channel();
+    let gone = std::sync::Mutex::new(gone);
+    let upstream = Upstream::start(move |side| {
+        side.request();
+        let (begin, end) = EVENT.split_at(20);
+        side.send(format!("{SSE_HEAD}{}", chunk(&format!("{EVENT}{begin}"))));
+        gone.lock().unwrap().recv().unwrap();
+        // What follows the last event is no event, and the endpoint's all the same.
+        side.send(format!("{}{}0\r\n\r\n", chunk(end), chunk(": end")));
+        side.peer.rest();
+    });
+    let world = World::to(pool(&[upstream.address]));
+    let mut client = world.client();
+    client.send(post_with(
+        "/v1/chat/completions",
+        "x-request-id: s\r\n",
+        r#"{"stream":true}"#,
+    ));
+    assert_eq!(client.head().unwrap().status(), 200);
+    assert_eq!(client.chunk().unwrap(), EVENT.as_bytes());
+    go.send(()).unwrap();
+    let mut rest = String::new();
+    while let Some(data) = client.chunk().filter(|data| !data.is_empty()) {
+        rest += &String::from_utf8(data).unwrap();
+    }
+    assert_eq!(rest, format!("{EVENT}: end"));
+    assert_eq!(world.record("s").end, "complete");
 }
 
 #[test]

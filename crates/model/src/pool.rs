@@ -7,6 +7,7 @@ use std::sync::Arc;
 use crate::endpoint::Endpoint;
 use crate::name::ObjectName;
 use crate::picker::PickerConfig;
+use crate::route::{BackendTls, Trust};
 
 /// The endpoints that one `InferencePool` selects, and the policy that goes with it.
 #[derive(Clone, PartialEq, Debug)]
@@ -38,6 +39,40 @@ pub struct ExternalPicker {
     pub endpoints: Vec<SocketAddr>,
     /// What happens to requests when the picker does not answer.
     pub failure_mode: FailureMode,
+    /// How the picker is spoken to.
+    pub transport: PickerTransport,
+}
+
+/// How an external picker is spoken to; always HTTP/2.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+pub enum PickerTransport {
+    /// Over TLS, whatever certificate the picker shows. Pickers sign their own, and what is at stake
+    /// is which endpoint of the pool a request goes to.
+    #[default]
+    TlsUnverified,
+    /// Over TLS, with a certificate that must hold.
+    Tls(Arc<BackendTls>),
+    /// Without TLS.
+    Plaintext,
+}
+
+impl PickerTransport {
+    /// The transport that the annotation `forebay.dev/picker-tls` of a pool names by `word`, towards
+    /// the picker behind `service`; `None` for a word that means nothing.
+    #[must_use]
+    pub fn named(word: &str, service: &ObjectName) -> Option<Self> {
+        Some(match word {
+            "insecure-skip-verify" => Self::TlsUnverified,
+            "plaintext" => Self::Plaintext,
+            "verify" => Self::Tls(Arc::new(BackendTls {
+                hostname: format!("{}.{}.svc", service.name, service.namespace).into(),
+                trust: Trust::System,
+                names: Vec::new(),
+                client: None,
+            })),
+            _ => return None,
+        })
+    }
 }
 
 /// `endpointPickerRef.failureMode`.

@@ -95,10 +95,14 @@ impl Pattern {
     /// # Errors
     /// What the `regex` crate says of the text, its size limit included.
     pub fn new(text: &str) -> Result<Self, regex::Error> {
-        regex::RegexBuilder::new(&format!("^(?:{text})$"))
-            .size_limit(PATTERN_BYTES_MAX)
-            .build()
-            .map(|regex| Self(Arc::new(regex)))
+        let compile = |text: &str| {
+            regex::RegexBuilder::new(text)
+                .size_limit(PATTERN_BYTES_MAX)
+                .build()
+        };
+        // By itself first: `a)|(b` is no pattern, but would be one between the anchors.
+        compile(text)?;
+        compile(&format!("^(?:{text})$")).map(|regex| Self(Arc::new(regex)))
     }
 
     /// The expression as it is compiled, with its anchors.
@@ -192,13 +196,47 @@ pub enum Target {
     Broken(Arc<Broken>),
 }
 
-/// A port of a Service, by name.
+/// A port of a Service, by name, for one use of it: what is known of it may differ by use.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct ServicePort {
     /// The Service.
     pub name: ObjectName,
     /// `spec.ports[].port`.
     pub port: u16,
+    /// What is sent there.
+    pub carries: Carries,
+    /// The Gateway whose client certificate is shown there, where it has one and the endpoints are
+    /// reached by TLS: another Gateway must not show it.
+    pub gateway: Option<ObjectName>,
+}
+
+/// What kind of route leads to a Service, which decides how its endpoints are spoken to as far as
+/// the Service does not.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub enum Carries {
+    /// `HTTPRoute`: HTTP/1.1, unless `appProtocol` says otherwise.
+    #[default]
+    Http,
+    /// `GRPCRoute`: HTTP/2.
+    Grpc,
+    /// `TLSRoute` whose connections are ended here: their bytes, in TLS of our own if a policy asks
+    /// for it.
+    Stream,
+    /// `TLSRoute` whose connections are passed on: their bytes as they are.
+    Tls,
+}
+
+impl ServicePort {
+    /// The port as an `HTTPRoute` reaches it.
+    #[must_use]
+    pub fn new(name: ObjectName, port: u16) -> Self {
+        Self {
+            name,
+            port,
+            carries: Carries::Http,
+            gateway: None,
+        }
+    }
 }
 
 impl fmt::Display for ServicePort {
@@ -214,7 +252,8 @@ pub struct ServiceTarget {
     pub of: ServicePort,
     /// How requests travel.
     pub protocol: AppProtocol,
-    /// TLS towards the endpoints, from a `BackendTLSPolicy`; `None` is cleartext.
+    /// TLS towards the endpoints, from a `BackendTLSPolicy`; `None` is cleartext, or what the
+    /// client sends where its TLS is passed on.
     pub tls: Option<Arc<BackendTls>>,
     /// Ready addresses, ordered.
     pub endpoints: Vec<SocketAddr>,

@@ -24,6 +24,10 @@ pub struct Snapshot {
 }
 
 /// One TCP port and the Gateway listeners that share it.
+///
+/// A request belongs to the first listener whose hostname covers its host, and to the routes of
+/// that one alone. A request over TLS whose host belongs to another listener than the server name
+/// of its connection did is misdirected.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Port {
     /// The port as clients know it: that of the listeners. It differs from the one that is bound
@@ -40,7 +44,8 @@ pub struct Port {
 pub struct Listener {
     /// The Gateway.
     pub gateway: ObjectName,
-    /// `spec.listeners[].name`.
+    /// `spec.listeners[].name`; that of a ListenerSet comes after the namespace and the name of
+    /// the set, as in `team-a/extra/https`. Unique within the Gateway.
     pub name: Arc<str>,
     /// Hosts that the listener is for; `None` is every host.
     pub hostname: Option<HostPattern>,

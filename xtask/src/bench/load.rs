@@ -251,13 +251,13 @@ impl Tally {
 }
 
 /// A request ready to be sent: head and body around the request's number.
-struct Ready {
+pub(super) struct Ready {
     front: Vec<u8>,
     back: Vec<u8>,
 }
 
 impl Ready {
-    fn new(body: Body) -> Self {
+    pub(super) fn new(body: Body) -> Self {
         let (front, back) = body.parts();
         let mut head = format!(
             "POST /v1/chat/completions HTTP/1.1\r\nhost: bench.local\r\nuser-agent: forebay-bench\r\n\
@@ -273,7 +273,7 @@ impl Ready {
         }
     }
 
-    async fn send(&self, number: u64, stream: &mut TcpStream) -> Result<()> {
+    pub(super) async fn send(&self, number: u64, stream: &mut TcpStream) -> Result<()> {
         let number = bodies::number(number);
         let mut slices = [
             IoSlice::new(&self.front),
@@ -421,7 +421,10 @@ async fn read_answer(
 }
 
 /// Reads the head: the body's framing, where the body starts, and whether the connection ends.
-async fn read_head(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Result<(Framing, usize, bool)> {
+pub(super) async fn read_head(
+    stream: &mut TcpStream,
+    buffer: &mut Vec<u8>,
+) -> Result<(Framing, usize, bool)> {
     loop {
         if stream
             .read_buf(buffer)

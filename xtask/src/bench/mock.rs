@@ -7,12 +7,17 @@
 use super::http1::{Framing, HEAD_BYTES_MAX, HEADERS_MAX};
 use anyhow::{Context, Result, bail};
 use memchr::memmem;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
 use std::cell::Cell;
+use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 
 /// Bytes of one request that are kept; a longer one ends its connection.
 const REQUEST_BYTES_MAX: usize = 4 << 20;
@@ -29,6 +34,9 @@ pub(crate) struct Args {
     /// Pause between two events; 0 sends all of them in one write
     #[arg(long, default_value_t = 5)]
     gap_ms: u32,
+    /// Bytes of the metrics page at least, filled up with series that nobody reads
+    #[arg(long, default_value_t = 0)]
+    metrics_bytes: usize,
 }
 
 /// The answers, ready to be written.
@@ -44,6 +52,11 @@ struct Answers {
     stream_end: Vec<u8>,
     /// Shape of streams from now on: events and the pause between them.
     shape: Cell<(u32, u32)>,
+    /// Metrics pages given.
+    scrapes: Cell<u64>,
+    /// JSON answers that wait, and whether they are to.
+    held: Cell<u64>,
+    hold: watch::Sender<bool>,
 }
 
 /// What a request asks for, once it has arrived whole.
@@ -51,7 +64,10 @@ enum Ask {
     Json,
     Stream,
     Fixed(fn(&Answers) -> &[u8]),
+    Metrics,
     Shape(u32, u32),
+    Hold(bool),
+    Counts,
 }
 
 /// Serves until standard input ends.
@@ -61,17 +77,29 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
         std::process::exit(0);
     });
+    raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     runtime.block_on(tokio::task::LocalSet::new().run_until(serve(args)))
 }
 
+/// Where it stands for many endpoints, each brings a connection.
+fn raise_descriptor_limit() {
+    let limits = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limits.maximum,
+        maximum: limits.maximum,
+    };
+    // Where that is not enough, connections are refused, which shows at the load.
+    let _ = setrlimit(Resource::Nofile, raised);
+}
+
 async fn serve(args: &Args) -> Result<()> {
     let listener = TcpListener::bind(args.listen)
         .await
         .with_context(|| format!("cannot listen on {}", args.listen))?;
-    let answers = Rc::new(Answers::new((args.events, args.gap_ms)));
+    let answers = Rc::new(Answers::new((args.events, args.gap_ms), args.metrics_bytes));
     loop {
         let (stream, _) = listener
             .accept()
@@ -94,13 +122,25 @@ async fn connection(mut stream: TcpStream, answers: &Answers) -> Result<()> {
         };
         buffer.drain(..used);
         match ask {
-            Ask::Json => stream.write_all(&answers.json).await?,
+            Ask::Json => {
+                answers.wait_while_held().await;
+                stream.write_all(&answers.json).await?;
+            }
             Ask::Stream => answers.send_stream(&mut stream).await?,
             Ask::Fixed(which) => stream.write_all(which(answers)).await?,
+            Ask::Metrics => {
+                answers.scrapes.set(answers.scrapes.get() + 1);
+                stream.write_all(&answers.metrics).await?;
+            }
             Ask::Shape(events, gap_ms) => {
                 answers.shape.set((events, gap_ms));
                 stream.write_all(&answers.empty).await?;
             }
+            Ask::Hold(hold) => {
+                answers.hold.send_replace(hold);
+                stream.write_all(&answers.empty).await?;
+            }
+            Ask::Counts => stream.write_all(&answers.counts()).await?,
         }
     }
 }
@@ -143,7 +183,10 @@ struct Head {
 enum HeadKind {
     Generate,
     Fixed(fn(&Answers) -> &[u8]),
+    Metrics,
     Shape(u32, u32),
+    Hold(bool),
+    Counts,
 }
 
 fn parse_head(buffer: &[u8]) -> Result<Option<Head>> {
@@ -161,7 +204,9 @@ fn parse_head(buffer: &[u8]) -> Result<Option<Head>> {
         "/v1/chat/completions" | "/v1/completions" => HeadKind::Generate,
         "/health" => HeadKind::Fixed(|answers| &answers.empty),
         "/v1/models" => HeadKind::Fixed(|answers| &answers.models),
-        "/metrics" => HeadKind::Fixed(|answers| &answers.metrics),
+        "/metrics" => HeadKind::Metrics,
+        "/mock/counts" => HeadKind::Counts,
+        "/mock/hold" => HeadKind::Hold(query_number(query, "on") == 1),
         "/mock/stream" => {
             HeadKind::Shape(query_number(query, "events"), query_number(query, "gap_ms"))
         }
@@ -188,7 +233,10 @@ impl Head {
     fn ask(&self, body: &[u8]) -> Ask {
         match self.kind {
             HeadKind::Fixed(which) => Ask::Fixed(which),
+            HeadKind::Metrics => Ask::Metrics,
             HeadKind::Shape(events, gap_ms) => Ask::Shape(events, gap_ms),
+            HeadKind::Hold(hold) => Ask::Hold(hold),
+            HeadKind::Counts => Ask::Counts,
             HeadKind::Generate if wants_stream(body) => Ask::Stream,
             HeadKind::Generate => Ask::Json,
         }
@@ -203,7 +251,7 @@ fn wants_stream(body: &[u8]) -> bool {
 }
 
 impl Answers {
-    fn new(shape: (u32, u32)) -> Self {
+    fn new(shape: (u32, u32), metrics_bytes: usize) -> Self {
         let event = concat!(
             r#"data: {"id":"chatcmpl-7f3a9c","object":"chat.completion.chunk","created":1760000000,"#,
             r#""model":"mock","choices":[{"index":0,"delta":{"content":" token"},"finish_reason":null}]}"#,
@@ -213,7 +261,11 @@ impl Answers {
         Self {
             json: with_length("200 OK", "application/json", CHAT_ANSWER),
             models: with_length("200 OK", "application/json", MODELS),
-            metrics: with_length("200 OK", "text/plain; version=0.0.4", METRICS),
+            metrics: with_length(
+                "200 OK",
+                "text/plain; version=0.0.4",
+                &metrics_page(metrics_bytes),
+            ),
             empty: with_length("200 OK", "text/plain", ""),
             not_found: with_length("404 Not Found", "text/plain", "no such path\n"),
             stream_head: b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\
@@ -222,7 +274,27 @@ impl Answers {
             event: format!("{:x}\r\n{event}\r\n", event.len()).into_bytes(),
             stream_end: format!("{:x}\r\n{done}\r\n0\r\n\r\n", done.len()).into_bytes(),
             shape: Cell::new(shape),
+            scrapes: Cell::new(0),
+            held: Cell::new(0),
+            hold: watch::Sender::new(false),
         }
+    }
+
+    async fn wait_while_held(&self) {
+        if *self.hold.borrow() {
+            self.held.set(self.held.get() + 1);
+            // The sender lives as long as this does.
+            let _ = self.hold.subscribe().wait_for(|hold| !hold).await;
+            self.held.set(self.held.get() - 1);
+        }
+    }
+
+    fn counts(&self) -> Vec<u8> {
+        let counts = Counts {
+            scrapes: self.scrapes.get(),
+            held: self.held.get(),
+        };
+        with_length("200 OK", "application/json", &json!(counts).to_string())
     }
 
     async fn send_stream(&self, stream: &mut TcpStream) -> Result<()> {
@@ -241,6 +313,30 @@ impl Answers {
         }
         Ok(stream.write_all(&self.stream_end).await?)
     }
+}
+
+/// What a mock has done, and does, as it tells under `/mock/counts`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Counts {
+    /// Metrics pages given.
+    pub(super) scrapes: u64,
+    /// JSON answers that wait.
+    pub(super) held: u64,
+}
+
+/// What pickers read, behind as many series that they do not as the page needs for its length.
+fn metrics_page(bytes: usize) -> String {
+    let mut page = String::new();
+    for bucket in 0.. {
+        if page.len() + METRICS.len() >= bytes {
+            break;
+        }
+        let _ = writeln!(
+            page,
+            "vllm:time_to_first_token_seconds_bucket{{engine=\"0\",le=\"{bucket}.0\",model_name=\"mock\"}} {bucket}.0"
+        );
+    }
+    page + METRICS
 }
 
 fn with_length(status: &str, content_type: &str, body: &str) -> Vec<u8> {
@@ -274,7 +370,7 @@ vllm:cache_config_info{block_size=\"16\",cache_dtype=\"auto\",engine=\"0\",num_g
 
 #[cfg(test)]
 mod tests {
-    use super::{CHAT_ANSWER, HeadKind, MODELS, parse_head, wants_stream};
+    use super::{CHAT_ANSWER, HeadKind, METRICS, MODELS, metrics_page, parse_head, wants_stream};
 
     #[test]
     fn the_answer_is_json_of_the_documented_size() {
@@ -282,6 +378,13 @@ mod tests {
         for text in [CHAT_ANSWER, MODELS] {
             assert!(serde_json::from_str::<serde_json::Value>(text).is_ok());
         }
+    }
+
+    #[test]
+    fn a_metrics_page_is_as_long_as_asked_for_and_ends_with_what_counts() {
+        assert_eq!(metrics_page(0), METRICS);
+        let page = metrics_page(50_000);
+        assert!((50_000..50_200).contains(&page.len()) && page.ends_with(METRICS));
     }
 
     #[test]

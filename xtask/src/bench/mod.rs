@@ -1,5 +1,5 @@
 //! `cargo xtask bench proxy`: the gateway beside the proxies that people would use instead, all
-//! in one run on one machine.
+//! in one run on one machine. What it takes by itself is measured in `footprint`.
 //!
 //! Load generator, upstreams and every peer are processes of their own; all peers stay up for
 //! the whole run and take turns within a round, so that a noisy minute hits all of them. What
@@ -8,6 +8,7 @@
 
 mod bodies;
 mod configs;
+pub(crate) mod footprint;
 mod http1;
 pub(crate) mod load;
 pub(crate) mod mock;
@@ -15,6 +16,8 @@ mod peers;
 mod procfs;
 mod promise;
 mod report;
+pub(crate) mod rollout;
+pub(crate) mod scale;
 mod scenario;
 mod stats;
 
@@ -43,6 +46,16 @@ enum Build {
     Dist,
     /// As shipped.
     DistWithProfile,
+}
+
+impl Build {
+    fn chosen(quick: bool, without_profile: bool) -> Self {
+        match (quick, without_profile) {
+            (true, _) => Self::Release,
+            (false, true) => Self::Dist,
+            (false, false) => Self::DistWithProfile,
+        }
+    }
 }
 
 /// What to run and where to put it.
@@ -120,13 +133,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         seconds,
         samples: HashMap::new(),
     };
-    let ours = if args.quick {
-        Build::Release
-    } else if args.without_profile {
-        Build::Dist
-    } else {
-        Build::DistWithProfile
-    };
+    let ours = Build::chosen(args.quick, args.without_profile);
     let installed = install(&args.peers, &release_dir, ours, &mut findings.missing);
 
     let load_at_start = report::load_average();
@@ -136,15 +143,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let page = report::render(&findings, &verdicts, &load_at_start);
     println!("{page}");
     if let Some(out) = &args.out {
-        report::write(out, &page)?;
+        report::write(out, "proxy", &page)?;
     }
-    let kept = verdicts.iter().filter(|verdict| verdict.is_kept()).count();
-    if args.check && kept < verdicts.len() {
-        bail!(
-            "{} of {} promises are broken or not measured",
-            verdicts.len() - kept,
-            verdicts.len()
-        );
+    if args.check {
+        promise::check(&verdicts)?;
     }
     Ok(())
 }
@@ -183,15 +185,20 @@ fn on_this_thread(
     installed: &[(Peer, Installed)],
     findings: &mut Findings,
 ) -> Result<()> {
+    let xtask = release_dir.join("xtask");
+    until_told(compare(&xtask, installed, findings))
+}
+
+/// Runs the work on this thread, to its end or until a signal.
+fn until_told<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     runtime.block_on(async {
-        let xtask = release_dir.join("xtask");
         let mut ended = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
         // Whichever way this ends, the future is dropped and with it every child's guard.
         tokio::select! {
-            done = compare(&xtask, installed, findings) => done,
+            done = work => done,
             _ = tokio::signal::ctrl_c() => bail!("interrupted"),
             _ = ended.recv() => bail!("told to end"),
         }
@@ -229,7 +236,7 @@ async fn compare(
     let mocks = peers::pod_addresses()?;
     let running_mocks = mocks
         .iter()
-        .map(|mock| Running::mock(xtask, *mock))
+        .map(|mock| Running::mock(xtask, *mock, &[]))
         .collect::<Result<Vec<_>>>()?;
     let mut ready = Vec::new();
     for (peer, found) in installed {

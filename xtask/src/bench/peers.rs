@@ -4,6 +4,8 @@
 //! the report as such, and the run goes on. Every child that is started here ends with its guard
 //! (`Running`), on success, on error and on Ctrl-C alike.
 
+use super::http1::{Framing, HEADERS_MAX};
+use super::mock::Counts;
 use super::{Build, configs, procfs};
 use crate::{dist, python, shell};
 use anyhow::{Context, Result, bail};
@@ -131,18 +133,8 @@ impl Peer {
         let listen = free_address()?;
         let mut command = self.command(installed, listen, mocks, folder)?;
         let log = folder.join(format!("{}.log", self.name()));
-        let file = File::create(&log)?;
-        let child = command
-            .current_dir(folder)
-            .stdin(Stdio::null())
-            .stdout(file.try_clone()?)
-            .stderr(file)
-            .spawn()
-            .with_context(|| format!("cannot start {}", shell::describe(&command)))?;
-        let mut running = Running { child };
-        running
-            .wait_until_ready(listen)
-            .with_context(|| format!("its log ends: {}", tail(&log)))?;
+        command.current_dir(folder);
+        let running = Running::start(&mut command, &log, || probe(listen))?;
         Ok(ready(vec![listen], Some(running)))
     }
 
@@ -208,7 +200,7 @@ impl Peer {
 /// The program, told by the kernel to end when this process dies without a chance to end it.
 /// `setpriv` becomes the program, so the process id stays; without it only a killed run leaves
 /// peers behind.
-fn ending_with_us(program: &Path) -> Command {
+pub(super) fn ending_with_us(program: &Path) -> Command {
     let Some(setpriv) = shell::which("setpriv") else {
         return Command::new(program);
     };
@@ -273,15 +265,39 @@ fn install_forebay(release_dir: &Path, ours: Build) -> Result<Installed> {
 }
 
 impl Running {
+    /// Starts a program, its output in a log, and waits until it is ready.
+    pub(super) fn start(
+        command: &mut Command,
+        log: &Path,
+        ready: impl FnMut() -> Result<()>,
+    ) -> Result<Self> {
+        let file = File::create(log)?;
+        command
+            .stdin(Stdio::null())
+            .stdout(file.try_clone()?)
+            .stderr(file);
+        let child = command
+            .spawn()
+            .with_context(|| format!("cannot start {}", shell::describe(command)))?;
+        let mut running = Self { child };
+        running
+            .wait_until(ready)
+            .with_context(|| format!("its log ends: {}", tail(log)))?;
+        Ok(running)
+    }
+
     /// Starts a mock on this address; it ends by itself when our end of its input closes.
-    pub(super) fn mock(xtask: &Path, listen: SocketAddr) -> Result<Self> {
+    pub(super) fn mock(xtask: &Path, listen: SocketAddr, more: &[&str]) -> Result<Self> {
         let child = Command::new(xtask)
             .args(["mock-server", "--listen", &listen.to_string()])
+            .args(more)
             .stdin(Stdio::piped())
             .spawn()
             .context("cannot start the mock server")?;
         let mut running = Self { child };
-        running.wait_until_ready(listen).context("mock server")?;
+        running
+            .wait_until(|| probe(listen))
+            .context("mock server")?;
         Ok(running)
     }
 
@@ -289,13 +305,13 @@ impl Running {
         self.child.id()
     }
 
-    fn wait_until_ready(&mut self, address: SocketAddr) -> Result<()> {
+    fn wait_until(&mut self, mut ready: impl FnMut() -> Result<()>) -> Result<()> {
         let started = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait()? {
                 bail!("it ended while starting ({status})");
             }
-            match probe(address) {
+            match ready() {
                 Ok(()) => return Ok(()),
                 Err(error) if started.elapsed() > START_LIMIT => {
                     return Err(error.context(format!("not ready after {START_LIMIT:?}")));
@@ -345,43 +361,102 @@ pub(super) fn pod_addresses() -> Result<Vec<SocketAddr>> {
 
 /// A loopback address that is free now. Another program may take it before the peer does; the
 /// peer then reports that it cannot listen.
-fn free_address() -> Result<SocketAddr> {
+pub(super) fn free_address() -> Result<SocketAddr> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }
 
 /// One chat request on a connection of its own; an error unless the status is 200.
 fn probe(address: SocketAddr) -> Result<()> {
+    chat(address, "bench.local")
+}
+
+/// The same for this host.
+pub(super) fn chat(address: SocketAddr, host: &str) -> Result<()> {
     let body = r#"{"messages":[{"role":"user","content":"ready?"}],"model":"mock"}"#;
-    post(address, "POST", "/v1/chat/completions", body)
+    expect_ok(address, host, "POST", "/v1/chat/completions", body).map(drop)
 }
 
 /// Sets the shape of a mock's streams from now on.
 pub(super) fn set_stream_shape(mock: SocketAddr, events: u32, gap_ms: u32) -> Result<()> {
-    post(
-        mock,
-        "PUT",
-        &format!("/mock/stream?events={events}&gap_ms={gap_ms}"),
-        "",
-    )
+    let target = format!("/mock/stream?events={events}&gap_ms={gap_ms}");
+    expect_ok(mock, "bench.local", "PUT", &target, "").map(drop)
 }
 
-fn post(address: SocketAddr, method: &str, target: &str, body: &str) -> Result<()> {
+/// Has a mock keep its JSON answers back, or give those that wait.
+pub(super) fn hold(mock: SocketAddr, hold: bool) -> Result<()> {
+    let target = format!("/mock/hold?on={}", u8::from(hold));
+    expect_ok(mock, "bench.local", "PUT", &target, "").map(drop)
+}
+
+/// What a mock has done so far.
+pub(super) fn counts(mock: SocketAddr) -> Result<Counts> {
+    let body = expect_ok(mock, "bench.local", "GET", "/mock/counts", "")?;
+    serde_json::from_slice(&body).context("the mock's counts are not JSON")
+}
+
+/// One request on a connection of its own; the body of the answer, an error unless its status is
+/// 200.
+pub(super) fn expect_ok(
+    address: SocketAddr,
+    host: &str,
+    method: &str,
+    target: &str,
+    body: &str,
+) -> Result<Vec<u8>> {
+    match exchange(address, host, method, target, body)? {
+        (200, body) => Ok(body),
+        (status, _) => bail!("{target} answered status {status}"),
+    }
+}
+
+/// The same, with whatever status.
+pub(super) fn exchange(
+    address: SocketAddr,
+    host: &str,
+    method: &str,
+    target: &str,
+    body: &str,
+) -> Result<(u16, Vec<u8>)> {
     const WAIT: Duration = Duration::from_secs(3);
     let mut stream = TcpStream::connect_timeout(&address, WAIT)?;
     stream.set_read_timeout(Some(WAIT))?;
     write!(
         stream,
-        "{method} {target} HTTP/1.1\r\nhost: bench.local\r\ncontent-type: application/json\r\n\
+        "{method} {target} HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n\
          connection: close\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
     )?;
-    let mut head = [0; 12];
-    stream.read_exact(&mut head)?;
-    let status = String::from_utf8_lossy(&head[9..]).into_owned();
-    if status != "200" {
-        bail!("{target} answered status {status}");
+    read_answer(&mut stream)
+}
+
+/// The status and the body of an answer; the connection may stay open behind it.
+fn read_answer(stream: &mut TcpStream) -> Result<(u16, Vec<u8>)> {
+    let mut piece = vec![0; 16 * 1_024];
+    let mut more = |buffer: &mut Vec<u8>| match stream.read(&mut piece)? {
+        0 => bail!("connection closed inside an answer"),
+        read => {
+            buffer.extend_from_slice(&piece[..read]);
+            Ok(())
+        }
+    };
+    let mut buffer = Vec::new();
+    let (status, mut framing, mut at) = loop {
+        more(&mut buffer)?;
+        let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
+        let mut response = httparse::Response::new(&mut headers);
+        if let httparse::Status::Complete(end) = response.parse(&buffer).context("bad head")? {
+            let status = response.code.unwrap_or(0);
+            break (status, Framing::of(response.headers)?, end);
+        }
+    };
+    let mut body = Vec::new();
+    loop {
+        at += framing.take(&buffer[at..], |payload| body.extend_from_slice(payload))?;
+        if framing.is_done() {
+            return Ok((status, body));
+        }
+        more(&mut buffer)?;
     }
-    Ok(())
 }
 
 /// The last lines of a peer's log, for an error message.

@@ -5,6 +5,7 @@
 //! with the coarser `stat` as fallback. Threads that end inside a measured window are missed;
 //! none of the peers ends threads under load. Linux only, as the whole benchmark.
 
+use anyhow::{Context, Result};
 use std::fs;
 
 /// Nanoseconds in one tick of `/proc/stat`; USER_HZ is 100 on every Linux that Rust supports.
@@ -61,6 +62,20 @@ pub(super) fn usage(pids: &[u32]) -> Usage {
         total.rss_peak_kib += field(&status, "VmHWM:");
     }
     total
+}
+
+/// Resident memory of one process in bytes, page by page as the kernel finds it: its usual count
+/// is off by some hundred kilobytes.
+pub(super) fn resident_bytes(pid: u32) -> Result<u64> {
+    let path = format!("/proc/{pid}/smaps_rollup");
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    Ok(field(&text, "Rss:") * 1_024)
+}
+
+/// Makes the largest resident memory of a process so far what it is now.
+pub(super) fn reset_peak(pid: u32) -> Result<()> {
+    let path = format!("/proc/{pid}/clear_refs");
+    fs::write(&path, "5").with_context(|| format!("cannot write {path}"))
 }
 
 /// Time that the machine's processors were not idle, in nanoseconds.
@@ -126,7 +141,7 @@ fn field(status: &str, name: &str) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{after_name, cpu_ns, field, tree, usage};
+    use super::{after_name, cpu_ns, field, reset_peak, resident_bytes, tree, usage};
 
     #[test]
     fn names_with_spaces_and_brackets_do_not_shift_fields() {
@@ -151,5 +166,7 @@ mod tests {
         let me = std::process::id();
         assert!(tree(me).contains(&me));
         assert!(usage(&[me]).rss_kib > 0);
+        assert!(resident_bytes(me).unwrap() > 0);
+        reset_peak(me).unwrap();
     }
 }

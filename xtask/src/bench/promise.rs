@@ -1,4 +1,4 @@
-//! The promises that this benchmark can judge, and how each is judged.
+//! The promises that the proxy benchmark can judge, and how each is judged.
 //!
 //! A ratio is taken inside each round, between neighbours in time; the verdict goes by the
 //! median over the rounds. An error on either side in any round leaves the promise unmeasured: a
@@ -9,21 +9,27 @@ use super::load::Sample;
 use super::peers::Peer;
 use super::scenario::{Kind, SATURATING, Scenario};
 use super::stats::Spread;
+use anyhow::{Result, bail};
 
 /// A promise with its limit, and what the run says about it.
 #[derive(Debug)]
 pub(super) struct Verdict {
     pub(super) promise: &'static Promise,
-    /// Absent when some peer or scenario of the promise was not in the run, or had an error.
+    /// Absent when something that the promise needs was not in the run, or had an error.
     pub(super) measured: Option<Spread>,
 }
 
-/// One promised number: a value of each round that must stay at or below a limit.
+/// One promised number: a value of each round whose median must stay at or below a limit.
 #[derive(Debug)]
 pub(super) struct Promise {
     pub(super) text: &'static str,
     pub(super) limit: f64,
     pub(super) unit: &'static str,
+}
+
+/// Where in a comparison of proxies a promise shows.
+struct Rule {
+    promise: Promise,
     applies_to: fn(&Scenario) -> bool,
     value: fn(&Round<'_>) -> Option<f64>,
 }
@@ -35,25 +41,31 @@ struct Round<'a> {
     round: usize,
 }
 
-const PROMISES: [Promise; 6] = [
-    Promise {
-        text: "CPU per 2 KiB request with the full inference pick, against Envoy plain",
-        limit: 0.5,
-        unit: "×",
+static RULES: [Rule; 6] = [
+    Rule {
+        promise: Promise {
+            text: "CPU per 2 KiB request with the full inference pick, against Envoy plain",
+            limit: 0.5,
+            unit: "×",
+        },
         applies_to: |s| is_saturating(s, 2_048),
         value: |r| r.cost_ratio(Peer::Envoy),
     },
-    Promise {
-        text: "CPU per 2 KiB request with the full inference pick, against nginx plain",
-        limit: 1.5,
-        unit: "×",
+    Rule {
+        promise: Promise {
+            text: "CPU per 2 KiB request with the full inference pick, against nginx plain",
+            limit: 1.5,
+            unit: "×",
+        },
         applies_to: |s| is_saturating(s, 2_048),
         value: |r| r.cost_ratio(Peer::Nginx),
     },
-    Promise {
-        text: "added p50 at 1 connection, against Envoy plain",
-        limit: 1.0,
-        unit: "×",
+    Rule {
+        promise: Promise {
+            text: "added p50 at 1 connection, against Envoy plain",
+            limit: 1.0,
+            unit: "×",
+        },
         applies_to: |s| s.kind == Kind::Plain && s.connections == 1,
         value: |r| {
             let ours = r.added_p50_us(Peer::Forebay)?;
@@ -61,24 +73,30 @@ const PROMISES: [Promise; 6] = [
             (theirs > 0.0).then(|| ours / theirs)
         },
     },
-    Promise {
-        text: "CPU per 220 KiB request",
-        limit: 500.0,
-        unit: "µs",
+    Rule {
+        promise: Promise {
+            text: "CPU per 220 KiB request",
+            limit: 500.0,
+            unit: "µs",
+        },
         applies_to: |s| is_saturating(s, 220 * 1_024),
         value: |r| r.cost_us(Peer::Forebay),
     },
-    Promise {
-        text: "CPU per paced server-sent event, against nginx",
-        limit: 1.2,
-        unit: "×",
+    Rule {
+        promise: Promise {
+            text: "CPU per paced server-sent event, against nginx",
+            limit: 1.2,
+            unit: "×",
+        },
         applies_to: |s| matches!(s.kind, Kind::Stream { gap_ms, .. } if gap_ms > 0),
         value: |r| r.cost_ratio(Peer::Nginx),
     },
-    Promise {
-        text: "CPU per stream of 50 events in a burst, against nginx",
-        limit: 2.0,
-        unit: "×",
+    Rule {
+        promise: Promise {
+            text: "CPU per stream of 50 events in a burst, against nginx",
+            limit: 2.0,
+            unit: "×",
+        },
         applies_to: |s| matches!(s.kind, Kind::Stream { gap_ms: 0, .. }),
         value: |r| r.cost_ratio(Peer::Nginx),
     },
@@ -92,23 +110,38 @@ fn is_saturating(scenario: &Scenario, body_bytes: usize) -> bool {
 
 /// Judges every promise.
 pub(super) fn judge(findings: &Findings) -> Vec<Verdict> {
-    PROMISES
+    RULES
         .iter()
-        .map(|promise| {
-            let scenario = findings.scenarios.iter().position(promise.applies_to);
+        .map(|rule| {
+            let scenario = findings.scenarios.iter().position(rule.applies_to);
             let measured = scenario.and_then(|scenario| {
                 let rounds = (0..findings.rounds).map(|round| Round {
                     findings,
                     scenario,
                     round,
                 });
-                let values: Option<Vec<f64>> =
-                    rounds.map(|round| (promise.value)(&round)).collect();
+                let values: Option<Vec<f64>> = rounds.map(|round| (rule.value)(&round)).collect();
                 Spread::of(values?)
             });
-            Verdict { promise, measured }
+            Verdict {
+                promise: &rule.promise,
+                measured,
+            }
         })
         .collect()
+}
+
+/// Fails unless every promise was measured and holds.
+pub(super) fn check(verdicts: &[Verdict]) -> Result<()> {
+    let kept = verdicts.iter().filter(|verdict| verdict.is_kept()).count();
+    let all = verdicts.len();
+    if kept < all {
+        bail!(
+            "{} of {all} promises are broken or not measured",
+            all - kept
+        );
+    }
+    Ok(())
 }
 
 /// What one request, paced event or burst stream cost the proxy, in microseconds of CPU.

@@ -1,4 +1,4 @@
-//! The findings as a Markdown page that can stand beside other pages of the documentation.
+//! Findings as a Markdown page that can stand beside other pages of the documentation.
 //!
 //! Only the part between two marks is ours; whatever a person wrote around it stays.
 
@@ -14,25 +14,25 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-const BEGIN: &str = "<!-- bench proxy: begin -->";
-const END: &str = "<!-- bench proxy: end -->";
-
 /// Other processes' share of the machine above which a run is called noisy: a tenth of one core
 /// moves medians here by less than the rounds differ anyway.
-const QUIET_FOREIGN_CORES: f64 = 0.1;
+pub(super) const QUIET_FOREIGN_CORES: f64 = 0.1;
 
-/// Writes the part into the page, making the page if it is not there.
-pub(super) fn write(out: &Path, part: &str) -> Result<()> {
+/// Writes the part of this benchmark into the page, making the page if it is not there.
+pub(super) fn write(out: &Path, bench: &str, part: &str) -> Result<()> {
     let old = fs::read_to_string(out).unwrap_or_default();
-    fs::write(out, replace(&old, part)).with_context(|| format!("cannot write {}", out.display()))
+    fs::write(out, replace(&old, bench, part))
+        .with_context(|| format!("cannot write {}", out.display()))
 }
 
 /// The page with the marked part replaced, or added at its end.
-fn replace(page: &str, part: &str) -> String {
-    let marked = format!("{BEGIN}\n\n{}\n\n{END}", part.trim());
-    match (page.find(BEGIN), page.find(END)) {
+fn replace(page: &str, bench: &str, part: &str) -> String {
+    let mark = |which: &str| format!("<!-- bench {bench}: {which} -->");
+    let (begin, end) = (mark("begin"), mark("end"));
+    let marked = format!("{begin}\n\n{}\n\n{end}", part.trim());
+    match (page.find(&begin), page.find(&end)) {
         (Some(from), Some(to)) if from < to => {
-            format!("{}{marked}{}", &page[..from], &page[to + END.len()..])
+            format!("{}{marked}{}", &page[..from], &page[to + end.len()..])
         }
         _ if page.trim().is_empty() => format!("{marked}\n"),
         _ => format!("{}\n\n{marked}\n", page.trim_end()),
@@ -42,7 +42,7 @@ fn replace(page: &str, part: &str) -> String {
 /// The whole part: the machine, the promises, a table for each scenario.
 pub(super) fn render(findings: &Findings, verdicts: &[Verdict], load_at_start: &str) -> String {
     let mut page = String::new();
-    machine(&mut page, findings, load_at_start);
+    rows(&mut page, &machine(findings, load_at_start));
     promises(&mut page, verdicts);
     for (index, scenario) in findings.scenarios.iter().enumerate() {
         table(&mut page, findings, index, scenario);
@@ -59,7 +59,17 @@ pub(super) fn load_average() -> String {
         .join(" ")
 }
 
-fn machine(page: &mut String, findings: &Findings, load_at_start: &str) {
+/// A table of names and what they stand for.
+pub(super) fn rows(page: &mut String, rows: &[(&str, String)]) {
+    page.push_str("| | |\n|---|---|\n");
+    for (name, value) in rows {
+        let _ = writeln!(page, "| {name} | {value} |");
+    }
+    page.push('\n');
+}
+
+/// When and on what is measured.
+pub(super) fn surroundings() -> Vec<(&'static str, String)> {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let line = |text: &str, name: &str| {
         let found = text
@@ -73,52 +83,57 @@ fn machine(page: &mut String, findings: &Findings, load_at_start: &str) {
     };
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     let rustc = shell::capture(Command::new("rustc").arg("--version")).unwrap_or_default();
-    let _ = writeln!(page, "| | |\n|---|---|");
-    let mut row = |name: &str, value: &str| _ = writeln!(page, "| {name} | {value} |");
-    row(
-        "date",
-        &jiff::Timestamp::now()
-            .strftime("%Y-%m-%d %H:%M UTC")
-            .to_string(),
-    );
-    row(
-        "processor",
-        &format!(
-            "{}, {cores} cores",
-            line(&read("/proc/cpuinfo"), "model name")
+    let date = jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M UTC");
+    let model = line(&read("/proc/cpuinfo"), "model name");
+    vec![
+        ("date", date.to_string()),
+        ("processor", format!("{model}, {cores} cores")),
+        ("memory", line(&read("/proc/meminfo"), "MemTotal")),
+        (
+            "kernel",
+            read("/proc/sys/kernel/osrelease").trim().to_owned(),
         ),
-    );
-    row("memory", &line(&read("/proc/meminfo"), "MemTotal"));
-    row("kernel", read("/proc/sys/kernel/osrelease").trim());
-    row("compiler", &rustc);
-    row(
-        "windows",
-        &format!("{} rounds of {} s", findings.rounds, findings.seconds),
-    );
-    row(
-        "load average, start and end",
-        &format!("{load_at_start}; {}", load_average()),
-    );
-    row("other processes", &noise(findings));
-    for (peer, version) in findings
-        .peers
-        .iter()
-        .filter(|(peer, _)| *peer != Peer::Direct)
-    {
-        row(peer.name(), version);
-    }
-    for (peer, reason) in &findings.missing {
-        row(
-            peer.name(),
-            &format!("missing: {}", reason.replace(['\n', '|'], " ")),
-        );
-    }
-    page.push('\n');
+        ("compiler", rustc),
+    ]
 }
 
-fn noise(findings: &Findings) -> String {
-    let cores = findings.samples.values().map(|sample| sample.foreign_cores);
-    let Some(spread) = Spread::of(cores) else {
+/// Whether the kernel backs memory with huge pages, which makes what is resident larger than what is
+/// in use: the word in brackets.
+pub(super) fn huge_pages() -> String {
+    let modes = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled");
+    modes.map_or_else(|_| "unknown".to_owned(), |modes| modes.trim().to_owned())
+}
+
+fn machine(findings: &Findings, load_at_start: &str) -> Vec<(&'static str, String)> {
+    let mut rows = surroundings();
+    let foreign = findings.samples.values().map(|sample| sample.foreign_cores);
+    rows.extend([
+        (
+            "windows",
+            format!("{} rounds of {} s", findings.rounds, findings.seconds),
+        ),
+        (
+            "load average, start and end",
+            format!("{load_at_start}; {}", load_average()),
+        ),
+        ("other processes", noise(Spread::of(foreign))),
+    ]);
+    let peers = findings.peers.iter();
+    rows.extend(
+        peers
+            .filter(|(peer, _)| *peer != Peer::Direct)
+            .map(|(peer, version)| (peer.name(), version.clone())),
+    );
+    rows.extend(findings.missing.iter().map(|(peer, reason)| {
+        let reason = reason.replace(['\n', '|'], " ");
+        (peer.name(), format!("missing: {reason}"))
+    }));
+    rows
+}
+
+/// Whether a run with these numbers of foreign busy cores is to be trusted.
+pub(super) fn noise(foreign_cores: Option<Spread>) -> String {
+    let Some(spread) = foreign_cores else {
         return "no window measured".to_owned();
     };
     let verdict = if spread.median <= QUIET_FOREIGN_CORES {
@@ -129,7 +144,8 @@ fn noise(findings: &Findings) -> String {
     format!("{} cores busy outside the rig: {verdict}", spread.text())
 }
 
-fn promises(page: &mut String, verdicts: &[Verdict]) {
+/// The table of promises.
+pub(super) fn promises(page: &mut String, verdicts: &[Verdict]) {
     page.push_str("### Promises\n\n| promise | limit | measured | verdict |\n|---|---|---|---|\n");
     for verdict in verdicts {
         let promise = verdict.promise;
@@ -223,25 +239,40 @@ fn row(findings: &Findings, index: usize, peer: Peer) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{BEGIN, END, replace};
+    use super::replace;
+
+    const BEGIN: &str = "<!-- bench proxy: begin -->";
+    const END: &str = "<!-- bench proxy: end -->";
 
     #[test]
     fn a_page_keeps_what_stands_around_the_marks() {
         let page = format!("# Title\n\nwords\n\n{BEGIN}\nold\n{END}\n\nmore\n");
-        let new = replace(&page, "new\n");
+        let new = replace(&page, "proxy", "new\n");
         assert_eq!(
             new,
             format!("# Title\n\nwords\n\n{BEGIN}\n\nnew\n\n{END}\n\nmore\n")
         );
-        assert_eq!(replace(&new, "new"), new, "writing twice changes nothing");
+        assert_eq!(
+            replace(&new, "proxy", "new"),
+            new,
+            "writing twice changes nothing"
+        );
+        let other = replace(&new, "footprint", "other");
+        assert!(
+            other.starts_with(&new),
+            "another benchmark's part is another"
+        );
     }
 
     #[test]
     fn a_page_without_marks_gets_the_part_at_its_end() {
         assert_eq!(
-            replace("# Title\n", "new"),
+            replace("# Title\n", "proxy", "new"),
             format!("# Title\n\n{BEGIN}\n\nnew\n\n{END}\n")
         );
-        assert_eq!(replace("", "new"), format!("{BEGIN}\n\nnew\n\n{END}\n"));
+        assert_eq!(
+            replace("", "proxy", "new"),
+            format!("{BEGIN}\n\nnew\n\n{END}\n")
+        );
     }
 }

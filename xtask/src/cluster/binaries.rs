@@ -1,5 +1,5 @@
-//! The programs of Kubernetes and of the conformance suites, built once from the Go modules below
-//! `tools` and kept in the cache folder under a key made of everything that goes into them.
+//! The programs of Kubernetes, of the conformance suites and Helm, built once from the Go modules
+//! below `tools` and kept in the cache folder under a key made of everything that goes into them.
 //!
 //! The parts are built when first needed: a control plane needs only the first. What Go itself
 //! caches (modules, compiled packages) is where Go keeps it.
@@ -46,6 +46,10 @@ pub(super) enum Part {
     Pause,
     /// The servers that the Gateway API's conformance suite sends requests to.
     Backends,
+    /// The Gateway API's conformance suite itself.
+    Suite,
+    /// What renders and installs the chart.
+    Helm,
 }
 
 /// A Go module that pins versions. Those of the conformance suites are their own.
@@ -53,6 +57,7 @@ pub(super) enum Part {
 pub(super) enum Module {
     Cluster,
     Conformance,
+    Deploy,
 }
 
 impl Module {
@@ -60,6 +65,7 @@ impl Module {
         shell::root().join(match self {
             Self::Cluster => "tools/cluster",
             Self::Conformance => "tools/conformance",
+            Self::Deploy => "tools/deploy",
         })
     }
 }
@@ -73,7 +79,8 @@ impl Part {
     fn module(self) -> Module {
         match self {
             Self::Kube | Self::Containerd | Self::Cni | Self::Pause => Module::Cluster,
-            Self::Backends => Module::Conformance,
+            Self::Backends | Self::Suite => Module::Conformance,
+            Self::Helm => Module::Deploy,
         }
     }
 
@@ -85,6 +92,8 @@ impl Part {
             Self::Cni => "ptp",
             Self::Pause => "pause",
             Self::Backends => "echo-basic",
+            Self::Suite => "conformance.test",
+            Self::Helm => "helm",
         }
     }
 
@@ -96,6 +105,8 @@ impl Part {
             Self::Cni => "the CNI plugins",
             Self::Pause => "the pause program",
             Self::Backends => "the backends of the conformance suite",
+            Self::Suite => "the conformance suite of the Gateway API",
+            Self::Helm => "Helm (about 3 CPU minutes from nothing)",
         }
     }
 
@@ -118,6 +129,8 @@ impl Part {
                 "sigs.k8s.io/gateway-api/conformance/echo-basic",
                 "./coredns",
             ],
+            Self::Suite => &["sigs.k8s.io/gateway-api/conformance"],
+            Self::Helm => &["helm.sh/helm/v4/cmd/helm"],
         }
     }
 
@@ -125,8 +138,13 @@ impl Part {
         match self {
             Self::Kube => "grpcnotrace,notest",
             Self::Containerd => "grpcnotrace,no_btrfs,no_devmapper,no_zfs",
-            Self::Cni | Self::Pause | Self::Backends => "",
+            Self::Cni | Self::Pause | Self::Backends | Self::Suite | Self::Helm => "",
         }
+    }
+
+    /// Whether it is one package of tests, which becomes one program `<package>.test`.
+    fn is_tests(self) -> bool {
+        self.proof().ends_with(".test")
     }
 }
 
@@ -180,9 +198,8 @@ pub(super) fn ensure(module: Module, parts: &[Part]) -> Result<Binaries> {
         eprintln!("waiting for another command that is building the same");
         lock.lock().context("cannot lock the cache folder")?;
     }
-    let go = shell::which("go").context(
-        "go is not in PATH: Kubernetes is built from its Go modules, install Go 1.26 or newer",
-    )?;
+    let go = shell::which("go")
+        .context("go is not in PATH: this is built from Go modules, install Go 1.26 or newer")?;
     check_disk(&binaries.dir)?;
     for part in missing(&binaries, parts) {
         build(&go, part, &binaries)?;
@@ -240,10 +257,19 @@ fn build(go: &Path, part: Part, binaries: &Binaries) -> Result<()> {
     }
     fs::create_dir_all(&fresh)?;
     let mut command = Command::new(go);
+    if part.is_tests() {
+        command.args(["test", "-c"]);
+    } else {
+        command.arg("build");
+    }
     command
-        .args(["build", "-v", "-trimpath", "-tags", part.tags()])
+        .args(["-v", "-trimpath", "-tags", part.tags()])
         .args(["-ldflags", &linker_flags(part)?, "-o"])
-        .arg(&fresh)
+        .arg(if part.is_tests() {
+            fresh.join(part.proof())
+        } else {
+            fresh.clone()
+        })
         .args(part.packages())
         .current_dir(part.module().dir())
         .env("CGO_ENABLED", "0");
@@ -392,11 +418,15 @@ mod tests {
 
     #[test]
     fn every_part_proves_itself_by_a_package_that_it_builds() {
-        for part in NODES.into_iter().chain([Part::Backends]) {
+        for part in NODES
+            .into_iter()
+            .chain([Part::Backends, Part::Suite, Part::Helm])
+        {
+            let program = part.proof().trim_end_matches(".test");
             let built = part
                 .packages()
                 .iter()
-                .any(|package| package.rsplit('/').next() == Some(part.proof()));
+                .any(|package| package.rsplit('/').next() == Some(program));
             assert!(built, "{part:?}");
         }
     }

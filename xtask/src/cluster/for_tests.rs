@@ -26,6 +26,7 @@ const SHAPE: Shape = Shape {
 #[derive(Debug)]
 pub(crate) struct TestBed {
     kubeconfig: PathBuf,
+    kubectl: PathBuf,
     _run: File,
 }
 
@@ -48,6 +49,7 @@ impl TestBed {
         match kubeconfig {
             Some(kubeconfig) => Ok(Self {
                 kubeconfig,
+                kubectl: built.program("kubectl"),
                 _run: run,
             }),
             None => bail!("the bed {NAME} vanished"),
@@ -57,6 +59,11 @@ impl TestBed {
     /// How an administrator reaches it.
     pub(crate) fn kubeconfig(&self) -> &std::path::Path {
         &self.kubeconfig
+    }
+
+    /// A kubectl of its version.
+    pub(crate) fn kubectl(&self) -> &std::path::Path {
+        &self.kubectl
     }
 }
 

@@ -31,6 +31,7 @@ use anyhow::Result;
 use binaries::Module;
 use clap::Subcommand;
 pub(crate) use for_tests::TestBed;
+use std::path::PathBuf;
 
 /// The name of the bed that is meant when none is given.
 const DEFAULT_BED: &str = "default";
@@ -98,6 +99,25 @@ pub(crate) fn run(action: &Action) -> Result<()> {
         Action::Launch(args) => process::launch(args),
         Action::InsideNode(args) => inside::run(args),
     }
+}
+
+/// Helm, if it is built.
+pub(crate) fn built_helm() -> Result<Option<PathBuf>> {
+    let built = binaries::locate(Module::Deploy)?;
+    let missing = binaries::missing(&built, &[binaries::Part::Helm]);
+    Ok(missing.is_empty().then(|| built.program("helm")))
+}
+
+/// Helm, built if need be.
+pub(crate) fn build_helm() -> Result<PathBuf> {
+    let built = binaries::ensure(Module::Deploy, &[binaries::Part::Helm])?;
+    Ok(built.program("helm"))
+}
+
+/// The Gateway API's conformance suite as a program, built first if need be.
+pub(crate) fn conformance_suite() -> Result<PathBuf> {
+    let built = binaries::ensure(Module::Conformance, &[binaries::Part::Suite])?;
+    Ok(built.program("conformance.test"))
 }
 
 fn build(args: &BuildArgs) -> Result<()> {

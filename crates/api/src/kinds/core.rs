@@ -1,5 +1,5 @@
-//! The parts of core kinds that routing reads: Service, EndpointSlice, Secret, Pod, Namespace.
-//! Their other fields are the API server's business and pass without remark.
+//! The parts of core kinds that routing reads: Service, EndpointSlice, Secret, ConfigMap, Pod,
+//! Namespace. Their other fields are the API server's business and pass without remark.
 
 use std::collections::BTreeMap;
 
@@ -17,6 +17,8 @@ pub(crate) struct Service {
     pub(crate) metadata: Meta,
     #[serde(default)]
     pub(crate) spec: ServiceSpec,
+    #[serde(default)]
+    pub(crate) status: ServiceStatus,
 }
 
 #[derive(Clone, PartialEq, Debug, Default, Deserialize)]
@@ -26,6 +28,27 @@ pub(crate) struct ServiceSpec {
     pub(crate) kind: Option<String>,
     pub(crate) selector: BTreeMap<String, String>,
     pub(crate) ports: Vec<ServicePort>,
+    #[serde(rename = "clusterIP")]
+    pub(crate) cluster_ip: Option<String>,
+}
+
+#[derive(Clone, PartialEq, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct ServiceStatus {
+    pub(crate) load_balancer: LoadBalancer,
+}
+
+#[derive(Clone, PartialEq, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct LoadBalancer {
+    pub(crate) ingress: Vec<Ingress>,
+}
+
+#[derive(Clone, PartialEq, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Ingress {
+    pub(crate) ip: Option<String>,
+    pub(crate) hostname: Option<String>,
 }
 
 #[derive(Clone, PartialEq, Debug, Deserialize)]
@@ -85,9 +108,19 @@ pub(crate) struct Secret {
     #[serde(rename = "type", default)]
     pub(crate) kind: String,
     #[serde(default)]
-    pub(crate) data: BTreeMap<String, String>,
+    pub(crate) data: SecretData,
     #[serde(default)]
-    pub(crate) string_data: BTreeMap<String, String>,
+    pub(crate) string_data: SecretData,
+}
+
+/// The keys of a `kubernetes.io/tls` Secret. Others are not even kept.
+#[derive(Clone, PartialEq, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct SecretData {
+    #[serde(rename = "tls.crt")]
+    pub(crate) certificate: Option<String>,
+    #[serde(rename = "tls.key")]
+    pub(crate) key: Option<String>,
 }
 
 impl std::fmt::Debug for Secret {
@@ -96,6 +129,21 @@ impl std::fmt::Debug for Secret {
             .field("name", &self.metadata.key())
             .finish_non_exhaustive()
     }
+}
+
+#[derive(Clone, PartialEq, Debug, Deserialize)]
+pub(crate) struct ConfigMap {
+    pub(crate) metadata: Meta,
+    #[serde(default)]
+    pub(crate) data: ConfigData,
+}
+
+/// The key under which a ConfigMap holds a bundle of certificates. Others are not even kept.
+#[derive(Clone, PartialEq, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct ConfigData {
+    #[serde(rename = "ca.crt")]
+    pub(crate) bundle: Option<String>,
 }
 
 #[derive(Clone, PartialEq, Debug, Deserialize)]
@@ -155,13 +203,5 @@ impl Pod {
     /// Whether the pod has ended for good; its address may already belong to another.
     pub(crate) fn is_over(&self) -> bool {
         matches!(self.status.phase.as_deref(), Some("Succeeded" | "Failed"))
-    }
-
-    pub(crate) fn named_port(&self, name: &str) -> Option<u16> {
-        let ports = self.spec.containers.iter().flat_map(|c| &c.ports);
-        ports
-            .filter(|port| port.name.as_deref() == Some(name))
-            .map(|port| port.container_port)
-            .next()
     }
 }

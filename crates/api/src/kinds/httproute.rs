@@ -2,7 +2,8 @@
 
 use serde::Deserialize;
 
-use super::{Meta, Opaque, gateway::gateway_group};
+use super::route::{ObjectRef, ParentRef, one_share, service};
+use super::{Meta, Opaque};
 
 #[derive(Clone, PartialEq, Debug, Deserialize)]
 pub(crate) struct HttpRoute {
@@ -17,23 +18,6 @@ pub(crate) struct HttpRouteSpec {
     pub(crate) hostnames: Vec<String>,
     pub(crate) rules: Vec<HttpRule>,
     pub(crate) use_default_gateways: Option<Opaque>,
-}
-
-#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct ParentRef {
-    #[serde(default = "gateway_group")]
-    pub(crate) group: String,
-    #[serde(default = "gateway_kind")]
-    pub(crate) kind: String,
-    pub(crate) namespace: Option<String>,
-    pub(crate) name: String,
-    pub(crate) section_name: Option<String>,
-    pub(crate) port: Option<u16>,
-}
-
-fn gateway_kind() -> String {
-    "Gateway".to_owned()
 }
 
 #[derive(Clone, PartialEq, Debug, Default, Deserialize)]
@@ -249,23 +233,7 @@ pub(crate) struct Cors {
     pub(crate) max_age: Option<u32>,
 }
 
-/// `BackendObjectReference`.
-#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
-pub(crate) struct ObjectRef {
-    #[serde(default)]
-    pub(crate) group: String,
-    #[serde(default = "service")]
-    pub(crate) kind: String,
-    pub(crate) name: String,
-    pub(crate) namespace: Option<String>,
-    pub(crate) port: Option<u16>,
-}
-
-fn service() -> String {
-    "Service".to_owned()
-}
-
-/// `HTTPBackendRef`: an object reference with a share and filters. (Spelled out rather than
+/// `HTTPBackendRef` and `GRPCBackendRef`: an object reference with a share and filters. (Spelled out rather than
 /// flattened: serde cannot report unknown fields through `flatten`.)
 #[derive(Clone, PartialEq, Debug, Deserialize)]
 pub(crate) struct BackendRef {
@@ -276,14 +244,10 @@ pub(crate) struct BackendRef {
     pub(crate) name: String,
     pub(crate) namespace: Option<String>,
     pub(crate) port: Option<u16>,
-    #[serde(default = "one")]
+    #[serde(default = "one_share")]
     pub(crate) weight: u32,
     #[serde(default)]
     pub(crate) filters: Vec<HttpFilter>,
-}
-
-fn one() -> u32 {
-    1
 }
 
 impl BackendRef {

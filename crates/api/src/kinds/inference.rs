@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
+use super::route::service;
 use super::{Meta, POOL_GROUP};
 
 #[derive(Clone, PartialEq, Debug, Deserialize)]
@@ -54,15 +55,11 @@ pub(crate) struct EndpointPickerRef {
     pub(crate) name: String,
     pub(crate) port: Option<TargetPort>,
     #[serde(default)]
-    failure_mode: FailureMode,
-}
-
-fn service() -> String {
-    "Service".to_owned()
+    pub(crate) failure_mode: FailureMode,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
-enum FailureMode {
+pub(crate) enum FailureMode {
     #[default]
     FailClose,
     FailOpen,

@@ -4,18 +4,25 @@
 //! `validate`) or follows references (see `lower`). Fields that we know of but do not support are
 //! kept as opaque values, so that their use can be reported instead of ignored.
 
+pub(crate) mod config;
 pub(crate) mod core;
 pub(crate) mod gateway;
+pub(crate) mod grpcroute;
 pub(crate) mod httproute;
 pub(crate) mod inference;
+pub(crate) mod policy;
+pub(crate) mod route;
+pub(crate) mod tlsroute;
 
 use std::collections::BTreeMap;
 
 use forebay_model::ObjectName;
 use forebay_model::endpoint::Labels;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 pub(crate) const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
+/// The group of our own kinds.
+pub(crate) const OWN_GROUP: &str = "forebay.dev";
 pub(crate) const POOL_GROUP: &str = "inference.networking.k8s.io";
 
 /// A foreign or unsupported part that is only ever noticed.
@@ -26,11 +33,22 @@ pub(crate) type Opaque = serde_json::Value;
 pub(crate) struct Meta {
     pub(crate) name: String,
     pub(crate) namespace: Option<String>,
+    /// Empty in files.
+    pub(crate) uid: String,
     pub(crate) labels: Labels,
+    #[serde(deserialize_with = "annotations")]
     pub(crate) annotations: BTreeMap<String, String>,
     pub(crate) creation_timestamp: Option<String>,
     pub(crate) deletion_timestamp: Option<String>,
     pub(crate) generation: i64,
+}
+
+/// All but the copy of the object that `kubectl apply` leaves, which nothing here reads and which is
+/// as large as the rest.
+fn annotations<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<String, String>, D::Error> {
+    let mut all: BTreeMap<String, String> = BTreeMap::deserialize(from)?;
+    all.remove("kubectl.kubernetes.io/last-applied-configuration");
+    Ok(all)
 }
 
 impl Meta {
@@ -48,5 +66,22 @@ impl Meta {
     pub(crate) fn age(&self) -> (bool, &str) {
         let created = self.creation_timestamp.as_deref();
         (created.is_none(), created.unwrap_or_default())
+    }
+
+    /// The order of precedence among objects that want the same: oldest first, then by
+    /// `namespace/name` in the order of the alphabet.
+    pub(crate) fn precedence(&self, other: &Self) -> std::cmp::Ordering {
+        self.age()
+            .cmp(&other.age())
+            .then_with(|| match self.namespace() == other.namespace() {
+                true => self.name.cmp(&other.name),
+                false => self.path().cmp(other.path()),
+            })
+    }
+
+    /// `namespace/name`.
+    fn path(&self) -> impl Iterator<Item = u8> {
+        let namespace = self.namespace().bytes();
+        namespace.chain([b'/']).chain(self.name.bytes())
     }
 }

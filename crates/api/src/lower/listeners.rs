@@ -1,345 +1,333 @@
-//! Gateways and their listeners: which are ours, which serve, on which port, and their status.
-//!
-//! All Gateways of this process share its ports. Listeners of one port are told apart by host name;
-//! of two that claim the same, the older Gateway's serves and the other is in conflict.
+//! One listener of a Gateway or ListenerSet: its protocol, certificates and kinds of route, and
+//! which of several listeners that want the same gets it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use forebay_model::route::{Entry, HostPattern, RouteTable};
-use forebay_model::snapshot::{Certificate, Listener as Served, Port};
-use forebay_model::{ObjectName, Snapshot};
+use forebay_model::ObjectName;
+use forebay_model::route::{Entry, HostPattern, TlsRule};
+use forebay_model::snapshot::Certificate;
 
-use super::{Notes, backends};
-use crate::index::{CONTROLLER_NAME, DEFAULT_CLASS, Objects, Origin};
+use super::hosts::HostSet;
+use super::references::Look;
+use super::trust::{self, Clients};
 use crate::kinds::GATEWAY_GROUP;
-use crate::kinds::gateway::{Gateway, Listener, RouteKind};
+use crate::kinds::gateway::{FrontendTls, Listener, TlsMode};
 use crate::object::Kind;
 use crate::reason;
-use crate::status::{Condition, Fault, ListenerStatus, ObjectStatus};
+use crate::status::Fault;
 
-/// A Gateway of ours and what its listeners have come to.
-pub(super) struct GatewayState<'a> {
-    pub(super) name: ObjectName,
-    pub(super) object: &'a Gateway,
-    pub(super) listeners: Vec<ListenerState<'a>>,
+/// What a listener speaks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Protocol {
+    Http,
+    Https,
+    /// TLS that is ended here and carries anything.
+    TlsTerminate,
+    /// TLS that is passed on.
+    TlsPassthrough,
 }
 
+impl Protocol {
+    fn of(listener: &Listener) -> Option<Self> {
+        let mode = listener.tls.as_ref().map(|tls| tls.mode);
+        Some(match (listener.protocol.as_str(), mode) {
+            ("HTTP", _) => Self::Http,
+            ("HTTPS", _) => Self::Https,
+            ("TLS", None | Some(TlsMode::Terminate)) => Self::TlsTerminate,
+            ("TLS", Some(TlsMode::Passthrough)) => Self::TlsPassthrough,
+            _ => return None,
+        })
+    }
+
+    /// Whether connections start with TLS.
+    pub(super) fn is_tls(self) -> bool {
+        self != Self::Http
+    }
+
+    fn needs_certificate(self) -> bool {
+        matches!(self, Self::Https | Self::TlsTerminate)
+    }
+
+    /// The kinds of route that can be served.
+    fn kinds(self) -> &'static [Kind] {
+        match self {
+            Self::Http | Self::Https => &[Kind::HttpRoute, Kind::GrpcRoute],
+            Self::TlsTerminate | Self::TlsPassthrough => &[Kind::TlsRoute],
+        }
+    }
+}
+
+/// Whose listener it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Owner {
+    Gateway,
+    /// The set of this position among those of the Gateway.
+    Set(usize),
+}
+
+/// A listener and what it has come to.
 pub(super) struct ListenerState<'a> {
     pub(super) spec: &'a Listener,
+    pub(super) owner: Owner,
+    /// The name in the model, unique within the Gateway.
+    pub(super) name: Arc<str>,
+    /// The namespace of its object, against which its routes are judged.
+    pub(super) namespace: Arc<str>,
+    /// `None` if it is not supported.
+    pub(super) protocol: Option<Protocol>,
     pub(super) hostname: Option<HostPattern>,
-    /// What attached routes have added.
-    pub(super) entries: Vec<(Option<HostPattern>, Entry)>,
+    /// The kinds of route that may attach.
+    pub(super) kinds: Vec<Kind>,
+    pub(super) certificates: Vec<Arc<Certificate>>,
+    pub(super) clients: Clients,
+    /// Routes that attached, each counted once.
     pub(super) attached_routes: usize,
-    /// Whether HTTPRoutes are among the allowed kinds.
-    pub(super) allows_http: bool,
-    tls: bool,
-    certificates: Vec<Arc<Certificate>>,
-    unsupported: Option<Fault>,
-    unresolved: Option<Fault>,
-    conflict: Option<Fault>,
+    /// What they have added.
+    pub(super) entries: Vec<(Option<HostPattern>, Entry)>,
+    pub(super) tls_routes: Vec<(Option<HostPattern>, Arc<TlsRule>)>,
+    /// Hosts of the HTTPRoutes and of the GRPCRoutes that attached.
+    pub(super) hosts: [HostSet; 2],
+    /// The port to bind, once it is known.
+    pub(super) bound: Option<u16>,
+    /// Whether another listener of the port has TLS for some of its hosts.
+    pub(super) overlaps: bool,
+    pub(super) unsupported: Option<Fault>,
+    pub(super) unresolved: Option<Fault>,
+    pub(super) conflict: Option<Fault>,
 }
 
 impl ListenerState<'_> {
     /// Whether requests can come in here.
-    fn serves(&self) -> bool {
-        self.unsupported.is_none() && self.conflict.is_none() && !self.lacks_certificate()
+    pub(super) fn serves(&self) -> bool {
+        self.opens() && !self.lacks_certificate() && self.clients.refused.is_none()
+    }
+
+    /// Whether its port is opened. A listener whose certificates are missing keeps it open, so that
+    /// its clients see a refused handshake and a mended Secret needs no new socket.
+    pub(super) fn opens(&self) -> bool {
+        self.unsupported.is_none() && self.conflict.is_none()
     }
 
     fn lacks_certificate(&self) -> bool {
-        self.tls && self.certificates.is_empty()
+        let needed = self.protocol.is_some_and(Protocol::needs_certificate);
+        needed && self.certificates.is_empty()
     }
 
-    fn fault(&self) -> Option<&Fault> {
-        let faults = [&self.unsupported, &self.conflict, &self.unresolved];
+    /// Why it is not accepted.
+    pub(super) fn refused(&self) -> Option<&Fault> {
+        let faults = [&self.conflict, &self.unsupported, &self.clients.refused];
         faults.into_iter().find_map(Option::as_ref)
     }
-}
 
-/// Every Gateway of a class of ours, oldest first, with its listeners judged.
-pub(super) fn gather<'a>(objects: &'a Objects, notes: &mut Notes) -> Vec<GatewayState<'a>> {
-    let mut all: Vec<_> = objects.gateways.iter().collect();
-    all.sort_by_key(|(name, gateway)| (gateway.metadata.age(), *name));
-    let mut gateways = Vec::new();
-    let mut claims = Claims::default();
-    for (name, gateway) in all {
-        if !is_ours(objects, name, gateway, notes) {
-            continue;
-        }
-        let mut listeners: Vec<_> = gateway
-            .spec
-            .listeners
-            .iter()
-            .map(|l| judge(objects, name, l))
-            .collect();
-        mark_protocol_conflicts(&mut listeners);
-        for listener in &mut listeners {
-            claims.claim(name, listener);
-        }
-        for (i, listener) in listeners.iter().enumerate() {
-            if let Some(fault) = listener.fault() {
-                notes.add(Kind::Gateway, name, format!("spec.listeners[{i}]"), fault);
-            }
-        }
-        gateways.push(GatewayState {
-            name: name.clone(),
-            object: gateway,
-            listeners,
-        });
+    /// A reference of it that does not hold.
+    pub(super) fn unresolved(&self) -> Option<&Fault> {
+        self.unresolved
+            .as_ref()
+            .or(self.clients.unresolved.as_ref())
     }
-    gateways
-}
 
-fn is_ours(objects: &Objects, name: &ObjectName, gateway: &Gateway, notes: &mut Notes) -> bool {
-    let class = gateway.spec.gateway_class_name.as_str();
-    match (objects.classes.get(class), objects.origin) {
-        (Some(class), _) => class.spec.controller_name == CONTROLLER_NAME,
-        (None, Origin::Files) if class == DEFAULT_CLASS => true,
-        (None, _) => {
-            let message = format!(
-                "GatewayClass {class} does not exist, so the Gateway is nobody's; \
-                 the class {DEFAULT_CLASS} needs no object in files"
-            );
-            let fault = Fault::new(reason::NOT_FOUND, message);
-            notes.add(Kind::Gateway, name, "spec.gatewayClassName", &fault);
-            false
-        }
+    pub(super) fn fault(&self) -> Option<&Fault> {
+        self.refused().or_else(|| self.unresolved())
     }
 }
 
-fn judge<'a>(objects: &Objects, gateway: &ObjectName, spec: &'a Listener) -> ListenerState<'a> {
+/// The object that listeners are of.
+pub(super) struct Source<'a> {
+    pub(super) kind: Kind,
+    pub(super) name: &'a ObjectName,
+    pub(super) owner: Owner,
+    /// The namespace and `spec.tls.frontend` of the Gateway.
+    pub(super) gateway_namespace: &'a str,
+    pub(super) frontend: Option<&'a FrontendTls>,
+}
+
+/// Judges a listener by itself.
+pub(super) fn judge<'a>(
+    look: &Look<'_>,
+    source: &Source<'_>,
+    spec: &'a Listener,
+) -> ListenerState<'a> {
+    let protocol = Protocol::of(spec);
     let mut state = ListenerState {
         spec,
+        owner: source.owner,
+        name: match source.owner {
+            Owner::Gateway => spec.name.as_str().into(),
+            Owner::Set(_) => format!("{}/{}", source.name, spec.name).into(),
+        },
+        namespace: Arc::clone(&source.name.namespace),
+        protocol,
         hostname: spec.hostname.as_deref().map(HostPattern::parse),
-        entries: Vec::new(),
-        attached_routes: 0,
-        allows_http: allows_http(&spec.allowed_routes.kinds),
-        tls: spec.protocol == "HTTPS",
+        kinds: Vec::new(),
         certificates: Vec::new(),
+        clients: Clients::default(),
+        attached_routes: 0,
+        entries: Vec::new(),
+        tls_routes: Vec::new(),
+        hosts: Default::default(),
+        bound: None,
+        overlaps: false,
         unsupported: None,
         unresolved: None,
         conflict: None,
     };
-    if !matches!(spec.protocol.as_str(), "HTTP" | "HTTPS") {
+    let Some(protocol) = protocol else {
         let message = format!(
-            "protocol {} is not supported; use HTTP or HTTPS",
+            "protocol {} is not supported; use HTTP, HTTPS or TLS",
             spec.protocol
         );
         state.unsupported = Some(Fault::new(reason::UNSUPPORTED_PROTOCOL, message));
         return state;
+    };
+    if protocol.needs_certificate() {
+        certificates(look, source, &mut state);
     }
-    for to in spec
-        .tls
-        .iter()
-        .flat_map(|tls| &tls.certificate_refs)
-        .filter(|_| state.tls)
-    {
-        match backends::certificate(objects, &gateway.namespace, to) {
-            Ok(certificate) => state.certificates.push(certificate),
-            Err(fault) => state.unresolved = state.unresolved.or(Some(fault)),
-        }
+    if protocol == Protocol::Https {
+        let port = spec.port;
+        state.clients = trust::clients(look, source.gateway_namespace, source.frontend, port);
     }
-    let foreign = spec
-        .allowed_routes
-        .kinds
-        .iter()
-        .find(|kind| !is_http_route(kind));
-    if let (Some(foreign), None) = (foreign, &state.unresolved) {
-        let message = format!(
-            "routes of kind {} are not supported; allow HTTPRoute",
-            foreign.kind
-        );
-        state.unresolved = Some(Fault::new(reason::INVALID_ROUTE_KINDS, message));
-    }
+    kinds(protocol, &mut state);
     state
 }
 
-fn is_http_route(kind: &RouteKind) -> bool {
-    kind.group == GATEWAY_GROUP && kind.kind == "HTTPRoute"
+fn certificates(look: &Look<'_>, source: &Source<'_>, state: &mut ListenerState<'_>) {
+    let from = (source.kind.as_str(), &*source.name.namespace);
+    let refs = state.spec.tls.iter().flat_map(|tls| &tls.certificate_refs);
+    for to in refs {
+        match look.certificate(from, to, reason::INVALID_CERTIFICATE_REF) {
+            Ok(certificate) => state.certificates.push(certificate),
+            Err(fault) => state.unresolved = state.unresolved.take().or(Some(fault)),
+        }
+    }
+    if state.certificates.is_empty() && state.unresolved.is_none() {
+        let message = "names no certificate; write tls.certificateRefs";
+        state.unresolved = Some(Fault::new(reason::INVALID_CERTIFICATE_REF, message));
+    }
 }
 
-fn allows_http(kinds: &[RouteKind]) -> bool {
-    kinds.is_empty() || kinds.iter().any(is_http_route)
-}
-
-/// Listeners of one Gateway that want both HTTP and HTTPS of one port are all refused: the
-/// specification forbids picking a winner among them.
-fn mark_protocol_conflicts(listeners: &mut [ListenerState<'_>]) {
-    let of = |tls: bool| -> BTreeSet<u16> {
-        let own = listeners
+/// Keeps of the allowed kinds those that can be served, each once.
+fn kinds(protocol: Protocol, state: &mut ListenerState<'_>) {
+    let own = protocol.kinds();
+    let allowed = &state.spec.allowed_routes.kinds;
+    if allowed.is_empty() {
+        state.kinds = own.to_vec();
+        return;
+    }
+    for wanted in allowed {
+        let known = own
             .iter()
-            .filter(|l| l.unsupported.is_none() && l.tls == tls);
-        own.map(|l| l.spec.port).collect()
-    };
-    let both: BTreeSet<u16> = of(true).intersection(&of(false)).copied().collect();
-    for listener in listeners.iter_mut().filter(|l| l.unsupported.is_none()) {
-        let port = listener.spec.port;
-        if both.contains(&port) {
-            let message = format!("HTTP and HTTPS cannot share port {port}");
-            listener.conflict = Some(Fault::new(reason::PROTOCOL_CONFLICT, message));
+            .find(|kind| wanted.group == GATEWAY_GROUP && wanted.kind == kind.as_str());
+        match known {
+            Some(kind) if state.kinds.contains(kind) => {}
+            Some(kind) => state.kinds.push(*kind),
+            None if state.unresolved.is_none() => {
+                let own: Vec<_> = own.iter().map(|kind| kind.as_str()).collect();
+                let message = format!(
+                    "routes of kind {} cannot be served here; allow {}",
+                    wanted.kind,
+                    own.join(" or ")
+                );
+                state.unresolved = Some(Fault::new(reason::INVALID_ROUTE_KINDS, message));
+            }
+            None => {}
         }
     }
 }
 
-/// Who has which port and host already.
+/// Listeners of one object of which no connection could be told to belong to one and not the other
+/// are all refused: the specification forbids picking a winner among them. Where an object that
+/// comes before has the port, its protocol has won already.
+pub(super) fn mark_indistinct(listeners: &mut [ListenerState<'_>], claims: &Claims) {
+    let mut ports: [BTreeSet<u16>; 2] = Default::default();
+    let mut protocols: BTreeMap<(u16, Option<HostPattern>), BTreeSet<bool>> = BTreeMap::new();
+    for listener in listeners.iter() {
+        if let Some(protocol) = listener.protocol {
+            let port = listener.spec.port;
+            if listener.owner != Owner::Gateway && claims.ports.contains_key(&port) {
+                continue;
+            }
+            ports[usize::from(protocol.is_tls())].insert(port);
+            let here = protocols.entry((port, listener.hostname.clone()));
+            here.or_default().insert(protocol == Protocol::Https);
+        }
+    }
+    for listener in listeners.iter_mut() {
+        if listener.protocol.is_none() {
+            continue;
+        }
+        let port = listener.spec.port;
+        let here = (port, listener.hostname.clone());
+        let message = if ports.iter().all(|ports| ports.contains(&port)) {
+            format!("HTTP and TLS cannot share port {port}")
+        } else if protocols.get(&here).is_some_and(|all| all.len() > 1) {
+            format!("HTTPS and TLS cannot share a host name of port {port}")
+        } else {
+            continue;
+        };
+        listener.conflict = Some(Fault::new(reason::PROTOCOL_CONFLICT, message));
+    }
+}
+
+/// Who has which port and host already. Whoever claims first has it.
 #[derive(Default)]
-struct Claims {
+pub(super) struct Claims {
     ports: BTreeMap<u16, (bool, ObjectName)>,
-    hosts: BTreeMap<(u16, Option<HostPattern>), ObjectName>,
+    hosts: BTreeMap<(u16, Option<HostPattern>), (bool, ObjectName)>,
 }
 
 impl Claims {
-    fn claim(&mut self, gateway: &ObjectName, listener: &mut ListenerState<'_>) {
-        if listener.unsupported.is_some() || listener.conflict.is_some() {
+    /// Claims port and host for a listener of a Gateway, or puts it in conflict with whoever has
+    /// them. What belongs to the same Gateway's own listeners or other sets is not named, since the
+    /// owner of a set may not be let in on it.
+    pub(super) fn claim(&mut self, gateway: &ObjectName, listener: &mut ListenerState<'_>) {
+        let port = listener.spec.port;
+        let Some(protocol) = listener.protocol else {
+            return self.note_unsupported(listener);
+        };
+        if !listener.opens() {
             return;
         }
-        let port = listener.spec.port;
-        let (tls, owner) = self
-            .ports
-            .entry(port)
-            .or_insert_with(|| (listener.tls, gateway.clone()));
-        if *tls != listener.tls {
-            let message = format!("Gateway {owner} speaks another protocol on port {port}");
+        let holder = |owner: &ObjectName| match owner == gateway {
+            true => "another listener of the Gateway".to_owned(),
+            false => format!("Gateway {owner}"),
+        };
+        let tls = protocol.is_tls();
+        let first = || (tls, gateway.clone());
+        let (there, owner) = self.ports.entry(port).or_insert_with(first);
+        if *there != tls {
+            let message = format!("{} speaks another protocol on port {port}", holder(owner));
             listener.conflict = Some(Fault::new(reason::PROTOCOL_CONFLICT, message));
             return;
         }
-        let owner = self
-            .hosts
-            .entry((port, listener.hostname.clone()))
-            .or_insert_with(|| gateway.clone());
-        if owner != gateway {
-            let message = format!(
-                "Gateway {owner} already has this host name on port {port}, and the process is one"
-            );
-            listener.conflict = Some(Fault::new(reason::HOSTNAME_CONFLICT, message));
-        }
-    }
-}
-
-/// Ports to serve, and the Gateways' statuses. Tables equal to those of `last` are shared with it.
-pub(super) fn finish(
-    gateways: Vec<GatewayState<'_>>,
-    last: &Snapshot,
-) -> (BTreeMap<u16, Port>, Vec<ObjectStatus>) {
-    let mut ports: BTreeMap<u16, Port> = BTreeMap::new();
-    let mut statuses = Vec::with_capacity(gateways.len());
-    for gateway in gateways {
-        statuses.push(gateway_status(&gateway));
-        for listener in gateway.listeners {
-            let opens = listener.unsupported.is_none() && listener.conflict.is_none();
-            if !opens {
-                continue;
+        let https = protocol == Protocol::Https;
+        let key = (port, listener.hostname.clone());
+        match self.hosts.get(&key) {
+            None => {
+                self.hosts.insert(key, (https, gateway.clone()));
             }
-            let serves = listener.serves();
-            let number = listener.spec.port;
-            // A listener whose certificate is missing keeps the port open, so that its clients see
-            // a refused handshake and a mended Secret needs no new socket.
-            let port = ports.entry(number).or_insert_with(|| Port {
-                number,
-                tls: listener.tls,
-                listeners: Vec::new(),
-            });
-            if serves {
-                port.listeners.push(served(&gateway.name, listener, last));
+            Some((there, owner)) => {
+                let reason = match *there == https {
+                    true => reason::HOSTNAME_CONFLICT,
+                    false => reason::PROTOCOL_CONFLICT,
+                };
+                let message = format!(
+                    "{} already has this host name on port {port}",
+                    holder(owner)
+                );
+                listener.conflict = Some(Fault::new(reason, message));
             }
         }
     }
-    for port in ports.values_mut() {
-        port.listeners
-            .sort_by_key(|l| specificity(l.hostname.as_ref()));
-    }
-    (ports, statuses)
-}
 
-/// Sorts exact hosts first, then the longest wildcards, then every host.
-fn specificity(host: Option<&HostPattern>) -> (u8, std::cmp::Reverse<usize>) {
-    match host {
-        Some(HostPattern::Exact(_)) => (0, std::cmp::Reverse(0)),
-        Some(HostPattern::Suffix(suffix)) => (1, std::cmp::Reverse(suffix.len())),
-        None => (2, std::cmp::Reverse(0)),
-    }
-}
-
-fn served(gateway: &ObjectName, listener: ListenerState<'_>, last: &Snapshot) -> Served {
-    let table = RouteTable::build(listener.entries);
-    let before = last.ports.get(&listener.spec.port);
-    let before = before.and_then(|port| {
-        let same = |l: &&Served| l.gateway == *gateway && *l.name == *listener.spec.name;
-        port.listeners.iter().find(same)
-    });
-    Served {
-        gateway: gateway.clone(),
-        name: listener.spec.name.as_str().into(),
-        hostname: listener.hostname,
-        certificates: listener.certificates,
-        clients: None,
-        routes: match before {
-            Some(before) if *before.routes == table => Arc::clone(&before.routes),
-            _ => Arc::new(table),
-        },
-        tls_routes: None,
-    }
-}
-
-fn gateway_status(gateway: &GatewayState<'_>) -> ObjectStatus {
-    let good = gateway
-        .listeners
-        .iter()
-        .filter(|l| l.fault().is_none())
-        .count();
-    let serving = gateway.listeners.iter().filter(|l| l.serves()).count();
-    let all = gateway.listeners.len();
-    let invalid = |reason| {
-        Fault::new(
-            reason,
-            format!("{} of {all} listeners are not valid", all - good),
-        )
-    };
-    let mut accepted = Condition::of(reason::ACCEPTED, None);
-    if good < all {
-        // Accepted with a remark while one listener serves, refused when none does.
-        let Fault { reason, message } = invalid(reason::LISTENERS_NOT_VALID);
-        accepted = Condition {
-            kind: reason::ACCEPTED,
-            holds: serving > 0,
-            reason,
-            message,
-        };
-    }
-    let unprogrammed = (serving == 0).then(|| invalid(reason::INVALID));
-    ObjectStatus {
-        kind: Kind::Gateway,
-        name: gateway.name.clone(),
-        generation: gateway.object.metadata.generation,
-        conditions: vec![
-            accepted,
-            Condition::of(reason::PROGRAMMED, unprogrammed.as_ref()),
-        ],
-        listeners: gateway.listeners.iter().map(listener_status).collect(),
-        parents: Vec::new(),
-    }
-}
-
-fn listener_status(listener: &ListenerState<'_>) -> ListenerStatus {
-    let unprogrammed = (!listener.serves()).then(|| {
-        let message = listener.fault().map_or("", |fault| &fault.message);
-        Fault::new(reason::INVALID, message)
-    });
-    ListenerStatus {
-        name: listener.spec.name.clone(),
-        attached_routes: listener.attached_routes,
-        supported_kinds: match listener.allows_http && listener.unsupported.is_none() {
-            true => vec!["HTTPRoute"],
-            false => Vec::new(),
-        },
-        conditions: vec![
-            Condition::of(
-                reason::ACCEPTED,
-                listener.unsupported.as_ref().or(listener.conflict.as_ref()),
-            ),
-            Condition::of(reason::PROGRAMMED, unprogrammed.as_ref()),
-            Condition::of(reason::RESOLVED_REFS, listener.unresolved.as_ref()),
-            Condition::conflicted(listener.conflict.as_ref()),
-        ],
+    /// A set's listener of a protocol over TCP that is not supported is in conflict besides if its
+    /// port is taken.
+    fn note_unsupported(&self, listener: &mut ListenerState<'_>) {
+        let port = listener.spec.port;
+        let over_tcp = listener.spec.protocol != "UDP";
+        if listener.owner != Owner::Gateway && over_tcp && self.ports.contains_key(&port) {
+            let message = format!("port {port} is taken by a listener of another protocol");
+            listener.conflict = Some(Fault::new(reason::PROTOCOL_CONFLICT, message));
+        }
     }
 }

@@ -1,226 +1,239 @@
-//! InferencePool, Pods, objectives and rewrites of one namespace to pools.
+//! One InferencePool with its pods, its picker and what objectives and rewrites say of it, to a pool
+//! of the model; and what the pool says of itself.
 
-use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, SocketAddr};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
-use forebay_model::endpoint::Labels;
 use forebay_model::picker::PickerKind;
-use forebay_model::pool::{RewriteRule, RewriteTarget};
+use forebay_model::pool::{ExternalPicker, FailureMode, PickerTransport};
 use forebay_model::snapshot::Problem;
-use forebay_model::{
-    AppProtocol, Endpoint, Engine, ObjectName, PickerConfig, Pool, Role, Topology,
-};
+use forebay_model::{AppProtocol, Endpoint, ObjectName, PickerConfig, Pool};
 
 use super::Notes;
-use crate::index::{Objects, Origin, in_namespace};
-use crate::kinds::core::Pod;
-use crate::kinds::inference::{InferencePool, ModelRule, PoolProtocol};
+use super::attach::PoolParents;
+use super::backends::port_of;
+use super::directives::Directive;
+use super::endpoints;
+use super::references::{Look, kind_of};
+use crate::index::objects::Objects;
+use crate::index::pods::{self, ENGINE_LABEL, PodFacts, ROLE_LABEL};
+use crate::kinds::inference::{self, InferencePool, PoolProtocol};
 use crate::object::Kind;
 use crate::reason;
-use crate::status::Fault;
+use crate::status::{Condition, Fault, ObjectStatus, ParentStatus};
 
 /// The annotation of an InferencePool that configures its picker: a whole `PickerConfig` as YAML or
 /// JSON, or one of the words `default`, `round-robin` and `least-request`.
 pub const PICKER_ANNOTATION: &str = "forebay.dev/picker";
+/// The annotation of an InferencePool that says how its external picker is spoken to.
+pub const PICKER_TLS_ANNOTATION: &str = "forebay.dev/picker-tls";
 
-const ENGINE_LABEL: &str = "llm-d.ai/engine-type";
-const ROLE_LABEL: &str = "llm-d.ai/role";
-const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
-const RAIL_LABEL: &str = "forebay.dev/rail";
-const BLOCK_LABEL: &str = "forebay.dev/block";
-/// Set by NVIDIA's DRA driver and device plugin on what shares an NVLink domain.
-const NVLINK_LABEL: &str = "nvidia.com/gpu.clique";
+/// Gateways in the status of one pool, by the CRD. Of more, those first by name are written.
+const PARENTS_MAX: usize = 32;
 
-/// The pools of one namespace and what is wrong with them.
-#[derive(Debug)]
-pub(crate) struct NamespacePools {
-    pub(crate) pools: BTreeMap<ObjectName, Arc<Pool>>,
-    pub(crate) problems: Vec<Problem>,
-}
-
-impl NamespacePools {
-    pub(crate) fn is_empty(&self) -> bool {
-        self.pools.is_empty() && self.problems.is_empty()
-    }
-}
-
-/// Lowers every pool of `namespace`; pools equal to those of `last` are shared with it.
-pub(crate) fn lower(
+/// Lowers a pool whose pods are `members`, by name.
+pub(crate) fn lower<'a>(
     objects: &Objects,
-    namespace: &str,
-    last: Option<&NamespacePools>,
-) -> NamespacePools {
+    name: &ObjectName,
+    object: &InferencePool,
+    members: impl Iterator<Item = &'a Arc<str>>,
+    directive: Option<&Directive>,
+) -> (Pool, Vec<Problem>) {
     let mut notes = Notes::default();
-    let pods = PodsByLabel::new(objects, namespace);
-    let mut policies = policies(objects, namespace, &mut notes);
-    let mut pools = BTreeMap::new();
-    for (name, object) in in_namespace(&objects.pools, namespace) {
-        let policy = policies.remove(&*name.name).unwrap_or_default();
-        let pool = Pool {
-            name: name.clone(),
-            endpoints: endpoints(name, object, &pods, objects.origin, &mut notes),
-            protocol: match object.spec.app_protocol {
-                PoolProtocol::Http => AppProtocol::Http,
-                PoolProtocol::H2c => AppProtocol::H2c,
-            },
-            picker: picker(name, object, &mut notes),
-            objectives: policy.objectives,
-            external: None,
-            rewrites: by_precedence(policy.rules),
+    let pods = members.filter_map(|pod| {
+        let pod = ObjectName {
+            namespace: Arc::clone(&name.namespace),
+            name: Arc::clone(pod),
         };
-        let kept = last.and_then(|last| last.pools.get(name));
-        let pool = match kept {
-            Some(kept) if **kept == pool => Arc::clone(kept),
-            _ => Arc::new(pool),
-        };
-        pools.insert(name.clone(), pool);
-    }
-    NamespacePools {
-        pools,
-        problems: notes.problems,
-    }
+        objects.pods.get(&pod)
+    });
+    let directive = directive.cloned().unwrap_or_default();
+    let pool = Pool {
+        name: name.clone(),
+        endpoints: endpoints(name, object, pods, &mut notes),
+        protocol: match object.spec.app_protocol {
+            PoolProtocol::Http => AppProtocol::Http,
+            PoolProtocol::H2c => AppProtocol::H2c,
+        },
+        picker: picker(name, object, &mut notes),
+        objectives: directive.objectives,
+        external: external(objects, name, object, &mut notes),
+        rewrites: directive.rewrites,
+    };
+    (pool, notes.problems)
 }
 
-/// Pods of one namespace by each of their labels, so that a selector looks at few of them.
-struct PodsByLabel<'a> {
-    by_label: HashMap<(&'a str, &'a str), Vec<&'a Pod>>,
-}
-
-impl<'a> PodsByLabel<'a> {
-    fn new(objects: &'a Objects, namespace: &str) -> Self {
-        let mut by_label: HashMap<_, Vec<_>> = HashMap::new();
-        for (_, pod) in in_namespace(&objects.pods, namespace) {
-            for (key, value) in &pod.metadata.labels {
-                by_label
-                    .entry((key.as_str(), value.as_str()))
-                    .or_default()
-                    .push(pod);
-            }
-        }
-        Self { by_label }
-    }
-
-    fn with_label<'s>(&'s self, label: (&'s str, &'s str)) -> &'s [&'a Pod] {
-        self.by_label.get(&label).map_or(&[], Vec::as_slice)
-    }
-
-    /// The pods that have every label of `selector`, which is not empty, by name.
-    fn selected(&self, selector: &BTreeMap<String, String>) -> Vec<&'a Pod> {
-        let of_labels = selector.iter().map(|(key, value)| {
-            let label = (key.as_str(), value.as_str());
-            self.with_label(label)
-        });
-        let rarest = of_labels.min_by_key(|pods| pods.len()).unwrap_or_default();
-        let has_all = |pod: &&Pod| {
-            let labels = &pod.metadata.labels;
-            selector
-                .iter()
-                .all(|(key, value)| labels.get(key) == Some(value))
-        };
-        rarest.iter().copied().filter(has_all).collect()
-    }
-}
-
-fn endpoints(
+fn endpoints<'a>(
     name: &ObjectName,
     pool: &InferencePool,
-    pods: &PodsByLabel<'_>,
-    origin: Origin,
+    pods: impl Iterator<Item = &'a PodFacts>,
     notes: &mut Notes,
 ) -> Vec<Endpoint> {
     let mut found: BTreeMap<SocketAddr, Endpoint> = BTreeMap::new();
-    for pod in pods.selected(&pool.spec.selector.match_labels) {
-        let Some(ip) = address(pod) else { continue };
-        let described = endpoint(pod, SocketAddr::new(ip, 0), origin, notes);
+    for pod in pods {
+        note_labels(name, pod, notes);
         for port in &pool.spec.target_ports {
-            let address = SocketAddr::new(ip, port.number);
+            let endpoint = pod.at(port.number);
+            let address = endpoint.address;
             if let Some(other) = found.get(&address) {
                 let message = format!(
                     "pods {} and {} both have {address}; the first is used",
-                    other.pod, pod.metadata.name
+                    other.pod, endpoint.pod
                 );
                 let fault = Fault::new(reason::DUPLICATE_ENDPOINT, message);
                 notes.add(Kind::InferencePool, name, "spec.selector", &fault);
                 continue;
             }
-            let described = described.clone();
-            found.insert(
-                address,
-                Endpoint {
-                    address,
-                    ..described
-                },
-            );
+            found.insert(address, endpoint);
         }
     }
     found.into_values().collect()
 }
 
-/// The pod's address, once it has one and until it has ended.
-pub(super) fn address(pod: &Pod) -> Option<IpAddr> {
-    let ip = pod.status.pod_ip.as_deref().filter(|_| !pod.is_over())?;
-    ip.parse().ok()
-}
-
-fn endpoint(pod: &Pod, address: SocketAddr, origin: Origin, notes: &mut Notes) -> Endpoint {
-    let labels = &pod.metadata.labels;
-    let text = |key: &str| labels.get(key).map(|value| Arc::from(value.as_str()));
-    Endpoint {
-        address,
-        pod: pod.metadata.name.as_str().into(),
-        labels: Arc::new(labels.clone()),
-        engine: engine(pod, labels, notes),
-        role: role(pod, labels, notes),
-        topology: Topology {
-            zone: text(ZONE_LABEL),
-            host: pod.spec.node_name.as_deref().map(Arc::from),
-            rail: text(RAIL_LABEL),
-            block: text(BLOCK_LABEL),
-            nvlink_domain: text(NVLINK_LABEL),
-        },
-        ready: pod.is_ready(origin == Origin::Files),
-    }
-}
-
-fn engine(pod: &Pod, labels: &Labels, notes: &mut Notes) -> Option<Engine> {
-    let value = labels.get(ENGINE_LABEL)?;
-    let engine = Engine::from_label(value);
-    if engine.is_none() {
+/// Labels of ours whose values mean nothing.
+fn note_labels(pool: &ObjectName, pod: &PodFacts, notes: &mut Notes) {
+    let labels = &pod.endpoint.labels;
+    let mut unknown = |key: &str, help: &str| {
+        let value = labels.get(key).map_or("", String::as_str);
+        let fault = Fault::new(reason::UNKNOWN_LABEL, format!("{value:?} {help}"));
+        let field = format!("metadata.labels[{key}]");
+        let pod = ObjectName {
+            namespace: Arc::clone(&pool.namespace),
+            name: Arc::clone(&pod.endpoint.pod),
+        };
+        notes.add(Kind::Pod, &pod, field, &fault);
+    };
+    if pod.endpoint.engine.is_none() && labels.contains_key(ENGINE_LABEL) {
         let help = "is no engine that we know; the engine is detected from its metrics";
-        unknown_label(pod, ENGINE_LABEL, value, help, notes);
+        unknown(ENGINE_LABEL, help);
     }
-    engine
+    if pods::role(labels).is_none() {
+        let help = "is no role that we know; the pod gets whole requests";
+        unknown(ROLE_LABEL, help);
+    }
 }
 
-fn role(pod: &Pod, labels: &Labels, notes: &mut Notes) -> Role {
-    match labels.get(ROLE_LABEL).map(String::as_str) {
-        None | Some("both" | "prefill-decode") => Role::Both,
-        Some("prefill") => Role::Prefill,
-        Some("decode") => Role::Decode,
-        Some(value) => {
-            let help = "is no role that we know; the pod gets whole requests";
-            unknown_label(pod, ROLE_LABEL, value, help, notes);
-            Role::Both
+/// Who picks in place of the built-in picker. A reference that does not hold leaves a picker without
+/// an endpoint: what becomes of requests is for the pool's failure mode to say.
+fn external(
+    objects: &Objects,
+    name: &ObjectName,
+    pool: &InferencePool,
+    notes: &mut Notes,
+) -> Option<ExternalPicker> {
+    let picker = pool.spec.endpoint_picker_ref.as_ref()?;
+    let service = ObjectName::new(&name.namespace, &picker.name);
+    let port = picker.port.map_or(0, |port| port.number);
+    let is_service = (picker.group.as_str(), picker.kind.as_str()) == ("", "Service");
+    Some(ExternalPicker {
+        endpoints: match is_service {
+            true => endpoints::of_service(objects, &service, port),
+            false => Vec::new(),
+        },
+        transport: transport(objects, name, pool, (&service, port), notes),
+        service,
+        port,
+        failure_mode: match picker.failure_mode {
+            inference::FailureMode::FailClose => FailureMode::FailClose,
+            inference::FailureMode::FailOpen => FailureMode::FailOpen,
+        },
+    })
+}
+
+/// How the picker behind a Service's port is spoken to: as the pool's annotation says, or else as
+/// the port's `appProtocol` does.
+fn transport(
+    objects: &Objects,
+    name: &ObjectName,
+    pool: &InferencePool,
+    (service, port): (&ObjectName, u16),
+    notes: &mut Notes,
+) -> PickerTransport {
+    if let Some(word) = pool.metadata.annotations.get(PICKER_TLS_ANNOTATION) {
+        if let Some(transport) = PickerTransport::named(word, service) {
+            return transport;
         }
+        let message = format!(
+            "{word:?} is no way to speak to a picker; write insecure-skip-verify, verify or plaintext"
+        );
+        let fault = Fault::new(reason::INVALID_PICKER, message);
+        let field = format!("metadata.annotations[{PICKER_TLS_ANNOTATION}]");
+        notes.add(Kind::InferencePool, name, field, &fault);
+    }
+    let ports = objects.services.get(service).map(|found| &found.spec.ports);
+    let found = ports.into_iter().flatten().find(|own| own.port == port);
+    match found.and_then(|port| port.app_protocol.as_deref()) {
+        Some("kubernetes.io/h2c") => PickerTransport::Plaintext,
+        _ => PickerTransport::default(),
     }
 }
 
-fn unknown_label(pod: &Pod, key: &str, value: &str, help: &str, notes: &mut Notes) {
-    let fault = Fault::new(reason::UNKNOWN_LABEL, format!("{value:?} {help}"));
-    let field = format!("metadata.labels[{key}]");
-    notes.add(Kind::Pod, &pod.metadata.key(), field, &fault);
+/// What is wrong with the pool's reference to a picker.
+fn picker_fault(look: &Look<'_>, name: &ObjectName, pool: &InferencePool) -> Option<Fault> {
+    let picker = pool.spec.endpoint_picker_ref.as_ref()?;
+    let invalid = |message| Some(Fault::new(reason::INVALID_EXTENSION_REF, message));
+    let service = ObjectName::new(&name.namespace, &picker.name);
+    if (picker.group.as_str(), picker.kind.as_str()) != ("", "Service") {
+        let kind = kind_of(&picker.group, &picker.kind);
+        return invalid(format!("{kind} is no kind of picker; use a Service"));
+    }
+    let Some(found) = look.service(&service) else {
+        return invalid(format!("Service {service} does not exist"));
+    };
+    let port = picker.port.map_or(0, |port| port.number);
+    let fault = port_of(&service, found, port).err()?;
+    invalid(fault.message)
+}
+
+/// The status of every pool, towards each Gateway that a route brings it to.
+pub(super) fn statuses(
+    look: &Look<'_>,
+    parents: &PoolParents,
+    notes: &mut Notes,
+) -> Vec<ObjectStatus> {
+    let pools = look.objects.pools.iter();
+    pools
+        .map(|(name, pool)| status(look, name, pool, parents, notes))
+        .collect()
+}
+
+fn status(
+    look: &Look<'_>,
+    name: &ObjectName,
+    pool: &InferencePool,
+    parents: &PoolParents,
+    notes: &mut Notes,
+) -> ObjectStatus {
+    let unresolved = picker_fault(look, name, pool);
+    if let Some(fault) = &unresolved {
+        notes.add(Kind::InferencePool, name, "spec.endpointPickerRef", fault);
+    }
+    let parents = parents.get(name);
+    if parents.is_some_and(|parents| parents.len() > PARENTS_MAX) {
+        let message = format!("only {PARENTS_MAX} Gateways have room in its status");
+        let fault = Fault::new(reason::TOO_MANY_PARENTS, message);
+        notes.add(Kind::InferencePool, name, "", &fault);
+    }
+    let one = |(gateway, accepted): (&ObjectName, &bool)| {
+        let fault = (!accepted).then(|| {
+            let message = "no route to this pool is accepted by the Gateway";
+            Fault::new(reason::ROUTE_NOT_ACCEPTED, message)
+        });
+        let conditions = vec![
+            Condition::of(reason::ACCEPTED, fault.as_ref()),
+            Condition::of(reason::RESOLVED_REFS, unresolved.as_ref()),
+        ];
+        ParentStatus::of_gateway(gateway, conditions)
+    };
+    let parents = parents.into_iter().flatten().take(PARENTS_MAX);
+    ObjectStatus {
+        parents: parents.map(one).collect(),
+        ..ObjectStatus::new(Kind::InferencePool, name, pool.metadata.generation)
+    }
 }
 
 fn picker(name: &ObjectName, pool: &InferencePool, notes: &mut Notes) -> PickerConfig {
-    if let Some(external) = &pool.spec.endpoint_picker_ref {
-        let message = format!(
-            "the built-in picker serves instead of {} {}; leave endpointPickerRef out to silence this",
-            external.kind, external.name
-        );
-        let fault = Fault::new(reason::EXTERNAL_PICKER, message);
-        notes.add(Kind::InferencePool, name, "spec.endpointPickerRef", &fault);
-    }
     let Some(text) = pool.metadata.annotations.get(PICKER_ANNOTATION) else {
         return PickerConfig::default();
     };
@@ -279,68 +292,5 @@ fn read_picker(text: &str) -> Result<PickerConfig, String> {
     match rules.iter().find(|(holds, _)| !holds) {
         Some((_, rule)) => Err((*rule).to_owned()),
         None => Ok(picker),
-    }
-}
-
-/// Objectives and rewrites of one pool.
-#[derive(Default)]
-struct Policy {
-    objectives: BTreeMap<Arc<str>, i32>,
-    rules: Vec<(RewriteRank, RewriteRule)>,
-}
-
-/// Exact before generic, then oldest, then by name, then in the order written.
-type RewriteRank = (bool, (bool, String), ObjectName, usize);
-
-fn by_precedence(mut rules: Vec<(RewriteRank, RewriteRule)>) -> Vec<RewriteRule> {
-    rules.sort_by(|(a, _), (b, _)| a.cmp(b));
-    rules.into_iter().map(|(_, rule)| rule).collect()
-}
-
-/// The policies of a namespace by the name of their pool.
-fn policies<'a>(
-    objects: &'a Objects,
-    namespace: &str,
-    notes: &mut Notes,
-) -> HashMap<&'a str, Policy> {
-    let mut policies: HashMap<&str, Policy> = HashMap::new();
-    for (name, objective) in objects.objectives.effective(namespace) {
-        let pool = objective.spec.pool_ref.name.as_str();
-        check_pool(objects, Kind::InferenceObjective, name, pool, notes);
-        let own = &mut policies.entry(pool).or_default().objectives;
-        own.insert(Arc::clone(&name.name), objective.spec.priority);
-    }
-    for (name, rewrite) in objects.rewrites.effective(namespace) {
-        let pool = rewrite.spec.pool_ref.name.as_str();
-        check_pool(objects, Kind::InferenceModelRewrite, name, pool, notes);
-        let own = &mut policies.entry(pool).or_default().rules;
-        let (unknown, created) = rewrite.metadata.age();
-        for (at, rule) in rewrite.spec.rules.iter().enumerate() {
-            let age = (unknown, created.to_owned());
-            let rank = (rule.matches.is_empty(), age, name.clone(), at);
-            own.push((rank, rewrite_rule(rule)));
-        }
-    }
-    policies
-}
-
-fn check_pool(objects: &Objects, kind: Kind, name: &ObjectName, pool: &str, notes: &mut Notes) {
-    let pool = ObjectName::new(&name.namespace, pool);
-    if !objects.pools.contains_key(&pool) {
-        let message = format!("InferencePool {pool} does not exist; this has no effect");
-        let fault = Fault::new(reason::NOT_FOUND, message);
-        notes.add(kind, name, "spec.poolRef.name", &fault);
-    }
-}
-
-fn rewrite_rule(rule: &ModelRule) -> RewriteRule {
-    let models = rule.matches.iter().map(|m| m.model.value.as_str().into());
-    let targets = rule.targets.iter().map(|target| RewriteTarget {
-        weight: target.weight.unwrap_or(1),
-        model: target.model_rewrite.as_str().into(),
-    });
-    RewriteRule {
-        models: models.collect(),
-        targets: targets.collect(),
     }
 }

@@ -1,20 +1,25 @@
-//! One HTTPRoute to rules of the model.
+//! The rules of one route to rules of the model.
 
+use std::collections::BTreeSet;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use forebay_model::ObjectName;
 use forebay_model::route::{
-    Cors, Filter, HeaderEdits, Matcher, Mirror, PathEdit, PathMatch, Pattern, Redirect, Retry,
-    Rule, Speaks, TextMatch, Timeouts, UrlRewrite, WeightedTarget,
+    Carries, Cors, Filter, HeaderEdits, Matcher, Mirror, PathEdit, Redirect, Retry, Rule, Speaks,
+    Timeouts, TlsRule, UrlRewrite, WeightedTarget,
 };
 
-use super::backends::{Backends, broken};
+use super::backends::{Backends, User, Uses, broken};
+use super::prepared::{Prepared, PreparedRule, lower_name};
 use crate::duration;
+use crate::kinds::grpcroute::GrpcRoute;
 use crate::kinds::httproute::{
-    FilterKind, HeaderModifier, HeaderValue, HttpFilter, HttpMatch, HttpRetry, HttpRoute, HttpRule,
-    NamedValue, PathKind, PathModifier, PathModifierKind, RequestMirror, TextKind,
+    BackendRef, FilterKind, HeaderModifier, HeaderValue, HttpFilter, HttpRetry, HttpRoute,
+    HttpRule, PathModifier, PathModifierKind, RequestMirror,
 };
+use crate::kinds::tlsroute::TlsRoute;
 use crate::reason;
 use crate::status::Fault;
 
@@ -22,141 +27,310 @@ use crate::status::Fault;
 const RETRY_CODES: [u16; 3] = [502, 503, 504];
 /// Least wait between tries when a rule names none.
 const RETRY_BACKOFF: Duration = Duration::from_millis(25);
+/// Most tries after the first; more are cut to it. The specification has no limit; ours keeps one
+/// request from becoming a flood.
+const RETRY_ATTEMPTS_MAX: u32 = 100;
 /// `HTTPCORSFilter.maxAge` when left out, by the CRD.
 const CORS_MAX_AGE_S: u32 = 5;
 
-/// An HTTPRoute with its matches compiled, once when it is applied.
-#[derive(Clone, Debug)]
-pub(crate) struct Route {
-    pub(crate) object: HttpRoute,
-    /// Matches per rule; never empty.
-    matchers: Vec<Vec<Matcher>>,
-}
-
-/// Everything else is made from the object.
-impl PartialEq for Route {
-    fn eq(&self, other: &Self) -> bool {
-        self.object == other.object
-    }
-}
-
-impl Route {
-    pub(crate) fn new(mut object: HttpRoute) -> Self {
-        // The CRD's default for rules: one that matches every path (and has no backend).
-        if object.spec.rules.is_empty() {
-            object.spec.rules.push(HttpRule::default());
-        }
-        let matchers = object.spec.rules.iter().map(matchers).collect();
-        Self { object, matchers }
-    }
-}
-
-/// The rules of one route, and the references in it that do not hold.
+/// The rules of one route, and what is wrong with them.
 pub(super) struct Rules<'a> {
-    /// Each rule with its matches, in the order written.
-    pub(super) rules: Vec<(Arc<Rule>, &'a [Matcher])>,
-    /// Field and fault.
-    pub(super) faults: Vec<(String, Fault)>,
+    carries: Carries,
+    pub(super) body: Body<'a>,
+    /// References that do not hold, with their fields.
+    pub(super) unresolved: Vec<(String, Fault)>,
+    /// Values that cannot be served, with their fields; and the rules that have them.
+    pub(super) unsupported: Vec<(String, Fault)>,
+    pub(super) dropped: BTreeSet<usize>,
+    pub(super) uses: Uses,
 }
 
-/// Lowers the rules of `route`.
-pub(super) fn lower<'a>(
+pub(super) enum Body<'a> {
+    /// Each rule with its matches, in the order written.
+    Requests(Vec<(Arc<Rule>, &'a [Matcher])>),
+    Connections(Arc<TlsRule>),
+}
+
+impl Rules<'_> {
+    /// Whether these are connections that are passed on with the client's own TLS.
+    pub(super) fn passes_on(&self) -> bool {
+        self.carries == Carries::Tls
+    }
+
+    /// Why the route cannot be accepted, if none of its rules can be served.
+    pub(super) fn refused(&self) -> Option<Fault> {
+        let all = match &self.body {
+            Body::Requests(rules) => rules.len(),
+            Body::Connections(_) => 1,
+        };
+        let (_, first) = self.unsupported.first()?;
+        (self.dropped.len() == all).then(|| first.clone())
+    }
+
+    /// What to say of the rules that are not served, if others are.
+    pub(super) fn partially(&self) -> Option<Fault> {
+        let (field, first) = self.unsupported.first()?;
+        let rules: Vec<_> = self.dropped.iter().map(ToString::to_string).collect();
+        let message = format!(
+            "Dropped Rule {}: {field}: {}; requests that match are answered with an error",
+            rules.join(", "),
+            first.message
+        );
+        Some(Fault::new(first.reason, message))
+    }
+}
+
+/// Lowers an HTTPRoute.
+pub(super) fn http<'a>(
     name: &ObjectName,
-    route: &'a Route,
+    route: &'a Prepared<HttpRoute>,
+    user: &User<'_>,
     backends: &mut Backends<'_>,
 ) -> Rules<'a> {
-    let mut lowering = Lowering {
-        namespace: &name.namespace,
-        backends,
-        faults: Vec::new(),
+    let rules = route.object.spec.rules.iter();
+    let parts = rules.map(|rule| Parts {
+        filters: &rule.filters,
+        backends: &rule.backend_refs,
+        timeouts: timeouts(rule),
+        retry: rule.retry.as_ref().map(retry),
+    });
+    requests(name, parts, &route.rules, user, backends)
+}
+
+/// Lowers a GRPCRoute.
+pub(super) fn grpc<'a>(
+    name: &ObjectName,
+    route: &'a Prepared<GrpcRoute>,
+    user: &User<'_>,
+    backends: &mut Backends<'_>,
+) -> Rules<'a> {
+    let rules = route.object.spec.rules.iter();
+    let parts = rules.map(|rule| Parts {
+        filters: &rule.filters,
+        backends: &rule.backend_refs,
+        timeouts: Timeouts::default(),
+        retry: None,
+    });
+    requests(name, parts, &route.rules, user, backends)
+}
+
+/// Lowers a TLSRoute.
+pub(super) fn tls<'a>(
+    name: &ObjectName,
+    route: &TlsRoute,
+    user: &User<'_>,
+    backends: &mut Backends<'_>,
+) -> Rules<'a> {
+    let mut lowering = Lowering::new(user, backends);
+    let mut targets = Vec::new();
+    for (rule, own) in route.spec.rules.iter().enumerate() {
+        for (backend, to) in own.backend_refs.iter().enumerate() {
+            let found = lowering
+                .backends
+                .resolve(user, &to.object(), &mut lowering.uses);
+            let at = At::backend(rule, backend);
+            let target = found
+                .unwrap_or_else(|fault| broken(&lowering.unresolved(&at, "", fault), user.carries));
+            targets.push(WeightedTarget {
+                weight: to.weight,
+                target,
+                filters: Vec::new(),
+            });
+        }
+    }
+    let rule = TlsRule {
+        route: name.clone(),
+        targets,
     };
-    let rules = route
-        .object
-        .spec
-        .rules
-        .iter()
-        .zip(&route.matchers)
-        .enumerate();
-    let rules = rules
-        .map(|(index, (rule, matchers))| {
-            let rule = lowering.rule(name, index, rule);
-            (Arc::new(rule), matchers.as_slice())
-        })
-        .collect();
-    Rules {
-        rules,
-        faults: lowering.faults,
+    lowering.into_rules(Body::Connections(Arc::new(rule)))
+}
+
+fn requests<'a, 'p>(
+    name: &ObjectName,
+    parts: impl Iterator<Item = Parts<'p>>,
+    prepared: &'a [PreparedRule],
+    user: &User<'_>,
+    backends: &mut Backends<'_>,
+) -> Rules<'a> {
+    let mut lowering = Lowering::new(user, backends);
+    let rules = parts.zip(prepared).enumerate();
+    let rules = rules.map(|(index, (parts, prepared))| {
+        let rule = lowering.rule(name, index, &parts, prepared);
+        (Arc::new(rule), prepared.matchers.as_slice())
+    });
+    let rules = rules.collect();
+    lowering.into_rules(Body::Requests(rules))
+}
+
+/// What an HTTP rule and a gRPC rule have in common.
+struct Parts<'a> {
+    filters: &'a [HttpFilter],
+    backends: &'a [BackendRef],
+    timeouts: Timeouts,
+    retry: Option<Retry>,
+}
+
+/// A place in a route; its text is made only where there is a fault to report.
+#[derive(Clone, Copy)]
+struct At {
+    rule: usize,
+    backend: Option<usize>,
+    filter: Option<usize>,
+}
+
+impl At {
+    fn rule(rule: usize) -> Self {
+        Self {
+            rule,
+            backend: None,
+            filter: None,
+        }
+    }
+
+    fn backend(rule: usize, backend: usize) -> Self {
+        Self {
+            backend: Some(backend),
+            ..Self::rule(rule)
+        }
+    }
+
+    fn filter(self, filter: usize) -> Self {
+        Self {
+            filter: Some(filter),
+            ..self
+        }
     }
 }
 
-struct Lowering<'a, 'b> {
-    namespace: &'a str,
-    backends: &'a mut Backends<'b>,
-    faults: Vec<(String, Fault)>,
+impl fmt::Display for At {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "spec.rules[{}]", self.rule)?;
+        if let Some(backend) = self.backend {
+            write!(f, ".backendRefs[{backend}]")?;
+        }
+        if let Some(filter) = self.filter {
+            write!(f, ".filters[{filter}]")?;
+        }
+        Ok(())
+    }
 }
 
-impl Lowering<'_, '_> {
-    fn rule(&mut self, route: &ObjectName, index: usize, rule: &HttpRule) -> Rule {
-        let at = format!("spec.rules[{index}]");
-        let filters = self.filters(&rule.filters, &format!("{at}.filters"));
-        let mut targets: Vec<_> = rule
-            .backend_refs
-            .iter()
-            .enumerate()
-            .map(|(i, backend)| {
-                let at = format!("{at}.backendRefs[{i}]");
-                let found = self.backends.resolve(self.namespace, &backend.object());
-                let found = found.map_err(|fault| self.note(at.clone(), fault));
-                let filters = self.filters(&backend.filters, &format!("{at}.filters"));
-                let target =
-                    found.and_then(|target| filters.as_ref().map(|_| target).map_err(Fault::clone));
-                WeightedTarget {
-                    weight: backend.weight,
-                    target: target.unwrap_or_else(|fault| broken(&fault)),
-                    filters: filters.unwrap_or_default(),
-                }
-            })
+struct Lowering<'u, 'b, 'c> {
+    user: &'u User<'u>,
+    backends: &'b mut Backends<'c>,
+    unresolved: Vec<(String, Fault)>,
+    unsupported: Vec<(String, Fault)>,
+    dropped: BTreeSet<usize>,
+    uses: Uses,
+}
+
+impl<'u, 'b, 'c> Lowering<'u, 'b, 'c> {
+    fn new(user: &'u User<'u>, backends: &'b mut Backends<'c>) -> Self {
+        Self {
+            user,
+            backends,
+            unresolved: Vec::new(),
+            unsupported: Vec::new(),
+            dropped: BTreeSet::new(),
+            uses: Uses::default(),
+        }
+    }
+
+    fn into_rules(self, body: Body<'_>) -> Rules<'_> {
+        Rules {
+            carries: self.user.carries,
+            body,
+            unresolved: self.unresolved,
+            unsupported: self.unsupported,
+            dropped: self.dropped,
+            uses: self.uses,
+        }
+    }
+
+    fn unresolved(&mut self, at: &At, rest: &str, fault: Fault) -> Fault {
+        self.unresolved.push((format!("{at}{rest}"), fault.clone()));
+        fault
+    }
+
+    fn unsupported(&mut self, at: At, field: String, why: String) -> Fault {
+        let fault = Fault::new(reason::UNSUPPORTED_VALUE, why);
+        self.unsupported.push((field, fault.clone()));
+        self.dropped.insert(at.rule);
+        fault
+    }
+
+    fn rule(
+        &mut self,
+        route: &ObjectName,
+        index: usize,
+        parts: &Parts<'_>,
+        prepared: &PreparedRule,
+    ) -> Rule {
+        let at = At::rule(index);
+        let invalid = prepared.invalid.as_ref().map(|(field, why)| {
+            let field = format!("{at}.{field}");
+            self.unsupported(at, field, why.clone())
+        });
+        let filters = self.filters(parts.filters, at);
+        let backends = parts.backends.iter().enumerate();
+        let mut targets: Vec<_> = backends
+            .map(|(i, backend)| self.target(backend, At::backend(index, i)))
             .collect();
         // A filter that cannot be had must not be skipped: the rule answers with an error.
-        if let Err(fault) = &filters {
+        if let Some(fault) = invalid.as_ref().or_else(|| filters.as_ref().err()) {
             targets = vec![WeightedTarget {
                 weight: 1,
-                target: broken(fault),
+                target: broken(fault, self.user.carries),
                 filters: Vec::new(),
             }];
         }
         Rule {
             route: route.clone(),
-            speaks: Speaks::Http,
+            speaks: match self.user.carries {
+                Carries::Grpc => Speaks::Grpc,
+                Carries::Http | Carries::Stream | Carries::Tls => Speaks::Http,
+            },
             index,
-            filters: filters.unwrap_or_default(),
+            filters: filters
+                .ok()
+                .filter(|_| invalid.is_none())
+                .unwrap_or_default(),
             targets,
-            timeouts: timeouts(rule),
-            retry: rule.retry.as_ref().map(retry),
+            timeouts: parts.timeouts,
+            retry: parts.retry.clone(),
         }
     }
 
-    fn note(&mut self, field: String, fault: Fault) -> Fault {
-        self.faults.push((field, fault.clone()));
-        fault
+    fn target(&mut self, backend: &BackendRef, at: At) -> WeightedTarget {
+        let found = self
+            .backends
+            .resolve(self.user, &backend.object(), &mut self.uses);
+        let found = found.map_err(|fault| self.unresolved(&at, "", fault));
+        let filters = self.filters(&backend.filters, at);
+        let target =
+            found.and_then(|target| filters.as_ref().map(|_| target).map_err(Fault::clone));
+        WeightedTarget {
+            weight: backend.weight,
+            target: target.unwrap_or_else(|fault| broken(&fault, self.user.carries)),
+            filters: filters.unwrap_or_default(),
+        }
     }
 
     /// The filters in order, or why one of them cannot be had.
-    fn filters(&mut self, filters: &[HttpFilter], at: &str) -> Result<Vec<Filter>, Fault> {
+    fn filters(&mut self, filters: &[HttpFilter], at: At) -> Result<Vec<Filter>, Fault> {
         let mut lowered = Vec::with_capacity(filters.len());
         for (i, filter) in filters.iter().enumerate() {
-            lowered.extend(self.filter(filter, &format!("{at}[{i}]"))?);
+            lowered.extend(self.filter(filter, at.filter(i))?);
         }
         Ok(lowered)
     }
 
-    fn filter(&mut self, filter: &HttpFilter, at: &str) -> Result<Option<Filter>, Fault> {
-        let unsupported = |reason| {
-            let message = format!(
+    fn filter(&mut self, filter: &HttpFilter, at: At) -> Result<Option<Filter>, Fault> {
+        let unsupported = || {
+            format!(
                 "filters of type {} are not supported",
                 filter.kind.names().0
-            );
-            Fault::new(reason, message)
+            )
         };
         Ok(match filter.kind {
             FilterKind::RequestHeaderModifier => filter
@@ -170,7 +344,7 @@ impl Lowering<'_, '_> {
             FilterKind::RequestMirror => filter
                 .request_mirror
                 .as_ref()
-                .map(|mirror| Filter::Mirror(self.mirror(mirror, at))),
+                .map(|mirror| Filter::Mirror(self.mirror(mirror, &at))),
             FilterKind::RequestRedirect => filter.request_redirect.as_ref().map(|redirect| {
                 Filter::Redirect(Redirect {
                     scheme: redirect.scheme.as_deref().map(Arc::from),
@@ -197,19 +371,22 @@ impl Lowering<'_, '_> {
                 })
             }),
             FilterKind::ExternalAuth => {
-                return Err(self.note(at.to_owned(), unsupported(reason::UNSUPPORTED_VALUE)));
+                return Err(self.unsupported(at, at.to_string(), unsupported()));
             }
             FilterKind::ExtensionRef => {
-                return Err(self.note(at.to_owned(), unsupported(reason::INVALID_KIND)));
+                let fault = Fault::new(reason::INVALID_KIND, unsupported());
+                return Err(self.unresolved(&at, "", fault));
             }
         })
     }
 
-    fn mirror(&mut self, mirror: &RequestMirror, at: &str) -> Mirror {
-        let found = self.backends.resolve(self.namespace, &mirror.backend_ref);
+    fn mirror(&mut self, mirror: &RequestMirror, at: &At) -> Mirror {
+        let found = self
+            .backends
+            .resolve(self.user, &mirror.backend_ref, &mut self.uses);
         let target = found.unwrap_or_else(|fault| {
-            let at = format!("{at}.requestMirror.backendRef");
-            broken(&self.note(at, fault))
+            let fault = self.unresolved(at, ".requestMirror.backendRef", fault);
+            broken(&fault, self.user.carries)
         });
         let (numerator, denominator) = match (mirror.fraction, mirror.percent) {
             (Some(fraction), _) => (fraction.numerator, fraction.denominator),
@@ -227,15 +404,19 @@ fn texts(list: &[String]) -> Vec<Arc<str>> {
     list.iter().map(|text| text.as_str().into()).collect()
 }
 
-fn lower_name(name: &str) -> Arc<str> {
-    name.to_ascii_lowercase().into()
-}
-
 fn header_edits(edits: &HeaderModifier) -> HeaderEdits {
-    let pair = |header: &HeaderValue| (lower_name(&header.name), header.value.as_str().into());
+    // Of names that differ in case only, the first counts.
+    let pairs = |list: &[HeaderValue]| {
+        let mut seen = BTreeSet::new();
+        let named = list.iter().map(|header| (lower_name(&header.name), header));
+        let first = named.filter(|(name, _)| seen.insert(Arc::clone(name)));
+        first
+            .map(|(name, header)| (name, header.value.as_str().into()))
+            .collect()
+    };
     HeaderEdits {
-        set: edits.set.iter().map(pair).collect(),
-        add: edits.add.iter().map(pair).collect(),
+        set: pairs(&edits.set),
+        add: pairs(&edits.add),
         remove: edits.remove.iter().map(|name| lower_name(name)).collect(),
     }
 }
@@ -268,46 +449,7 @@ fn retry(retry: &HttpRetry) -> Retry {
     let backoff = retry.backoff.as_deref().and_then(duration::parse);
     Retry {
         codes,
-        attempts: retry.attempts.unwrap_or(1),
+        attempts: retry.attempts.unwrap_or(1).min(RETRY_ATTEMPTS_MAX),
         backoff: backoff.unwrap_or(RETRY_BACKOFF),
     }
-}
-
-/// The matches of a rule; one that matches everything if it has none.
-fn matchers(rule: &HttpRule) -> Vec<Matcher> {
-    match rule.matches.as_slice() {
-        [] => vec![matcher(&HttpMatch::default())],
-        matches => matches.iter().map(matcher).collect(),
-    }
-}
-
-fn matcher(wanted: &HttpMatch) -> Matcher {
-    let value = wanted.path.value.as_str();
-    let named = |list: &[NamedValue], name: fn(&str) -> Arc<str>| {
-        let pair = |own: &NamedValue| (name(&own.name), text_match(own));
-        list.iter().map(pair).collect()
-    };
-    Matcher {
-        path: match wanted.path.kind {
-            PathKind::Exact => PathMatch::Exact(value.into()),
-            PathKind::PathPrefix => {
-                PathMatch::Prefix(value.strip_suffix('/').unwrap_or(value).into())
-            }
-            PathKind::RegularExpression => PathMatch::Regex(pattern(value)),
-        },
-        method: wanted.method.map(|method| method.as_str().into()),
-        headers: named(&wanted.headers, lower_name),
-        query: named(&wanted.query_params, |name| name.into()),
-    }
-}
-
-fn text_match(value: &NamedValue) -> TextMatch {
-    match value.kind {
-        TextKind::Exact => TextMatch::Exact(value.value.as_str().into()),
-        TextKind::RegularExpression => TextMatch::Regex(pattern(&value.value)),
-    }
-}
-
-fn pattern(text: &str) -> Pattern {
-    Pattern::new(text).expect("validation has compiled every pattern")
 }

@@ -1,11 +1,16 @@
 //! The rules that each kind's CRD states in OpenAPI and CEL, checked all at once with the path of
 //! each field. The API server has checked them already; files have not been checked by anybody.
 //!
-//! Past this point values are lowered without a second look. References are not followed here.
+//! Past this point values are lowered without a second look. References are not followed here, and
+//! what the CRDs let through is let through: what of it cannot be served is said on the status of
+//! the object (see `lower::prepared`).
 
+mod config;
 mod gateway;
 mod httproute;
 mod inference;
+mod policy;
+mod routes;
 pub(crate) mod syntax;
 
 use std::fmt::Display;
@@ -22,8 +27,13 @@ pub(crate) fn object(object: &Object, label: &str) -> Vec<Problem> {
     match &object.0 {
         Inner::GatewayClass(class) => gateway::class(class, &mut report),
         Inner::Gateway(gateway) => gateway::gateway(gateway, &mut report),
+        Inner::ListenerSet(set) => gateway::listener_set(set, &mut report),
         Inner::HttpRoute(route) => httproute::route(route, &mut report),
+        Inner::GrpcRoute(route) => routes::grpc(route, &mut report),
+        Inner::TlsRoute(route) => routes::tls(route, &mut report),
+        Inner::BackendTlsPolicy(policy) => policy::policy(policy, &mut report),
         Inner::ReferenceGrant(grant) => gateway::grant(grant, &mut report),
+        Inner::GatewayConfig(config) => config::config(config, &mut report),
         Inner::InferencePool(pool) => inference::pool(pool, &mut report),
         Inner::InferenceObjective(objective) | Inner::LegacyInferenceObjective(objective) => {
             inference::pool_ref(&objective.spec.pool_ref, &mut report);
@@ -35,6 +45,7 @@ pub(crate) fn object(object: &Object, label: &str) -> Vec<Problem> {
         Inner::Service(_)
         | Inner::EndpointSlice(_)
         | Inner::Secret(_)
+        | Inner::ConfigMap(_)
         | Inner::Pod(_)
         | Inner::Namespace(_) => {}
     }

@@ -42,6 +42,19 @@ pub(crate) fn is_token(text: &str) -> bool {
     (1..=256).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || symbol(b))
 }
 
+/// `^[A-Za-z_][A-Za-z_0-9]*$`.
+pub(crate) fn is_identifier(text: &str) -> bool {
+    let first = text.bytes().next();
+    first.is_some_and(|b| b.is_ascii_alphabetic() || b == b'_')
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+}
+
+/// The name of a gRPC service: identifiers joined by dots, perhaps with one before them.
+pub(crate) fn is_grpc_service(text: &str) -> bool {
+    let text = text.strip_prefix('.').unwrap_or(text);
+    text.len() <= 1024 && text.split('.').all(is_identifier)
+}
+
 /// A header value without control characters; at most 4096.
 pub(crate) fn is_header_value(text: &str) -> bool {
     text.len() <= 4096 && !text.bytes().any(|b| b.is_ascii_control() && b != b'\t')

@@ -1,7 +1,7 @@
 //! YAML to objects and back to text, for every test of this crate.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
-use forebay_api::{Index, Object, Origin, describe};
+use forebay_api::{Index, Object, Publication, Settings, describe};
 use forebay_model::snapshot::Problem;
 use serde_json::Value;
 
@@ -21,7 +21,7 @@ pub(crate) fn parse(text: &str) -> Vec<Object> {
 
 /// An index as of files with the objects of `text`.
 pub(crate) fn index(text: &str) -> Index {
-    let mut index = Index::new(Origin::Files);
+    let mut index = Index::new(Settings::default());
     parse(text)
         .into_iter()
         .for_each(|object| index.apply(object));
@@ -55,8 +55,65 @@ pub(crate) fn check_problems(text: &str, want: &str) {
     compare(&lines, want);
 }
 
+/// The snapshot and the statuses.
+pub(crate) fn describe_all(published: &Publication) -> String {
+    describe::snapshot(&published.snapshot) + &describe::statuses(&published.statuses)
+}
+
 #[track_caller]
-fn compare(got: &str, want: &str) {
+pub(crate) fn compare(got: &str, want: &str) {
     let want = want.trim_start_matches('\n');
     assert!(got == want, "wanted:\n{want}\ngot:\n{got}");
+}
+
+/// A Gateway of the namespace `default` with `listeners`; `spec` goes before them.
+pub(crate) fn gateway(name: &str, spec: &str, listeners: &str) -> String {
+    format!(
+        "\n---\n{{apiVersion: gateway.networking.k8s.io/v1, kind: Gateway, metadata: {{name: {name}}}, spec: {{gatewayClassName: forebay, {spec} listeners: [{listeners}]}}}}"
+    )
+}
+
+/// An object of Gateway API; `name` may be `namespace/name`, `@` and its age in days, 1 to 9, after
+/// that.
+pub(crate) fn object(kind: &str, name: &str, spec: &str) -> String {
+    let (name, age) = name.split_once('@').unwrap_or((name, ""));
+    let (namespace, name) = name.split_once('/').unwrap_or(("default", name));
+    let created = match age.parse::<u8>() {
+        Ok(days) => format!(", creationTimestamp: '2026-01-{:02}T00:00:00Z'", 31 - days),
+        Err(_) => String::new(),
+    };
+    format!(
+        "\n---\n{{apiVersion: gateway.networking.k8s.io/v1, kind: {kind}, metadata: {{name: {name}, namespace: {namespace}{created}}}, spec: {{{spec}}}}}"
+    )
+}
+
+/// A Service `name` or `namespace/name`.
+pub(crate) fn service(name: &str, spec: &str) -> String {
+    let (namespace, name) = name.split_once('/').unwrap_or(("default", name));
+    format!(
+        "\n---\n{{apiVersion: v1, kind: Service, metadata: {{name: {name}, namespace: {namespace}}}, spec: {{{spec}}}}}"
+    )
+}
+
+/// A TLS Secret `name` or `namespace/name`.
+pub(crate) fn secret(name: &str) -> String {
+    let (namespace, name) = name.split_once('/').unwrap_or(("default", name));
+    format!(
+        "\n---\napiVersion: v1\nkind: Secret\nmetadata: {{name: {name}, namespace: {namespace}}}\ntype: kubernetes.io/tls\nstringData:\n  tls.crt: |\n    -----BEGIN CERTIFICATE-----\n    AAAA\n    -----END CERTIFICATE-----\n  tls.key: |\n    -----BEGIN EC PRIVATE KEY-----\n    AAAA\n    -----END EC PRIVATE KEY-----\n"
+    )
+}
+
+/// A ConfigMap `name` or `namespace/name` with a bundle of authorities.
+pub(crate) fn bundle(name: &str) -> String {
+    let (namespace, name) = name.split_once('/').unwrap_or(("default", name));
+    format!(
+        "\n---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}, namespace: {namespace}}}\ndata:\n  other: x\n  ca.crt: |\n    -----BEGIN CERTIFICATE-----\n    AAAA\n    -----END CERTIFICATE-----\n"
+    )
+}
+
+/// Lowers the objects and expects snapshot and statuses to read `want`.
+#[track_caller]
+pub(crate) fn check_all(objects: &[String], want: &str) {
+    let mut index = index(&objects.concat());
+    compare(&describe_all(&index.publish()), want);
 }

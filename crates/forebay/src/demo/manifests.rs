@@ -14,7 +14,8 @@ use crate::manifest_text::World;
 /// The pool.
 pub(super) const POOL: &str = "default/llama";
 
-/// A folder with the manifests, gone when this is dropped.
+/// A folder with the manifests, gone when this is dropped. What ends the process without that is
+/// told in `interrupt.rs`.
 pub(super) struct Folder {
     folder: TempDir,
     file: PathBuf,

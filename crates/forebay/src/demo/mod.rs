@@ -6,6 +6,7 @@
 //! servers; the gateway, its configuration and the HTTP traffic are real. The workloads are in
 //! `workload.rs`, the manifests in `manifests.rs`, the servers in `servers.rs`.
 
+mod interrupt;
 mod manifests;
 mod report;
 mod servers;
@@ -23,8 +24,9 @@ use serde_json::Value;
 use tokio::sync::oneshot;
 
 use crate::cli::{DemoArgs, LogArgs, LogFormat, Workload as Kind};
-use crate::gateway::{Plan, Running};
+use crate::gateway::{Plan, Running, Source};
 use crate::{Failure, admin_client, descriptors, logging, print};
+use interrupt::{Interrupt, broken_off};
 use manifests::{Folder, POOL};
 use report::{Progress, Run};
 use servers::Servers;
@@ -46,9 +48,11 @@ pub(crate) fn run(args: &DemoArgs) -> Result<(), Failure> {
     // A thousand are enough here.
     let _few = descriptors::raise_limit();
     check_port(args.port)?;
+    let interrupt = Interrupt::listen()?;
     let folder = Folder::create(args.port)?;
     let mut demo = Demo {
         args,
+        interrupt,
         folder,
         servers: None,
         gateway: None,
@@ -87,10 +91,11 @@ fn check_port(port: u16) -> Result<(), Failure> {
 /// What runs.
 struct Demo<'a> {
     args: &'a DemoArgs,
-    folder: Folder,
-    // Fields are dropped in this order: first who sends, then who answers.
+    interrupt: Interrupt,
+    // Fields are dropped in this order: first who sends, then who answers, then what both go by.
     gateway: Option<GatewayThread>,
     servers: Option<Servers>,
+    folder: Folder,
 }
 
 impl Demo<'_> {
@@ -132,9 +137,19 @@ impl Demo<'_> {
         };
         let runtime = runtime()?;
         let mut progress = Progress::new(picker, scenario.conversations);
-        let summary = runtime
-            .block_on(load::run(config, |so_far| progress.show(so_far)))
-            .map_err(|error| Failure::world(error.to_string()))?;
+        let ended = runtime.block_on(async {
+            tokio::select! {
+                ended = load::run(config, |so_far| progress.show(so_far)) => Ok(ended),
+                name = self.interrupt.told() => Err(name),
+            }
+        });
+        let summary = match ended {
+            Ok(ended) => ended.map_err(|error| Failure::world(error.to_string()))?,
+            Err(name) => {
+                progress.break_off();
+                return Err(broken_off(name));
+            }
+        };
         progress.end(&summary);
         Ok(summary)
     }
@@ -143,6 +158,7 @@ impl Demo<'_> {
     fn wait_until_live(&self, servers: &Servers) -> Result<(), Failure> {
         let began = Instant::now();
         while began.elapsed() < RELOAD_MAX {
+            self.interrupt.check()?;
             if self.gateway.as_ref().is_some_and(GatewayThread::has_failed) {
                 break;
             }
@@ -195,9 +211,8 @@ Serving on http://127.0.0.1:{port} until Ctrl-C. Try:
     }
 
     fn wait_for_interrupt(&self) -> Result<(), Failure> {
-        runtime()?
-            .block_on(tokio::signal::ctrl_c())
-            .map_err(|error| Failure::world(format!("no signal handler: {error}")))
+        let _name = runtime()?.block_on(self.interrupt.told());
+        Ok(())
     }
 }
 
@@ -234,8 +249,10 @@ struct GatewayThread {
 impl GatewayThread {
     fn start(args: &DemoArgs, folder: &Folder) -> Result<Self, Failure> {
         let plan = Plan {
-            paths: vec![folder.path().to_owned()],
-            strict: true,
+            source: Source::Files {
+                paths: vec![folder.path().to_owned()],
+                strict: true,
+            },
             settings: Settings {
                 bind: IpAddr::from(Ipv4Addr::LOCALHOST),
                 admin: Some(args.admin),

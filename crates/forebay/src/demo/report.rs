@@ -59,6 +59,13 @@ impl Progress {
         put(&format!("{back}{}\n", self.line(summary)));
     }
 
+    /// Leaves the line that was shown last, so that what is said next stands below it.
+    pub(super) fn break_off(&self) {
+        if self.terminal {
+            put("\n");
+        }
+    }
+
     fn line(&self, summary: &Summary) -> String {
         let ttft = match summary.ttft.count() {
             0 => "-".to_owned(),

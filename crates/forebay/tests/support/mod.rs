@@ -153,16 +153,26 @@ impl World {
     }
 
     pub(crate) fn start_with(count: u8, sim_arguments: &[&str]) -> Self {
-        Self::start_whole(count, sim_arguments, None)
+        Self::start_whole(count, sim_arguments, &[], None)
     }
 
     /// A world whose gateway tells what happens to it; see [`Self::log`].
     pub(crate) fn start_logging(count: u8) -> Self {
         let log = NamedTempFile::new().expect("a temporary file");
-        Self::start_whole(count, &[], Some(log))
+        Self::start_whole(count, &[], &[], Some(log))
     }
 
-    fn start_whole(count: u8, sim_arguments: &[&str], log: Option<NamedTempFile>) -> Self {
+    /// A world whose gateway has arguments of the test's own.
+    pub(crate) fn start_with_arguments(count: u8, gateway_arguments: &[&str]) -> Self {
+        Self::start_whole(count, &[], gateway_arguments, None)
+    }
+
+    fn start_whole(
+        count: u8,
+        sim_arguments: &[&str],
+        gateway_arguments: &[&str],
+        log: Option<NamedTempFile>,
+    ) -> Self {
         let target = free_port(count);
         let servers: Vec<SocketAddr> = (1..=count)
             .map(|n| (Ipv4Addr::new(127, 0, 0, n), target).into())
@@ -185,6 +195,7 @@ impl World {
             forebay()
                 .args(["gateway", "--bind", "127.0.0.1", "--access-log", "off"])
                 .args(["--log", level])
+                .args(gateway_arguments)
                 .args(["--admin", &admin.to_string(), "--seed", "1", "--config"])
                 .arg(folder.path())
                 .stderr(stderr),

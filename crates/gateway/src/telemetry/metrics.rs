@@ -5,7 +5,7 @@
 //! Names follow the Prometheus conventions: base units, `_total` for counters.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use forebay_model::ObjectName;
@@ -19,12 +19,15 @@ use prometheus_client::registry::Registry;
 use super::connections::{Connections, WorkerConnections};
 use super::counts::{AllCounts, Names};
 use super::ending;
+use crate::per_worker::lock;
 use crate::record::StreamRecord;
 
 /// Counters, histograms and gauges of the process.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
+    /// Those of parts of the process that this crate does not know.
+    others: Mutex<Vec<Registry>>,
     pub(super) names: Names,
     /// What exchanges count, one part per worker.
     pub(super) exchanges: AllCounts,
@@ -89,6 +92,7 @@ impl Metrics {
     pub fn new() -> Self {
         let mut metrics = Self {
             registry: Registry::default(),
+            others: Mutex::default(),
             names: Names::default(),
             exchanges: AllCounts::default(),
             ejections: Family::default(),
@@ -174,6 +178,11 @@ impl Metrics {
         );
     }
 
+    /// Shows the metrics of `registry` too.
+    pub fn add(&self, registry: Registry) {
+        lock(&self.others).push(registry);
+    }
+
     /// An endpoint of `pool` was ejected.
     pub fn ejected(&self, pool: &ObjectName, reason: &'static str) {
         let labels = PoolReason {
@@ -246,7 +255,10 @@ impl Metrics {
                 .get_or_create(&ConnectionLabels { state });
             gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
         }
-        text::encode_registry(page, &self.registry)
+        text::encode_registry(page, &self.registry)?;
+        let others = lock(&self.others);
+        let mut others = others.iter();
+        others.try_for_each(|registry| text::encode_registry(page, registry))
     }
 }
 

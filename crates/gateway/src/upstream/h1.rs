@@ -14,14 +14,15 @@ use std::time::Duration;
 use bytes::{Buf, Bytes, BytesMut};
 use http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
-use http_body::{Body, Frame};
-use hyper::body::Incoming;
+use http_body::Frame;
 use smallvec::SmallVec;
 use tokio::io::AsyncWrite as _;
 
 use super::chunked::Chunked;
 use super::io::{Io, broke};
-use super::{Answer, AnswerBody, Head, Idle, Key, Outgoing, Peer, SendError, settle_fields};
+use super::{
+    Answer, AnswerBody, Head, Idle, Key, Outgoing, Peer, SendError, Streamed, settle_fields,
+};
 use crate::telemetry::Counted;
 use crate::tls::backend::Inside;
 
@@ -147,7 +148,7 @@ pub(super) async fn send(
 #[derive(Debug)]
 struct Upload {
     queue: SmallVec<[Bytes; 4]>,
-    source: Option<Incoming>,
+    source: Option<Streamed>,
     chunked: bool,
     /// Something was written that the connection may still hold.
     unflushed: bool,
@@ -158,14 +159,14 @@ impl Upload {
     fn new(head: &Head<'_>, body: Outgoing) -> Self {
         let mut text = BytesMut::with_capacity(1024 + INLINE_BODY_BYTES_MAX);
         write_head(&mut text, head, &body);
-        let chunked = matches!(body, Outgoing::Stream(_, None));
+        let chunked = body.length().is_none();
         let mut queue = SmallVec::new();
         let mut source = None;
         match body {
             Outgoing::Empty => queue.push(text.freeze()),
-            Outgoing::Stream(incoming, _) => {
+            Outgoing::Stream(streamed) => {
                 queue.push(text.freeze());
-                source = Some(incoming);
+                source = Some(streamed);
             }
             Outgoing::Pieces(pieces) => {
                 let length: usize = pieces.iter().map(Bytes::len).sum();
@@ -211,7 +212,7 @@ impl Upload {
             let Some(source) = &mut self.source else {
                 return self.poll_flush(io, cx).map(Ok);
             };
-            match Pin::new(source).poll_frame(cx) {
+            match source.poll_frame(cx) {
                 Poll::Ready(Some(Ok(frame))) => {
                     if let Ok(data) = frame.into_data() {
                         self.push(data);

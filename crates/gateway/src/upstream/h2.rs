@@ -209,7 +209,7 @@ impl Body for Upload {
             Outgoing::Empty => Poll::Ready(None),
             Outgoing::Pieces(pieces) if pieces.is_empty() => Poll::Ready(None),
             Outgoing::Pieces(pieces) => Poll::Ready(Some(Ok(Frame::data(pieces.remove(0))))),
-            Outgoing::Stream(incoming, _) => Pin::new(incoming).poll_frame(cx),
+            Outgoing::Stream(streamed) => streamed.poll_frame(cx),
         }
     }
 
@@ -217,7 +217,7 @@ impl Body for Upload {
         match &self.body {
             Outgoing::Empty => true,
             Outgoing::Pieces(pieces) => pieces.is_empty(),
-            Outgoing::Stream(incoming, _) => incoming.is_end_stream(),
+            Outgoing::Stream(streamed) => streamed.is_end_stream(),
         }
     }
 

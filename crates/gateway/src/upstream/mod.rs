@@ -11,6 +11,7 @@ mod h1;
 mod h2;
 mod idle;
 mod io;
+mod streamed;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -21,7 +22,6 @@ use bytes::Bytes;
 use forebay_model::AppProtocol;
 use http::{HeaderMap, Method, StatusCode};
 use http_body::Frame;
-use hyper::body::Incoming;
 use smallvec::SmallVec;
 
 use crate::telemetry::Counted;
@@ -31,6 +31,7 @@ pub use h1::{H1Body, Upgraded};
 pub use h2::H2Body;
 pub use idle::Idle;
 pub use io::Io;
+pub use streamed::Streamed;
 
 /// Whom to send to, and how.
 #[derive(Clone, Debug)]
@@ -77,8 +78,8 @@ pub enum Outgoing {
     Empty,
     /// Known bytes, which a retry can send again.
     Pieces(SmallVec<[Bytes; 3]>),
-    /// The client's body as it comes, with its length if the client said it.
-    Stream(Incoming, Option<u64>),
+    /// The client's body as it comes.
+    Stream(Streamed),
 }
 
 impl Outgoing {
@@ -98,7 +99,7 @@ impl Outgoing {
         match self {
             Self::Empty => Some(Self::Empty),
             Self::Pieces(pieces) => Some(Self::Pieces(pieces.clone())),
-            Self::Stream(..) => None,
+            Self::Stream(_) => None,
         }
     }
 
@@ -108,13 +109,13 @@ impl Outgoing {
         match self {
             Self::Empty => Some(0),
             Self::Pieces(pieces) => Some(pieces.iter().map(|p| p.len() as u64).sum()),
-            Self::Stream(_, length) => *length,
+            Self::Stream(streamed) => streamed.length(),
         }
     }
 }
 
 /// The head of a request towards an endpoint: hop-by-hop fields already removed.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Head<'a> {
     /// Method.
     pub method: &'a Method,
@@ -167,6 +168,8 @@ pub enum SendError {
     Timeout(&'static str),
     /// The client's own body broke; no other endpoint can help.
     ClientBody,
+    /// No byte of the client's own body came for so long.
+    ClientStalled(Duration),
 }
 
 impl SendError {
@@ -180,6 +183,7 @@ impl SendError {
             Self::Protocol(_) => "protocol",
             Self::Timeout(_) => "timeout",
             Self::ClientBody => "client_body",
+            Self::ClientStalled(_) => "body_timeout",
         }
     }
 }
@@ -193,6 +197,9 @@ impl std::fmt::Display for SendError {
             Self::Protocol(what) => write!(f, "the endpoint broke HTTP: {what}"),
             Self::Timeout(what) => write!(f, "time limit: {what}"),
             Self::ClientBody => f.write_str("the client's body broke"),
+            Self::ClientStalled(limit) => {
+                write!(f, "no byte of the body came for {} s", limit.as_secs())
+            }
         }
     }
 }
@@ -254,11 +261,32 @@ pub(crate) async fn open_stream(
 }
 
 impl Ready<'_> {
-    /// Sends one request and waits for the head of the response.
+    /// Sends one request and waits for the head of the response, or until the client keeps the
+    /// endpoint waiting for too long.
     ///
     /// # Errors
     /// When there is no response to pass on; nothing of it has reached the client then.
     pub async fn send(
+        self,
+        idle: &Idle,
+        head: &Head<'_>,
+        body: Outgoing,
+    ) -> Result<Answer, SendError> {
+        let Outgoing::Stream(streamed) = &body else {
+            return self.hand_over(idle, head, body).await;
+        };
+        let stalled = streamed.stalled();
+        Box::pin(async {
+            tokio::select! {
+                biased;
+                answer = self.hand_over(idle, head, body) => answer,
+                limit = stalled => Err(SendError::ClientStalled(limit)),
+            }
+        })
+        .await
+    }
+
+    async fn hand_over(
         self,
         idle: &Idle,
         head: &Head<'_>,

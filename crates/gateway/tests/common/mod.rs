@@ -355,10 +355,8 @@ pub fn service_with(
     endpoints: &[SocketAddr],
 ) -> Target {
     KNOWN.with_borrow_mut(|known| {
-        let of = ServicePort {
-            name: ObjectName::new("default", "svc"),
-            port: u16::try_from(known.services.len()).unwrap(),
-        };
+        let port = u16::try_from(known.services.len()).unwrap();
+        let of = ServicePort::new(ObjectName::new("default", "svc"), port);
         let target = ServiceTarget {
             of: of.clone(),
             protocol,
@@ -640,8 +638,19 @@ pub async fn http2<S>(stream: S) -> Client
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
+    http2_with_window(stream, None).await
+}
+
+/// The same, with so many bytes of each response that the gateway may send before they are read.
+pub async fn http2_with_window<S>(stream: S, window: Option<u32>) -> Client
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
     let io = hyper_util::rt::TokioIo::new(stream);
-    let builder = hyper::client::conn::http2::Builder::new(Spawner);
+    let mut builder = hyper::client::conn::http2::Builder::new(Spawner);
+    if window.is_some() {
+        builder.initial_stream_window_size(window);
+    }
     let (client, connection) = builder.handshake(io).await.unwrap();
     tokio::spawn(async move {
         let _closed = connection.await;

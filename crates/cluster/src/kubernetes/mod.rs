@@ -1,0 +1,26 @@
+//! An API server as a source of objects, and what is written back to it.
+//!
+//! [`Server`] is asked; [`KubernetesSource`] follows every kind that `forebay-api` reads and publishes;
+//! a [`Controller`] writes statuses and infrastructure, if it is elected among its like. Within,
+//! `watch` follows one kind, `kinds` all of them, `mirror` knows what has come of it, `statuses` and
+//! `lease` keep the books of writing and of the election. What any object means, and what is to be
+//! made, is decided in `forebay-api`.
+
+mod backoff;
+mod controller;
+mod discovery;
+mod infrastructure;
+mod kinds;
+mod lease;
+mod metrics;
+mod mirror;
+mod read;
+mod server;
+mod source;
+mod statuses;
+mod watch;
+
+pub use controller::{Controller, ControllerOptions, Election};
+pub use metrics::Metrics;
+pub use server::{NoServer, Server};
+pub use source::KubernetesSource;

@@ -1,0 +1,571 @@
+//! `forebay gateway --kubernetes` against a real API server: what users apply is served, what they
+//! see in statuses is true, and what happens when parts of it go away.
+//!
+//! Every test has a namespace and a Forebay of its own that follows that namespace alone, so that
+//! they do not write each other's statuses.
+
+#[path = "support/cluster.rs"]
+mod cluster;
+mod support;
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+
+use cluster::{Cluster, Namespace, Relay, conditions};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use support::{Ending, Program, chat, exchange, forebay, free_port, get, sim, skip, wait_for};
+use tempfile::{NamedTempFile, TempDir};
+
+const ROUTE: &str =
+    "{backendRefs: [{group: inference.networking.k8s.io, kind: InferencePool, name: sims}]}";
+
+/// A namespace with a Gateway, a pool of one simulated server, and what it takes to run a Forebay
+/// for it.
+struct World {
+    cluster: &'static Cluster,
+    namespace: Namespace,
+    folder: TempDir,
+    port: u16,
+    server: SocketAddr,
+    _sim: Program,
+}
+
+impl World {
+    /// `None` where there is no API server; the test is skipped then.
+    fn start(name: &str) -> Option<Self> {
+        let cluster = match Cluster::find() {
+            Ok(cluster) => cluster,
+            Err(reason) => {
+                skip(&format!("kubernetes {name}"), &reason);
+                return None;
+            }
+        };
+        let namespace = cluster.namespace(name);
+        let server = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port(1)));
+        let world = Self {
+            cluster,
+            namespace,
+            folder: tempfile::tempdir().expect("a temporary folder"),
+            port: free_port(1),
+            server,
+            _sim: sim(server, &[]),
+        };
+        let target = server.port();
+        world.apply(&format!(
+            "
+{{apiVersion: gateway.networking.k8s.io/v1, kind: GatewayClass, metadata: {{name: forebay}}, spec: {{controllerName: forebay.dev/gateway}}}}
+---
+apiVersion: inference.networking.k8s.io/v1
+kind: InferencePool
+metadata: {{name: sims}}
+spec: {{selector: {{matchLabels: {{app: sim}}}}, targetPorts: [{{number: {target}}}]}}
+"
+        ));
+        world.apply_pod("sim-1", "127.0.0.1");
+        world.apply_gateway(world.port);
+        world.apply_route(ROUTE);
+        Some(world)
+    }
+
+    fn apply(&self, manifests: &str) {
+        self.cluster.apply(&self.namespace.name, manifests);
+    }
+
+    fn apply_gateway(&self, port: u16) {
+        self.apply(&format!(
+            "{{apiVersion: gateway.networking.k8s.io/v1, kind: Gateway, metadata: {{name: edge}}, \
+             spec: {{gatewayClassName: forebay, listeners: [{{name: http, protocol: HTTP, port: {port}}}]}}}}"
+        ));
+    }
+
+    fn apply_route(&self, rule: &str) {
+        self.apply(&format!(
+            "{{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, metadata: {{name: all}}, \
+             spec: {{parentRefs: [{{name: edge}}], rules: [{rule}]}}}}"
+        ));
+    }
+
+    /// A pod that is Running and Ready at `ip` as soon as it is scheduled.
+    fn apply_pod(&self, name: &str, ip: &str) {
+        self.apply(&format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, labels: {{app: sim}}, \
+             annotations: {{bed.forebay.dev/pod-ip: {ip}}}}}, spec: {{containers: [{{name: c, image: in-name-only}}]}}}}"
+        ));
+    }
+
+    fn get(&self, kind: &str, name: &str) -> Value {
+        self.cluster.get(kind, &self.namespace.name, name)
+    }
+
+    fn delete(&self, kind: &str, name: &str) {
+        let namespace = &self.namespace.name;
+        self.cluster
+            .kubectl(&["delete", kind, "-n", namespace, name, "--grace-period=0"]);
+    }
+
+    /// A Forebay for this namespace that binds the ports of its Gateways.
+    fn forebay(&self) -> Forebay {
+        let kubeconfig = self.cluster.kubeconfig();
+        let host = [
+            "--gateway-service-type",
+            "None",
+            "--gateway-address",
+            "127.0.0.1",
+        ];
+        self.forebay_with(kubeconfig, &host)
+    }
+
+    fn forebay_with(&self, kubeconfig: &Path, more: &[&str]) -> Forebay {
+        let admin = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port(1)));
+        let log = NamedTempFile::new().expect("a temporary file");
+        let program = Program::start(
+            forebay()
+                .args(["gateway", "--kubernetes", "--bind", "127.0.0.1"])
+                .args(["--access-log", "off", "--admin", &admin.to_string()])
+                .args(["--namespace", &self.namespace.name])
+                .args(["--watch-namespace", &self.namespace.name])
+                .args(["--lame-duck", "0s", "--kubeconfig"])
+                .arg(kubeconfig)
+                .args(more)
+                .stderr(log.reopen().expect("a readable file")),
+        );
+        Forebay {
+            program,
+            admin,
+            log,
+        }
+    }
+
+    fn address(&self) -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))
+    }
+
+    fn is_served(&self) -> bool {
+        chat(self.address(), "is it there?", 1).ending == Ending::Complete
+    }
+
+    #[track_caller]
+    fn wait_until_served(&self) {
+        wait_for("the route is served", || self.is_served().then_some(()));
+    }
+
+    /// The conditions of our entry among the parents of an object.
+    fn parent(&self, kind: &str, name: &str) -> Option<Vec<String>> {
+        let object = self.get(kind, name);
+        let parents = object["status"]["parents"].as_array()?;
+        let ours = |entry: &&Value| entry["controllerName"] == "forebay.dev/gateway";
+        let entry = parents.iter().find(ours)?;
+        assert_eq!(
+            entry["conditions"][0]["observedGeneration"],
+            object["metadata"]["generation"]
+        );
+        Some(conditions(&entry["conditions"]))
+    }
+}
+
+/// A running `forebay gateway --kubernetes`.
+struct Forebay {
+    program: Program,
+    admin: SocketAddr,
+    log: NamedTempFile,
+}
+
+impl Forebay {
+    #[track_caller]
+    fn wait_until_ready(&self) {
+        wait_for("it is ready", || self.is_ready().then_some(()));
+    }
+
+    fn is_ready(&self) -> bool {
+        get(self.admin, "/readyz").is_ok()
+    }
+
+    /// The value of a metric's sample.
+    fn metric(&self, sample: &str) -> Option<f64> {
+        let page = get(self.admin, "/metrics").ok()?;
+        let line = page
+            .lines()
+            .find_map(|l| l.strip_prefix(sample)?.strip_prefix(' '));
+        line.and_then(|value| value.parse().ok())
+    }
+
+    fn leads(&self) -> bool {
+        self.metric("forebay_leader") == Some(1.0)
+    }
+
+    /// What `forebay status` prints.
+    fn status(&self) -> String {
+        let output = support::output(&["status", "--admin", &self.admin.to_string()]);
+        support::stdout(&output)
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.log.path()).expect("text")
+    }
+
+    #[track_caller]
+    fn wait_for_status(&self, text: &str) {
+        wait_for(&format!("status says {text:?}"), || {
+            self.status().contains(text).then_some(())
+        });
+    }
+}
+
+#[test]
+fn objects_become_a_served_route_with_true_statuses_and_cease_to_be_one() {
+    let Some(world) = World::start("served") else {
+        return;
+    };
+    // Another controller has the route too.
+    let other = json!({
+        "controllerName": "example.com/other",
+        "parentRef": {"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "elsewhere"},
+        "conditions": [{
+            "type": "Accepted", "status": "True", "reason": "Accepted", "message": "",
+            "lastTransitionTime": "2026-11-01T00:00:00Z",
+        }],
+    });
+    let namespace = &world.namespace.name;
+    let parents = json!({ "parents": [other] });
+    world
+        .cluster
+        .patch_status("httproute", namespace, "all", &parents);
+    let forebay = world.forebay();
+    forebay.wait_until_ready();
+    world.wait_until_served();
+
+    let held = ["Accepted=True", "ResolvedRefs=True"];
+    for (kind, name) in [("httproute", "all"), ("inferencepool", "sims")] {
+        wait_for(&format!("the status of {kind} {name}"), || {
+            (world.parent(kind, name)? == held).then_some(())
+        });
+    }
+    let route = world.get("httproute", "all");
+    assert_eq!(
+        route["status"]["parents"][0], other,
+        "an entry of another's"
+    );
+    let gateway = wait_for("the status of the Gateway", || {
+        let gateway = world.get("gateway", "edge");
+        let held = conditions(&gateway["status"]["conditions"]);
+        (held == ["Accepted=True", "Programmed=True"]).then_some(gateway)
+    });
+    let status = &gateway["status"];
+    assert_eq!(status["listeners"][0]["attachedRoutes"], 1);
+    assert_eq!(
+        status["addresses"],
+        json!([{"type": "IPAddress", "value": "127.0.0.1"}])
+    );
+
+    // A second look finds nothing to write.
+    let version = |object: &Value| object["metadata"]["resourceVersion"].clone();
+    let writes = forebay.metric("forebay_status_writes_total{result=\"success\"}");
+    world.apply_pod("sim-2", "127.0.0.2");
+    forebay.wait_for_status("127.0.0.2:");
+    assert_eq!(
+        forebay.metric("forebay_status_writes_total{result=\"success\"}"),
+        writes
+    );
+    assert_eq!(version(&world.get("gateway", "edge")), version(&gateway));
+
+    // Somebody takes our entry away; we put it back, and leave theirs.
+    world
+        .cluster
+        .patch_status("httproute", namespace, "all", &parents);
+    wait_for("our entry is back", || world.parent("httproute", "all"));
+    let route = world.get("httproute", "all");
+    assert_eq!(route["status"]["parents"][0], other);
+
+    // The pod goes, and the route after it.
+    world.delete("pod", "sim-1");
+    wait_for("the endpoint is gone", || {
+        (!forebay.status().contains(&world.server.to_string())).then_some(())
+    });
+    world.delete("httproute", "all");
+    wait_for("the route is gone", || {
+        let answer = exchange(world.address(), "GET / HTTP/1.1\r\n", "");
+        (answer.status == 404).then_some(())
+    });
+    wait_for("the Gateway says so", || {
+        let gateway = world.get("gateway", "edge");
+        (gateway["status"]["listeners"][0]["attachedRoutes"] == 0).then_some(())
+    });
+}
+
+#[test]
+fn an_object_that_is_refused_keeps_its_last_good_state_and_stops_nothing() {
+    let Some(world) = World::start("refused") else {
+        return;
+    };
+    let forebay = world.forebay();
+    world.wait_until_served();
+    // The server takes it, since its rules know nothing of expressions.
+    world.apply_route(
+        "{matches: [{path: {type: RegularExpression, value: '('}}], \
+         backendRefs: [{group: inference.networking.k8s.io, kind: InferencePool, name: sims}]}",
+    );
+    forebay.wait_for_status("spec.rules[0].matches[0].path.value");
+    assert!(world.is_served(), "the last good state is gone");
+    world.apply_pod("sim-2", "127.0.0.2");
+    forebay.wait_for_status("127.0.0.2:");
+    world.apply_route(ROUTE);
+    forebay.wait_for_status("no problems");
+}
+
+#[test]
+fn a_definition_that_comes_later_is_noticed_and_an_object_of_the_wrong_shape_is_named() {
+    // Of the old group, which nobody else here uses, and without any rule for its objects.
+    const DEFINITION: &str = "
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: inferenceobjectives.inference.networking.x-k8s.io}
+spec:
+  group: inference.networking.x-k8s.io
+  names: {kind: InferenceObjective, plural: inferenceobjectives}
+  scope: Namespaced
+  versions:
+  - name: v1alpha2
+    served: true
+    storage: true
+    subresources: {status: {}}
+    schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}
+";
+    const NAME: &str = "inferenceobjectives.inference.networking.x-k8s.io";
+    let Some(world) = World::start("later") else {
+        return;
+    };
+    world
+        .cluster
+        .kubectl(&["delete", "crd", "--ignore-not-found", NAME]);
+    let forebay = world.forebay();
+    world.wait_until_served();
+    world.apply(DEFINITION);
+    world
+        .cluster
+        .kubectl(&["wait", "--for=condition=Established", "crd", NAME]);
+    let objective = |name: &str, priority: &str| {
+        format!(
+            "{{apiVersion: inference.networking.x-k8s.io/v1alpha2, kind: InferenceObjective, metadata: {{name: {name}}}, \
+             spec: {{priority: {priority}, poolRef: {{name: sims}}}}}}"
+        )
+    };
+    world.apply(&objective("wrong", "high"));
+    forebay.wait_for_status("InferenceObjective");
+    assert!(
+        forebay.status().contains("/wrong spec.priority: Malformed"),
+        "{}",
+        forebay.status()
+    );
+    world.apply(&objective("right", "5"));
+    let conditions_of = |name: &str| {
+        let object = world.get(NAME, name);
+        conditions(&object["status"]["conditions"])
+    };
+    world.delete(NAME, "wrong");
+    forebay.wait_for_status("no problems");
+    let _conditions = conditions_of("right");
+    world.cluster.kubectl(&["delete", "crd", NAME]);
+    assert!(world.is_served());
+}
+
+#[test]
+fn one_of_two_leads_and_the_other_takes_over_after_a_release_and_after_a_crash() {
+    let Some(world) = World::start("leader") else {
+        return;
+    };
+    let first = world.forebay();
+    wait_for("the first leads", || first.leads().then_some(()));
+    let mut second = world.forebay_with(
+        world.cluster.kubeconfig(),
+        &[
+            "--gateway-service-type",
+            "None",
+            "--gateway-address",
+            "127.0.0.2",
+        ],
+    );
+    second.wait_until_ready();
+    // Both serve, and one writes.
+    world.wait_until_served();
+    let address = |want: &str| {
+        let gateway = world.get("gateway", "edge");
+        (gateway["status"]["addresses"][0]["value"] == want).then_some(())
+    };
+    wait_for("the first writes", || address("127.0.0.1"));
+    assert!(!second.leads());
+    assert_eq!(
+        second.metric("forebay_status_writes_total{result=\"success\"}"),
+        None
+    );
+
+    // An orderly end hands over at once.
+    let mut first = first;
+    first.program.signal(Signal::TERM);
+    wait_for("the second leads", || second.leads().then_some(()));
+    wait_for("the second writes", || address("127.0.0.2"));
+    assert_eq!(wait_for("the first ends", || first.program.ended()), 0);
+    let lease = world.get("lease", "forebay-gateway");
+    assert_eq!(lease["spec"]["leaseTransitions"], 1);
+
+    // After a crash the lease has to run out.
+    let third = world.forebay();
+    third.wait_until_ready();
+    second.program.kill();
+    wait_for("the third leads", || third.leads().then_some(()));
+    wait_for("the third writes", || address("127.0.0.1"));
+    assert_eq!(
+        world.get("lease", "forebay-gateway")["spec"]["leaseTransitions"],
+        2
+    );
+}
+
+#[test]
+fn traffic_goes_on_while_the_server_is_away_and_what_has_changed_is_found_afterwards() {
+    let Some(world) = World::start("away") else {
+        return;
+    };
+    let relay = Relay::start(world.cluster, world.folder.path());
+    let host = [
+        "--gateway-service-type",
+        "None",
+        "--gateway-address",
+        "127.0.0.1",
+    ];
+    let forebay = world.forebay_with(&relay.kubeconfig, &host);
+    world.wait_until_served();
+    wait_for("it leads", || forebay.leads().then_some(()));
+    assert_eq!(forebay.metric("forebay_kubernetes_synced"), Some(1.0));
+    relay.set_cut(true);
+    forebay.wait_for_status("SourceUnreachable");
+    assert_eq!(forebay.metric("forebay_kubernetes_synced"), Some(0.0));
+    assert!(forebay.is_ready() && world.is_served());
+    // Its lease cannot be renewed, so somebody else may lead.
+    wait_for("it leads no longer", || (!forebay.leads()).then_some(()));
+    assert!(forebay.is_ready() && world.is_served());
+    world.apply_pod("sim-2", "127.0.0.2");
+    world.delete("pod", "sim-1");
+    relay.set_cut(false);
+    forebay.wait_for_status("127.0.0.2:");
+    wait_for("the endpoint that went is gone", || {
+        (!forebay.status().contains(&world.server.to_string())).then_some(())
+    });
+    forebay.wait_for_status("no problems");
+    wait_for("it leads again", || forebay.leads().then_some(()));
+    let warnings = forebay.log().matches("SourceUnreachable").count();
+    assert_eq!(warnings, 1, "{}", forebay.log());
+}
+
+#[test]
+fn a_process_that_has_never_seen_the_server_is_not_ready_and_one_begins_to_serve_when_it_comes() {
+    let Some(world) = World::start("never") else {
+        return;
+    };
+    let relay = Relay::start(world.cluster, world.folder.path());
+    relay.set_cut(true);
+    let host = [
+        "--gateway-service-type",
+        "None",
+        "--gateway-address",
+        "127.0.0.1",
+    ];
+    let forebay = world.forebay_with(&relay.kubeconfig, &host);
+    wait_for("it says what it waits for", || {
+        forebay
+            .log()
+            .contains("nothing is served yet")
+            .then_some(())
+    });
+    assert!(!forebay.is_ready());
+    assert!(get(forebay.admin, "/livez").is_ok());
+    relay.set_cut(false);
+    forebay.wait_until_ready();
+    world.wait_until_served();
+}
+
+#[test]
+fn every_gateway_gets_a_service_whose_ports_outlive_the_process() {
+    let Some(world) = World::start("service") else {
+        return;
+    };
+    let namespace = world.namespace.name.clone();
+    let arguments = ["--gateway-selector", "app.kubernetes.io/name=forebay"];
+    let start = || world.forebay_with(world.cluster.kubeconfig(), &arguments);
+    let mut forebay = start();
+    world.apply(
+        "{apiVersion: gateway.networking.k8s.io/v1, kind: Gateway, metadata: {name: second}, \
+         spec: {gatewayClassName: forebay, \
+           infrastructure: {labels: {team: a}, annotations: {example.com/note: kept}}, \
+           listeners: [{name: http, protocol: HTTP, port: 80}, {name: alt, protocol: HTTP, port: 8080}]}}",
+    );
+    // Ports of the pods by Gateway and port.
+    let ports = || {
+        let list = world.cluster.kubectl(&[
+            "get",
+            "services",
+            "-n",
+            &namespace,
+            "-l",
+            "app.kubernetes.io/managed-by=forebay",
+            "-o",
+            "json",
+        ]);
+        let list: Value = serde_json::from_str(&list).expect("JSON");
+        let mut ports = Vec::new();
+        for service in list["items"].as_array().into_iter().flatten() {
+            let gateway = &service["metadata"]["labels"]["gateway.networking.k8s.io/gateway-name"];
+            for port in service["spec"]["ports"].as_array().into_iter().flatten() {
+                let gateway = gateway.as_str().unwrap_or("?");
+                ports.push(format!("{gateway} {}:{}", port["port"], port["targetPort"]));
+            }
+        }
+        ports.sort();
+        ports
+    };
+    wait_for("Services", || (ports().len() == 3).then_some(()));
+    let first = ports();
+    let bound = |line: &str| -> u16 {
+        let number = line.rsplit(':').next().expect("a port");
+        number.parse().expect("a number")
+    };
+    let mut numbers: Vec<u16> = first.iter().map(|line| bound(line)).collect();
+    numbers.sort_unstable();
+    assert_eq!(numbers, [20_000, 20_001, 20_002]);
+    let edge = first
+        .iter()
+        .find(|line| line.starts_with("edge"))
+        .expect("edge");
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, bound(edge)));
+    wait_for("traffic comes in by the Service's port", || {
+        (chat(address, "hello?", 1).ending == Ending::Complete).then_some(())
+    });
+    wait_for("the Gateway has the Service's address", || {
+        let gateway = world.get("gateway", "edge");
+        gateway["status"]["addresses"][0]["value"].as_str()?;
+        Some(())
+    });
+    // Another process, other Gateways: what is mapped stays so, what is free is taken first.
+    forebay.program.signal(Signal::TERM);
+    wait_for("it ends", || forebay.program.ended());
+    world.delete("gateway", "edge");
+    let forebay = start();
+    world.apply_gateway(9000);
+    wait_for("the Service of another port", || {
+        ports()
+            .iter()
+            .any(|line| line.starts_with("edge 9000:"))
+            .then_some(())
+    });
+    let second: Vec<String> = first
+        .iter()
+        .filter(|l| l.starts_with("second"))
+        .cloned()
+        .collect();
+    let kept = ports();
+    assert!(second.iter().all(|line| kept.contains(line)), "{kept:?}");
+    world.delete("gateway", "second");
+    wait_for("its Service goes with it", || {
+        (ports().len() == 1).then_some(())
+    });
+    drop(forebay);
+}
