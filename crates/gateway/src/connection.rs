@@ -24,7 +24,6 @@ use crate::client_streams::{StreamBody, StreamExecutor};
 use crate::telemetry::Counted;
 use crate::tls::hello::{self, Hello};
 use crate::tls::{self, Ends};
-use crate::view::View;
 use crate::worker::Worker;
 use crate::{exchange, stream};
 
@@ -125,7 +124,8 @@ pub(crate) async fn serve(held: Held, stream: TcpStream, address: SocketAddr, bo
     let limit = HANDSHAKE_TIMEOUT.min(worker.shared.settings.head_timeout);
     if port.tls {
         let until = Instant::now() + limit;
-        return Box::pin(serve_tls(&worker, live, stream, client, until)).await;
+        drop(live);
+        return Box::pin(serve_tls(&worker, stream, client, until)).await;
     }
     drop(live);
     let Ok(Ok(http2)) = tokio::time::timeout(limit, has_h2_preface(&stream)).await else {
@@ -135,21 +135,17 @@ pub(crate) async fn serve(held: Held, stream: TcpStream, address: SocketAddr, bo
 }
 
 /// Finds the listener that the client names, and what its connections become.
-async fn serve_tls(
-    worker: &Rc<Worker>,
-    live: Rc<View>,
-    mut stream: TcpStream,
-    client: Client,
-    until: Instant,
-) {
-    let Some(port) = live.snapshot.ports.get(&client.bound) else {
-        return;
-    };
+async fn serve_tls(worker: &Rc<Worker>, mut stream: TcpStream, client: Client, until: Instant) {
     let failed = |reason| worker.shared.telemetry.metrics.tls_failed(reason);
     let hello = match tokio::time::timeout_at(until, Hello::read(&mut stream)).await {
         Ok(Ok(hello)) => hello,
         Ok(Err(error)) => return failed(hello_failure(&error)),
         Err(_) => return failed("timeout"),
+    };
+    // What is in force by now, and not when the client began.
+    let live = worker.live();
+    let Some(port) = live.snapshot.ports.get(&client.bound) else {
+        return;
     };
     let name = hello.server_name();
     let at = tls::listener_for(&port.listeners, name.as_deref());
@@ -198,10 +194,11 @@ async fn serve_tls(
 }
 
 fn hello_failure(error: &io::Error) -> &'static str {
-    if error.kind() == io::ErrorKind::InvalidData {
-        "not_tls"
-    } else {
-        "client_gone"
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof
+        | io::ErrorKind::ConnectionReset
+        | io::ErrorKind::BrokenPipe => "client_gone",
+        _ => "not_tls",
     }
 }
 

@@ -19,7 +19,7 @@ use forebay_dialect::observe::ResponseObserver;
 use forebay_dialect::splice::{ModelRestorer, replace_model};
 use forebay_dialect::{Api, BodyKind, Scan, Span, Text, multipart, scan};
 use forebay_model::route::Rule;
-use forebay_model::{ObjectName, Pool};
+use forebay_model::{AppProtocol, ObjectName, Pool};
 use http::{HeaderMap, Response, StatusCode, header};
 use http_body::Frame;
 use smallvec::SmallVec;
@@ -533,7 +533,12 @@ impl Sending<'_> {
     ) -> Result<(Answer, Option<Frame<Bytes>>), SendError> {
         let worker = &self.ex.worker;
         let connect_timeout = worker.shared.settings.connect_timeout;
-        let peer = Peer::plain(address, self.pool.protocol);
+        let protocol = match self.head.upgrade {
+            // Only HTTP/1.1 has upgrades.
+            Some(_) => AppProtocol::Http,
+            None => self.pool.protocol,
+        };
+        let peer = Peer::plain(address, protocol);
         let mut answer =
             upstream::send(&worker.idle, &peer, &self.head, body, connect_timeout).await?;
         // A head without a byte of the body is no answer yet: servers send it before they work. In

@@ -84,11 +84,13 @@ pub(crate) async fn serve(worker: &Rc<Worker>, live: Rc<View>, incoming: Incomin
         Ok(to) => to,
         Err(reason) => return log.refused(reason),
     };
-    let peer_tls = match (ends, live.connectors.of(&to.of)) {
+    let peer_tls = match (ends, &to.tls) {
+        (Ends::Here(_), Some(_)) => match live.connectors.of(&to.of) {
+            Some(Ok(connector)) => Some(Arc::clone(connector)),
+            Some(Err(_)) | None => return log.refused("backend_tls"),
+        },
         // What passes through is within TLS already.
-        (Ends::Here(_), Some(Err(_))) => return log.refused("backend_tls"),
-        (Ends::Here(_), Some(Ok(connector))) => Some(Arc::clone(connector)),
-        (Ends::Here(_) | Ends::Behind | Ends::Broken, _) => None,
+        (Ends::Here(_), None) | (Ends::Behind | Ends::Broken, _) => None,
     };
     let (client, first) = match client_side(incoming, ends).await {
         Ok(side) => side,

@@ -286,6 +286,7 @@ fn a_first_message_may_come_in_pieces_and_must_come_in_time() {
         client.send(&record);
     }
     client.rest();
+    world.comes_to_show("forebay_tls_failures_total{reason=\"not_tls\"} 2");
     assert_eq!(front.seen().len(), 1);
 }
 
