@@ -119,9 +119,14 @@ spec: {{selector: {{matchLabels: {{app: sim}}}}, targetPorts: [{{number: {target
     fn forebay_with(&self, kubeconfig: &Path, more: &[&str]) -> Forebay {
         let admin = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port(1)));
         let log = NamedTempFile::new().expect("a temporary file");
+        // Mapped ports are the same in every namespace, and tests run side by side.
+        let (bind, more) = match more {
+            ["--bind", address, more @ ..] => (*address, more),
+            more => ("127.0.0.1", more),
+        };
         let program = Program::start(
             forebay()
-                .args(["gateway", "--kubernetes", "--bind", "127.0.0.1"])
+                .args(["gateway", "--kubernetes", "--bind", bind])
                 .args(["--access-log", "off", "--admin", &admin.to_string()])
                 .args(["--namespace", &self.namespace.name])
                 .args(["--watch-namespace", &self.namespace.name])
@@ -249,7 +254,7 @@ fn objects_become_a_served_route_with_true_statuses_and_cease_to_be_one() {
     let gateway = wait_for("the status of the Gateway", || {
         let gateway = world.get("gateway", "edge");
         let held = conditions(&gateway["status"]["conditions"]);
-        (held == ["Accepted=True", "Programmed=True"]).then_some(gateway)
+        (held == ["Accepted=True", "Programmed=True", "ResolvedRefs=True"]).then_some(gateway)
     });
     let status = &gateway["status"];
     assert_eq!(status["listeners"][0]["attachedRoutes"], 1);
@@ -257,6 +262,14 @@ fn objects_become_a_served_route_with_true_statuses_and_cease_to_be_one() {
         status["addresses"],
         json!([{"type": "IPAddress", "value": "127.0.0.1"}])
     );
+
+    let class = wait_for("the status of the class", || {
+        let class = world.get("gatewayclass", "forebay");
+        let held = conditions(&class["status"]["conditions"]);
+        (held == ["Accepted=True", "SupportedVersion=True"]).then_some(class)
+    });
+    let features = class["status"]["supportedFeatures"].as_array();
+    assert!(features.is_some_and(|list| list.contains(&json!({"name": "HTTPRoute"}))));
 
     // A second look finds nothing to write.
     let version = |object: &Value| object["metadata"]["resourceVersion"].clone();
@@ -294,7 +307,7 @@ fn objects_become_a_served_route_with_true_statuses_and_cease_to_be_one() {
 }
 
 #[test]
-fn an_object_that_is_refused_keeps_its_last_good_state_and_stops_nothing() {
+fn an_object_that_cannot_be_served_is_named_and_stops_nothing() {
     let Some(world) = World::start("refused") else {
         return;
     };
@@ -306,7 +319,6 @@ fn an_object_that_is_refused_keeps_its_last_good_state_and_stops_nothing() {
          backendRefs: [{group: inference.networking.k8s.io, kind: InferencePool, name: sims}]}",
     );
     forebay.wait_for_status("spec.rules[0].matches[0].path.value");
-    assert!(world.is_served(), "the last good state is gone");
     world.apply_pod("sim-2", "127.0.0.2");
     forebay.wait_for_status("127.0.0.2:");
     world.apply_route(ROUTE);
@@ -489,7 +501,12 @@ fn every_gateway_gets_a_service_whose_ports_outlive_the_process() {
         return;
     };
     let namespace = world.namespace.name.clone();
-    let arguments = ["--gateway-selector", "app.kubernetes.io/name=forebay"];
+    let arguments = [
+        "--bind",
+        "127.0.0.2",
+        "--gateway-selector",
+        "app.kubernetes.io/name=forebay",
+    ];
     let start = || world.forebay_with(world.cluster.kubeconfig(), &arguments);
     let mut forebay = start();
     world.apply(
@@ -535,7 +552,7 @@ fn every_gateway_gets_a_service_whose_ports_outlive_the_process() {
         .iter()
         .find(|line| line.starts_with("edge"))
         .expect("edge");
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, bound(edge)));
+    let address = SocketAddr::from((Ipv4Addr::new(127, 0, 0, 2), bound(edge)));
     wait_for("traffic comes in by the Service's port", || {
         (chat(address, "hello?", 1).ending == Ending::Complete).then_some(())
     });
@@ -568,4 +585,108 @@ fn every_gateway_gets_a_service_whose_ports_outlive_the_process() {
         (ports().len() == 1).then_some(())
     });
     drop(forebay);
+}
+
+#[test]
+fn a_gateway_that_is_placed_apart_gets_pods_and_a_service_beside_it() {
+    let Some(world) = World::start("apart") else {
+        return;
+    };
+    let namespace = world.namespace.name.clone();
+    world.apply(
+        "
+apiVersion: forebay.dev/v1alpha1
+kind: GatewayConfig
+metadata: {name: apart}
+spec: {placement: Dedicated, replicas: 1, serviceType: ClusterIP, resources: {requests: {cpu: '0.1'}}}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: apart}
+spec:
+  gatewayClassName: forebay
+  infrastructure:
+    labels: {team: a}
+    parametersRef: {group: forebay.dev, kind: GatewayConfig, name: apart}
+  listeners: [{name: http, protocol: HTTP, port: 80}]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: apart}
+spec:
+  parentRefs: [{name: apart}]
+  rules: [{backendRefs: [{group: inference.networking.k8s.io, kind: InferencePool, name: sims}]}]
+",
+    );
+    let arguments = [
+        "--bind",
+        "127.0.0.3",
+        "--gateway-selector",
+        "app.kubernetes.io/name=forebay",
+        "--image",
+        "in-name-only",
+        "--data-plane-cluster-role",
+        "view",
+    ];
+    let controller = world.forebay_with(world.cluster.kubeconfig(), &arguments);
+    let all = |kinds: &str| -> Vec<Value> {
+        let labels = "gateway.networking.k8s.io/gateway-name=apart,team=a";
+        let list = world
+            .cluster
+            .kubectl(&["get", kinds, "-n", &namespace, "-l", labels, "-o", "json"]);
+        let list: Value = serde_json::from_str(&list).expect("JSON");
+        list["items"].as_array().cloned().unwrap_or_default()
+    };
+    wait_for("a pod of its own", || {
+        let pods = all("pods");
+        let pod = pods.first()?;
+        (pod["status"]["phase"] == "Running").then_some(())
+    });
+    wait_for("the Gateway is programmed", || {
+        let gateway = world.get("gateway", "apart");
+        let held = conditions(&gateway["status"]["conditions"]);
+        held.contains(&"Programmed=True".to_owned()).then_some(())
+    });
+    assert_eq!(all("services,serviceaccounts,deployments").len(), 3);
+    let bindings = || {
+        let labels = format!("forebay.dev/gateway-namespace={namespace}");
+        let names = ["get", "clusterrolebindings", "-l", &labels, "-o", "name"];
+        world.cluster.kubectl(&names)
+    };
+    assert_ne!(bindings(), "");
+    wait_for("the GatewayConfig is accepted", || {
+        let config = world.get("gatewayconfig", "apart");
+        (conditions(&config["status"]["conditions"]) == ["Accepted=True"]).then_some(())
+    });
+
+    // In the place of the program in that pod, with the pod's own arguments.
+    let deployment = &all("deployments")[0];
+    let pod = &deployment["spec"]["template"]["spec"];
+    let own = pod["containers"][0]["args"].as_array().expect("arguments");
+    let own: Vec<&str> = own.iter().filter_map(Value::as_str).collect();
+    assert_eq!(own[..2], ["gateway", "--kubernetes"]);
+    let followed = format!("--watch-namespace={namespace}");
+    let name = format!("--gateway={namespace}/apart");
+    for argument in [&followed, &name, "--data-plane-only"] {
+        assert!(own.contains(&argument), "no {argument} in {own:?}");
+    }
+    let arguments = ["--bind", "127.0.0.4", "--data-plane-only", &name];
+    let data_plane = world.forebay_with(world.cluster.kubeconfig(), &arguments);
+    let port = &all("services")[0]["spec"]["ports"][0];
+    let port = u16::try_from(port["targetPort"].as_u64().expect("a port")).expect("a port");
+    wait_for("its own process serves it", || {
+        let address = SocketAddr::from(([127, 0, 0, 4], port));
+        (chat(address, "hello?", 1).ending == Ending::Complete).then_some(())
+    });
+    let listener = |name: &str| format!("Gateway {namespace}/{name} listener");
+    let (there, here) = (data_plane.status(), controller.status());
+    assert!(!there.contains(&listener("edge")), "{there}");
+    assert!(!here.contains(&listener("apart")), "{here}");
+    assert_eq!(data_plane.metric("forebay_leader"), Some(0.0));
+
+    world.delete("gateway", "apart");
+    wait_for("everything goes with the Gateway", || {
+        let left = all("services,serviceaccounts,deployments").len();
+        (left == 0 && bindings().is_empty()).then_some(())
+    });
 }

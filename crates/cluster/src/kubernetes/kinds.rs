@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use forebay_api::Kind;
+use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -13,13 +14,19 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::backoff::{Backoff, random};
 use super::discovery::{Resource, Scope, discover};
 use super::metrics::Metrics;
-use super::server::Server;
+use super::server::{Failure, Server};
 use super::watch::{self, Change, End, Place};
 
 /// Time between two looks for a kind that the server does not have.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// The same for one that may not be read: rights change seldom.
 const ASK_AGAIN: Duration = Duration::from_secs(60);
+/// Time between two looks at the release of the definitions, which are upgraded in place.
+const RELEASE_AGAIN: Duration = Duration::from_secs(300);
+/// Where that is written.
+const RELEASE_PATH: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/\
+                            gatewayclasses.gateway.networking.k8s.io";
+const RELEASE_ANNOTATION: &str = "gateway.networking.k8s.io/bundle-version";
 /// Waits after failed looks.
 const RETRY_FIRST: Duration = Duration::from_millis(200);
 const RETRY_LONGEST: Duration = Duration::from_secs(5);
@@ -55,6 +62,7 @@ pub(crate) async fn follow_all(
         missing: Kind::all().map(|kind| (kind, now)).collect(),
         absent: BTreeSet::new(),
         followed: JoinSet::new(),
+        release_at: now,
         server,
         namespaces,
         out,
@@ -69,6 +77,8 @@ struct Kinds {
     /// Those that are known to be absent.
     absent: BTreeSet<Kind>,
     followed: JoinSet<(Kind, End)>,
+    /// When to look at the release of the definitions.
+    release_at: Instant,
     server: Server,
     namespaces: Namespaces,
     out: mpsc::Sender<Change>,
@@ -83,7 +93,7 @@ impl Kinds {
         // Ends with the first thing that nobody wants to hear.
         while let Ok(()) = self.look().await {
             let next = self.missing.values().min().copied();
-            let next = next.unwrap_or_else(|| Instant::now() + ASK_AGAIN);
+            let next = next.map_or(self.release_at, |next| next.min(self.release_at));
             tokio::select! {
                 () = self.out.closed() => return,
                 () = sleep_until(next) => {}
@@ -111,6 +121,7 @@ impl Kinds {
     async fn look(&mut self) -> Result<(), Unheard> {
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_LONGEST);
         let mut lost = false;
+        self.look_at_release().await?;
         let due: BTreeSet<Kind> = {
             let now = Instant::now();
             let due = self.missing.iter().filter(|(_, at)| **at <= now);
@@ -151,10 +162,32 @@ impl Kinds {
         Ok(())
     }
 
+    /// Finds out which release of Gateway API is installed. One who may not know does without.
+    async fn look_at_release(&mut self) -> Result<(), Unheard> {
+        if Instant::now() < self.release_at {
+            return Ok(());
+        }
+        let mut annotations = match self.server.annotations(RELEASE_PATH).await {
+            Ok(annotations) => annotations,
+            Err(Failure::Refused { .. }) => Value::Null,
+            Err(Failure::Unreached(_)) => {
+                self.release_at = Instant::now() + LOOK_AGAIN;
+                return Ok(());
+            }
+        };
+        self.release_at = Instant::now() + RELEASE_AGAIN;
+        let release = annotations[RELEASE_ANNOTATION].take();
+        let release = release.as_str().map(str::to_owned);
+        self.tell(Change::Release(release)).await
+    }
+
     async fn follow(&mut self, resource: Resource) -> Result<(), Unheard> {
         let kind = resource.kind;
         self.missing.remove(&kind);
         self.absent.remove(&kind);
+        if kind == Kind::GatewayClass {
+            self.release_at = Instant::now();
+        }
         let place = |namespace| Place { kind, namespace };
         let places: Vec<Place> = match resource.scope {
             Scope::Namespaced if !self.namespaces.all.is_empty() => {

@@ -117,6 +117,7 @@ impl Mirror {
                     contact.lost = None;
                 }
             }
+            Change::Release(version) => self.index.set_bundle_version(version),
             Change::Discovery(found) => {
                 self.discovery = found.err().map(|why| Lost { since: now, why });
             }

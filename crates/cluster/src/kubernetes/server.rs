@@ -152,6 +152,15 @@ impl Server {
         whole(answer).await
     }
 
+    /// `metadata.annotations` of the object at `path`.
+    pub(crate) async fn annotations(&self, path: &str) -> Result<Value, Failure> {
+        let only_metadata = "application/json;as=PartialObjectMetadata;v=v1;g=meta.k8s.io";
+        let request = Request::get(path).header(header::ACCEPT, only_metadata);
+        let answer = self.answer(request.body(Body::empty())).await?;
+        let mut object: Value = json(&whole(answer).await?)?;
+        Ok(object["metadata"]["annotations"].take())
+    }
+
     /// Writes `document` and gives back what the server made of it.
     pub(crate) async fn write(
         &self,

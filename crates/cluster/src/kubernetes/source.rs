@@ -206,6 +206,7 @@ impl State {
             | Change::Listed(_)
             | Change::Lost(..)
             | Change::Regained(_)
+            | Change::Release(_)
             | Change::Discovery(_) => {}
         }
     }

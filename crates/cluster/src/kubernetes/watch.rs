@@ -61,6 +61,8 @@ pub(crate) enum Change {
     Lost(Place, String),
     /// A place is followed again.
     Regained(Place),
+    /// The release of Gateway API whose definitions the server has, if it says so.
+    Release(Option<String>),
     /// Which kinds the server has cannot be found out for the moment, or can again.
     Discovery(Result<(), String>),
 }
