@@ -48,6 +48,10 @@ pub(super) enum Part {
     Backends,
     /// The Gateway API's conformance suite itself.
     Suite,
+    /// The picker and the model servers that our own inference suite runs.
+    InferenceBackends,
+    /// Our own inference suite.
+    InferenceSuite,
     /// What renders and installs the chart.
     Helm,
 }
@@ -79,7 +83,9 @@ impl Part {
     fn module(self) -> Module {
         match self {
             Self::Kube | Self::Containerd | Self::Cni | Self::Pause => Module::Cluster,
-            Self::Backends | Self::Suite => Module::Conformance,
+            Self::Backends | Self::Suite | Self::InferenceBackends | Self::InferenceSuite => {
+                Module::Conformance
+            }
             Self::Helm => Module::Deploy,
         }
     }
@@ -93,6 +99,8 @@ impl Part {
             Self::Pause => "pause",
             Self::Backends => "echo-basic",
             Self::Suite => "conformance.test",
+            Self::InferenceBackends => "picker",
+            Self::InferenceSuite => "inference.test",
             Self::Helm => "helm",
         }
     }
@@ -106,6 +114,8 @@ impl Part {
             Self::Pause => "the pause program",
             Self::Backends => "the backends of the conformance suite",
             Self::Suite => "the conformance suite of the Gateway API",
+            Self::InferenceBackends => "the picker and the model servers of the inference suite",
+            Self::InferenceSuite => "our inference suite",
             Self::Helm => "Helm (about 3 CPU minutes from nothing)",
         }
     }
@@ -130,6 +140,8 @@ impl Part {
                 "./coredns",
             ],
             Self::Suite => &["sigs.k8s.io/gateway-api/conformance"],
+            Self::InferenceBackends => &["./picker", "./model"],
+            Self::InferenceSuite => &["./inference"],
             Self::Helm => &["helm.sh/helm/v4/cmd/helm"],
         }
     }
@@ -138,7 +150,13 @@ impl Part {
         match self {
             Self::Kube => "grpcnotrace,notest",
             Self::Containerd => "grpcnotrace,no_btrfs,no_devmapper,no_zfs",
-            Self::Cni | Self::Pause | Self::Backends | Self::Suite | Self::Helm => "",
+            Self::Cni
+            | Self::Pause
+            | Self::Backends
+            | Self::Suite
+            | Self::InferenceBackends
+            | Self::InferenceSuite
+            | Self::Helm => "",
         }
     }
 
@@ -418,10 +436,14 @@ mod tests {
 
     #[test]
     fn every_part_proves_itself_by_a_package_that_it_builds() {
-        for part in NODES
-            .into_iter()
-            .chain([Part::Backends, Part::Suite, Part::Helm])
-        {
+        let others = [
+            Part::Backends,
+            Part::Suite,
+            Part::InferenceBackends,
+            Part::InferenceSuite,
+            Part::Helm,
+        ];
+        for part in NODES.into_iter().chain(others) {
             let program = part.proof().trim_end_matches(".test");
             let built = part
                 .packages()

@@ -113,6 +113,28 @@ pub(super) fn backends() -> Result<Vec<PathBuf>> {
     Ok(archives)
 }
 
+/// What the manifests of our own inference suite run.
+const INFERENCE_BACKENDS: [&str; 2] = ["picker", "model"];
+
+/// The archives of the inference suite's picker and model servers.
+pub(super) fn inference_backends() -> Result<Vec<PathBuf>> {
+    let built = binaries::ensure(Module::Conformance, &[Part::InferenceBackends])?;
+    let mut archives = Vec::new();
+    for name in INFERENCE_BACKENDS {
+        let archive = built.program(&format!("{name}.tar"));
+        if !archive.is_file() {
+            let image = Image {
+                tags: vec![format!("bed.forebay.dev/{name}:1")],
+                entrypoint: vec![format!("/{name}")],
+                files: BTreeMap::from([(name.to_owned(), Content::Program(built.program(name)))]),
+            };
+            write(&image, &archive)?;
+        }
+        archives.push(archive);
+    }
+    Ok(archives)
+}
+
 /// Every tag of one image in the suite's manifests.
 fn images_of_suite(name: &str) -> Result<Vec<String>> {
     let suite = "sigs.k8s.io/gateway-api/conformance";

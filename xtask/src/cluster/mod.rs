@@ -114,10 +114,23 @@ pub(crate) fn build_helm() -> Result<PathBuf> {
     Ok(built.program("helm"))
 }
 
-/// The Gateway API's conformance suite as a program, built first if need be.
-pub(crate) fn conformance_suite() -> Result<PathBuf> {
-    let built = binaries::ensure(Module::Conformance, &[binaries::Part::Suite])?;
-    Ok(built.program("conformance.test"))
+/// A suite of tests that runs against a bed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Suite {
+    /// The public one of the Gateway API.
+    GatewayApi,
+    /// Our own, for inference.
+    Inference,
+}
+
+/// A suite as a program, built first if need be.
+pub(crate) fn suite(suite: Suite) -> Result<PathBuf> {
+    let (part, program) = match suite {
+        Suite::GatewayApi => (binaries::Part::Suite, "conformance.test"),
+        Suite::Inference => (binaries::Part::InferenceSuite, "inference.test"),
+    };
+    let built = binaries::ensure(Module::Conformance, &[part])?;
+    Ok(built.program(program))
 }
 
 fn build(args: &BuildArgs) -> Result<()> {

@@ -37,6 +37,9 @@ pub(crate) struct LoadArgs {
     /// The backends of the Gateway API's conformance suite, under the names that its manifests use
     #[arg(long)]
     conformance: bool,
+    /// The picker and the model servers of our own inference suite
+    #[arg(long)]
+    inference: bool,
     /// Archives as `docker save` writes them
     archives: Vec<PathBuf>,
     #[command(flatten)]
@@ -92,8 +95,11 @@ pub(super) fn load(args: &LoadArgs) -> Result<()> {
     if args.conformance {
         archives.extend(images::backends()?);
     }
+    if args.inference {
+        archives.extend(images::inference_backends()?);
+    }
     if archives.is_empty() {
-        bail!("nothing to load: give --forebay, --conformance or archives");
+        bail!("nothing to load: give --forebay, --conformance, --inference or archives");
     }
     for cluster in record.bed.clusters() {
         for node in &cluster.nodes {

@@ -1,14 +1,18 @@
-//! `cargo xtask conformance`: the Gateway API's public conformance suite, unmodified, against
-//! Forebay on a test bed of real Kubernetes. docs/conformance has what came out of it.
+//! `cargo xtask conformance`: the Gateway API's public conformance suite, unmodified, or our own suite
+//! for inference, against Forebay on a test bed of real Kubernetes. docs/conformance has what came out.
 //!
 //! `bed` brings up the cluster and installs Forebay from `deploy`, `features` knows what is claimed,
-//! `suite` runs the program that Go makes of the suite's own package, `report` writes it down.
+//! `suite` runs a program of Go tests, `public_suite` and `own_suite` say with what,
+//! `report` writes it down.
 
 mod features;
+mod own_suite;
+mod public_suite;
 mod report;
 mod suite;
 
 use crate::bed::Bed;
+use crate::cluster::Suite;
 use crate::{cluster, shell};
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
@@ -20,10 +24,15 @@ use suite::Outcome;
 #[command(after_help = "Examples:\n  \
     cargo build --release && cargo xtask conformance\n  \
     cargo xtask conformance --run HTTPRouteWeight --keep    one test, and the bed stays up\n  \
-    cargo xtask conformance --profile GATEWAY-GRPC --out /tmp/report.yaml\n\n\
-    A whole run writes docs/conformance/gateway-api-<version>.yaml and .md; one of --run, --skip or\n\
-    --profile writes only where --out says. A bed that is up under the name is used and left up.")]
+    cargo xtask conformance --profile GATEWAY-GRPC --out /tmp/report.yaml\n  \
+    cargo xtask conformance --inference                     our own suite, not the public one\n\n\
+    A whole run writes docs/conformance/gateway-api-<version>.yaml and .md, or inference.md; one with\n\
+    --run, --skip or --profile writes only where --out says. A bed that is up under the name is used\n\
+    and left up.")]
 pub(crate) struct Args {
+    /// Run Forebay's own suite for InferencePools in place of the Gateway API's public one
+    #[arg(long, conflicts_with = "profile")]
+    inference: bool,
     /// A test of the suite, by its short name
     #[arg(long, value_name = "TEST")]
     run: Option<String>,
@@ -65,8 +74,12 @@ impl Args {
     /// The report's file, if one is written.
     fn report(&self, version: &str) -> Option<PathBuf> {
         let whole = || {
-            let name = format!("docs/conformance/gateway-api-{version}.yaml");
-            shell::root().join(name)
+            let name = if self.inference {
+                "inference.md".to_owned()
+            } else {
+                format!("gateway-api-{version}.yaml")
+            };
+            shell::root().join("docs/conformance").join(name)
         };
         self.out.clone().or_else(|| self.is_whole().then(whole))
     }
@@ -78,70 +91,72 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let program = Program::examine(&args.forebay)?;
     let claimed = features::claimed(&program.path)?;
     let channel = features::channel(&api.dir, &claimed)?;
-    let suite = cluster::conformance_suite()?;
-    let log = shell::target_dir()?.join("conformance/gateway-api.log");
+    let which = if args.inference {
+        Suite::Inference
+    } else {
+        Suite::GatewayApi
+    };
+    let suite = cluster::suite(which)?;
 
     let bed = Bed::ensure(&args.bed, &[], args.keep)?;
-    bed.load(&["--conformance"], &program.path)?;
+    let images = match which {
+        Suite::GatewayApi => "--conformance",
+        Suite::Inference => "--inference",
+    };
+    bed.load(&[images], &program.path)?;
     bed.install_definitions(&api.dir.join("config/crd").join(channel.as_str()))?;
     bed.install_forebay()?;
-
-    let scratch = tempfile::tempdir().context("cannot make a temporary folder")?;
-    let report = scratch.path().join("report.yaml");
-    let mut command = Command::new(&suite);
-    command
-        .current_dir(scratch.path())
-        .env("KUBECONFIG", bed.kubeconfig())
-        .args(["-test.v", "-test.run", "^TestConformance$"])
-        // Above any run seen; the suite bounds each of its waits by itself.
-        .args(["-test.timeout", "120m"])
-        .args(flags(args, &bed, &program, &claimed, &report));
-    let outcome = suite::run(&mut command, &log)?;
-    println!("\n{}", outcome.closing_line());
-    println!("log: {}", log.display());
-    if let Some(out) = args.report(&api.version) {
-        let run = report::Run {
-            suite: suite::provenance(&suite)?,
-            program: program.version,
-            kubernetes: bed.kubernetes()?,
-            claimed,
-            outcome: &outcome,
-        };
-        report::write(&report, &out, &run)?;
-        println!("report: {}", out.display());
-    }
+    let scene = Scene {
+        args,
+        bed: &bed,
+        program: &program,
+        suite: &suite,
+        version: &api.version,
+        claimed,
+    };
+    let outcome = match which {
+        Suite::GatewayApi => public_suite::run(&scene)?,
+        Suite::Inference => own_suite::run(&scene)?,
+    };
     verdict(&outcome)
 }
 
-fn flags(
-    args: &Args,
-    bed: &Bed,
-    program: &Program,
-    claimed: &[String],
-    report: &Path,
-) -> Vec<String> {
-    let mut flags = vec![
-        "-gateway-class=forebay".to_owned(),
-        format!("-conformance-profiles={}", args.profile.join(",")),
-        format!("-supported-features={}", claimed.join(",")),
-        format!("-cleanup-base-resources={}", !args.keep),
-        format!("-usable-address={}", bed.free_address()),
-        // Of a range that is for documentation, so no load balancer has it.
-        "-unusable-address=192.0.2.1".to_owned(),
-        format!("-report-output={}", report.display()),
-        "-organization=forebay".to_owned(),
-        "-project=forebay".to_owned(),
-        "-url=https://github.com/forebay/forebay".to_owned(),
-        "-contact=https://github.com/forebay/forebay/issues".to_owned(),
-        format!("-version={}", program.version),
-    ];
-    if let Some(test) = &args.run {
-        flags.push(format!("-run-test={test}"));
+/// Everything that a suite is run with.
+struct Scene<'a> {
+    args: &'a Args,
+    bed: &'a Bed,
+    program: &'a Program,
+    suite: &'a Path,
+    /// Of the Gateway API.
+    version: &'a str,
+    claimed: Vec<String>,
+}
+
+impl Scene<'_> {
+    /// Runs one of the suite's tests of Go with further flags.
+    fn play(&self, test: &str, folder: &Path, flags: &[String]) -> Result<Outcome> {
+        let log = shell::target_dir()?.join(format!("conformance/{test}.log"));
+        let mut command = Command::new(self.suite);
+        command
+            .current_dir(folder)
+            .env("KUBECONFIG", self.bed.kubeconfig())
+            .args(["-test.v", "-test.run", &format!("^{test}$")])
+            // Above any run seen; the suites bound each of their waits by themselves.
+            .args(["-test.timeout", "120m"])
+            .arg("-gateway-class=forebay")
+            .arg(format!("-cleanup-base-resources={}", !self.args.keep))
+            .args(flags);
+        if let Some(test) = &self.args.run {
+            command.arg(format!("-run-test={test}"));
+        }
+        if !self.args.skip.is_empty() {
+            command.arg(format!("-skip-tests={}", self.args.skip.join(",")));
+        }
+        let outcome = suite::run(&mut command, &log)?;
+        println!("\n{}", outcome.closing_line());
+        println!("log: {}", log.display());
+        Ok(outcome)
     }
-    if !args.skip.is_empty() {
-        flags.push(format!("-skip-tests={}", args.skip.join(",")));
-    }
-    flags
 }
 
 fn verdict(outcome: &Outcome) -> Result<()> {
@@ -243,7 +258,12 @@ mod tests {
             report_of("x").as_deref(),
             Some("docs/conformance/gateway-api-v1.6.1.yaml")
         );
+        assert_eq!(
+            report_of("x --inference").as_deref(),
+            Some("docs/conformance/inference.md")
+        );
         assert_eq!(report_of("x --run HTTPRouteWeight"), None);
+        assert_eq!(report_of("x --inference --run FailOpen"), None);
         assert_eq!(report_of("x --profile GATEWAY-TLS"), None);
         assert_eq!(
             report_of("x --skip A,B --out r.yaml").as_deref(),
