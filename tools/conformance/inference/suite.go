@@ -98,12 +98,14 @@ func (s *Suite) apply(t *testing.T, manifest string) {
 // eventually waits until check holds several times in a row.
 func (s *Suite) eventually(t *testing.T, check func() error) {
 	t.Helper()
-	var last error
+	var told string
 	converged := func(time.Duration) bool {
-		if last = check(); last != nil {
-			t.Logf("not yet: %v", last)
+		err := check()
+		if err != nil && err.Error() != told {
+			told = err.Error()
+			t.Logf("not yet: %v", err)
 		}
-		return last == nil
+		return err == nil
 	}
 	http.AwaitConvergence(t, s.TimeoutConfig.RequiredConsecutiveSuccesses, s.TimeoutConfig.MaxTimeToConsistency, converged)
 }

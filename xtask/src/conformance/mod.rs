@@ -140,7 +140,7 @@ impl Scene<'_> {
         command
             .current_dir(folder)
             .env("KUBECONFIG", self.bed.kubeconfig())
-            .args(["-test.v", "-test.run", &format!("^{test}$")])
+            .args(["-test.v=test2json", "-test.run", &format!("^{test}$")])
             // Above any run seen; the suites bound each of their waits by themselves.
             .args(["-test.timeout", "120m"])
             .arg("-gateway-class=forebay")

@@ -76,7 +76,11 @@ pub(super) fn run(command: &mut Command, log: &Path) -> Result<Outcome> {
     })
 }
 
-/// Follows the output of `go test -v`, in which tests that run side by side take turns.
+/// What Go puts before its own lines where it means a program to read them.
+const MARK: char = '\u{16}';
+
+/// Follows the output of `go test -v=test2json`, in which tests that run side by side take turns. With
+/// -v alone, Go keeps the verdicts of tests within a test until that ends.
 #[derive(Debug, Default)]
 struct Reader {
     outcome: Outcome,
@@ -89,6 +93,7 @@ struct Reader {
 impl Reader {
     /// Takes one line; returns what to tell of it.
     fn take(&mut self, line: &str) -> Option<String> {
+        let line = line.strip_prefix(MARK).unwrap_or(line);
         if let Some((verb, path)) = turn(line) {
             if verb != "PAUSE" {
                 self.current = below_root(path).unwrap_or_default().to_owned();
@@ -169,13 +174,13 @@ mod tests {
     use super::*;
 
     const OUTPUT: &str = "\
-=== RUN   TestConformance
+\u{16}=== RUN   TestConformance
     suite.go:1: setup
-=== RUN   TestConformance/Simple
+\u{16}=== RUN   TestConformance/Simple
     http.go:1: asking
-=== RUN   TestConformance/Simple/one
---- PASS: TestConformance/Simple/one (0.10s)
-    --- PASS: TestConformance/Simple (1.50s)
+\u{16}=== RUN   TestConformance/Simple/one
+\u{16}--- PASS: TestConformance/Simple/one (0.10s)
+\u{16}--- PASS: TestConformance/Simple (1.50s)
 === RUN   TestConformance/Side
 === PAUSE TestConformance/Side
 === RUN   TestConformance/Mesh
