@@ -44,14 +44,14 @@ impl World {
         let fake = Fake::start().await;
         fake.install(PODS, "Pod", true);
         prepare(&fake);
-        let folder = tempfile::tempdir().expect("a folder");
+        let folder = tempfile::tempdir().expect("a temporary folder");
         let kubeconfig = folder.path().join("config");
         fake.write_kubeconfig(&kubeconfig);
         let settings = Settings {
             infrastructure_namespace: Some("forebay-system".to_owned()),
             ..Settings::cluster()
         };
-        let server = Server::find(&[kubeconfig]).await.expect("an API server");
+        let server = Server::find(&[kubeconfig]).await.expect("a kubeconfig");
         let namespaces = namespaces.iter().map(|name| (*name).to_owned()).collect();
         let (source, published) =
             KubernetesSource::open(server, settings, namespaces, Metrics::default());

@@ -113,7 +113,11 @@ fn plan(args: &GatewayArgs, source: Source) -> Plan {
     Plan {
         source,
         settings: Settings {
-            workers: args.workers.map_or(defaults.workers, usize::from),
+            workers: match args.kubernetes.controller_only {
+                // They have no port to open.
+                true => 1,
+                false => args.workers.map_or(defaults.workers, usize::from),
+            },
             bind: args.bind.unwrap_or_else(every_address),
             admin: Some(args.admin),
             body_bytes_max: args.max_body_bytes,

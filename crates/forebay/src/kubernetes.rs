@@ -40,7 +40,10 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// Finds the server that `args` mean; asks it nothing yet.
     pub(crate) async fn find(args: &KubernetesArgs) -> Result<Self, Failure> {
-        let server = Server::find(&args.kubeconfig).await.map_err(|error| {
+        // An empty variable is none.
+        let named = args.kubeconfig.iter().filter(|p| !p.as_os_str().is_empty());
+        let kubeconfigs: Vec<_> = named.cloned().collect();
+        let server = Server::find(&kubeconfigs).await.map_err(|error| {
             Failure::world(format!("no way to a Kubernetes API server: {error}"))
         })?;
         let own = args.namespace.clone();

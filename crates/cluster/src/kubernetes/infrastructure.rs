@@ -90,7 +90,8 @@ pub(crate) async fn keep(
             }
             continue;
         };
-        let problems = keeper.keep_once(&now).await;
+        let leads = || *led.borrow();
+        let problems = keeper.keep_once(&now, leads).await;
         let next = match problems.is_empty() {
             true => {
                 backoff.reset();
@@ -129,8 +130,8 @@ struct Keeper {
 }
 
 impl Keeper {
-    /// Gathers, plans and acts; what could not be done.
-    async fn keep_once(&mut self, wanted: &[Wanted]) -> Vec<Problem> {
+    /// Gathers, plans and acts, as long as we lead; what could not be done.
+    async fn keep_once(&mut self, wanted: &[Wanted], leads: impl Fn() -> bool) -> Vec<Problem> {
         let present = match self.gather(wanted).await {
             Ok(present) => present,
             Err(failure) => return vec![undone("infrastructure of Gateways", &failure)],
@@ -141,10 +142,15 @@ impl Keeper {
             mut problems,
         } = plan(wanted, &present, &self.site);
         for put in puts {
-            problems.extend(self.put(put).await);
+            // Another may be at it by now, from a plan of its own.
+            if leads() {
+                problems.extend(self.put(put).await);
+            }
         }
         for delete in deletes {
-            problems.extend(self.delete(delete).await);
+            if leads() {
+                problems.extend(self.delete(delete).await);
+            }
         }
         problems
     }

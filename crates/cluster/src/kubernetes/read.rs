@@ -188,8 +188,16 @@ const POD: &[Field] = &[
     },
 ];
 
+/// Bundles of certificates are text.
+const CONFIG_MAP: &[Field] = &[METADATA, without("binaryData")];
+
 fn unread(kind: Kind) -> &'static [Field] {
-    if kind == Kind::Pod { POD } else { &[METADATA] }
+    match kind {
+        Kind::Pod => POD,
+        Kind::ConfigMap => CONFIG_MAP,
+        // Most other kinds are read whole.
+        _ => &[METADATA],
+    }
 }
 
 /// Makes a value of everything but some fields.
