@@ -12,6 +12,7 @@ mod conformance;
 mod dist;
 mod fuzz;
 mod helm;
+mod image;
 mod lint;
 mod python;
 mod shell;
@@ -64,6 +65,8 @@ enum Chore {
     },
     /// Write the files that follow from something else
     Codegen(codegen::Args),
+    /// Pack a built program as a container image
+    Image(image::Args),
     /// Run the pinned Helm
     Helm(helm::Args),
     /// Fit the simulator's profiles to published measurements
@@ -111,6 +114,7 @@ fn main() -> ExitCode {
         Chore::Fidelity(args) => simulator::fidelity(&args),
         Chore::Cluster { action } => cluster::run(&action),
         Chore::Conformance(args) => conformance::run(&args),
+        Chore::Image(args) => image::run(&args),
         Chore::Helm(args) => helm::run(&args),
         Chore::Codegen(args) => codegen::run(&args),
         Chore::Fuzz(args) => fuzz::run(&args),

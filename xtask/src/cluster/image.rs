@@ -25,6 +25,8 @@ pub(super) struct Image {
 pub(super) enum Content {
     /// An executable copy of a file of this machine.
     Program(PathBuf),
+    /// A copy of a file of this machine that everybody may read.
+    File(PathBuf),
     Text(&'static str),
     Link(String),
     /// A folder that everybody may write to.
@@ -70,10 +72,9 @@ fn layer(image: &Image) -> Result<Vec<u8>> {
     for (place, content) in &image.files {
         match content {
             Content::Program(file) => {
-                let bytes =
-                    fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
-                add(&mut tar, place, EntryType::Regular, 0o755, &bytes)?;
+                add(&mut tar, place, EntryType::Regular, 0o755, &read(file)?)?
             }
+            Content::File(file) => add(&mut tar, place, EntryType::Regular, 0o644, &read(file)?)?,
             Content::Text(text) => {
                 add(&mut tar, place, EntryType::Regular, 0o644, text.as_bytes())?
             }
@@ -91,6 +92,10 @@ fn layer(image: &Image) -> Result<Vec<u8>> {
         }
     }
     Ok(tar.into_inner()?)
+}
+
+fn read(file: &Path) -> Result<Vec<u8>> {
+    fs::read(file).with_context(|| format!("cannot read {}", file.display()))
 }
 
 fn add<W: Write>(

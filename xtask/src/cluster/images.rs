@@ -13,7 +13,7 @@ use std::process::Command;
 const BUSYBOX: &str = "bed.forebay.dev/busybox:1";
 
 /// The tag of Forebay's image. A real registry's name would make a missing import a pull.
-const FOREBAY: &str = "bed.forebay.dev/forebay:dev";
+pub(super) const FOREBAY: &str = "bed.forebay.dev/forebay:dev";
 
 /// The archives that every node imports, made once.
 pub(super) fn base(binaries: &Binaries) -> Result<Vec<PathBuf>> {
@@ -72,8 +72,11 @@ fn surroundings() -> BTreeMap<String, Content> {
     ])
 }
 
+/// Where programs look for certificate authorities that the system trusts.
+const AUTHORITIES: &str = "etc/ssl/certs/ca-certificates.crt";
+
 /// Packs a built Forebay, which need not be static.
-pub(super) fn forebay(program: &Path, archive: &Path) -> Result<()> {
+pub(super) fn forebay(program: &Path, tag: &str, archive: &Path) -> Result<()> {
     if !program.is_file() {
         bail!(
             "{} is not there: cargo build --release -p forebay",
@@ -82,8 +85,12 @@ pub(super) fn forebay(program: &Path, archive: &Path) -> Result<()> {
     }
     let mut files = program_with_libraries(program, "usr/bin/forebay")?;
     files.extend(surroundings());
+    let authorities = Path::new("/").join(AUTHORITIES);
+    if authorities.is_file() {
+        files.insert(AUTHORITIES.to_owned(), Content::File(authorities));
+    }
     let image = Image {
-        tags: vec![FOREBAY.to_owned()],
+        tags: vec![tag.to_owned()],
         entrypoint: vec!["/usr/bin/forebay".to_owned()],
         files,
     };

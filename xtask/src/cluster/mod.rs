@@ -31,7 +31,7 @@ use anyhow::Result;
 use binaries::Module;
 use clap::Subcommand;
 pub(crate) use for_tests::TestBed;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The name of the bed that is meant when none is given.
 const DEFAULT_BED: &str = "default";
@@ -99,6 +99,11 @@ pub(crate) fn run(action: &Action) -> Result<()> {
         Action::Launch(args) => process::launch(args),
         Action::InsideNode(args) => inside::run(args),
     }
+}
+
+/// Writes a built Forebay as an image archive.
+pub(crate) fn pack_forebay(program: &Path, tag: &str, archive: &Path) -> Result<()> {
+    images::forebay(program, tag, archive)
 }
 
 /// Helm, if it is built.

@@ -89,7 +89,7 @@ pub(super) fn load(args: &LoadArgs) -> Result<()> {
     let mut archives = args.archives.clone();
     if let Some(program) = &args.forebay {
         let archive = record.bed.dir.join("forebay.tar");
-        images::forebay(program, &archive)?;
+        images::forebay(program, images::FOREBAY, &archive)?;
         archives.push(archive);
     }
     if args.conformance {

@@ -207,7 +207,7 @@ fn node_images(bed: &Bed, binaries: &Binaries, forebay: Option<&Path>) -> Result
     let mut archives = images::base(binaries)?;
     if let Some(program) = forebay {
         let archive = bed.dir.join("forebay.tar");
-        images::forebay(program, &archive)?;
+        images::forebay(program, images::FOREBAY, &archive)?;
         archives.push(archive);
     }
     Ok(archives)
