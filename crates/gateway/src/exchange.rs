@@ -15,7 +15,7 @@ use forebay_dialect::{Api, BodyKind};
 use forebay_model::route::{Entry, Filter, MODEL_HEADER, Rule, Speaks, Target};
 use forebay_model::snapshot::Listener;
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
@@ -369,7 +369,11 @@ impl Exchange {
             refusal.response(self.record.api.dialect(), &self.record.id)
         };
         self.record.grpc_status = grpc::status(response.headers());
-        let response = self.decorate(response);
+        let mut response = self.decorate(response);
+        if self.record.method == Method::HEAD {
+            // There is no content whose type could be told, and some clients would read it.
+            response.headers_mut().remove(header::CONTENT_TYPE);
+        }
         self.finish_here(response)
     }
 

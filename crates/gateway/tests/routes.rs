@@ -388,6 +388,10 @@ fn a_target_that_does_not_hold_answers_its_share_and_no_more() {
     check("/none", 500, "no_backend", "weight");
     check("/empty", 503, "no_ready_endpoint", "default/svc");
     check("/elsewhere", 404, "route_not_found", "h.test/elsewhere");
+    let mut client = world.client();
+    client.send("HEAD /elsewhere HTTP/1.1\r\nhost: h.test\r\n\r\n");
+    let got = client.response("HEAD");
+    assert_eq!((got.status(), got.field("content-type")), (404, None));
     assert_eq!(world.ask(&get("/fine")).status(), 200);
 }
 
