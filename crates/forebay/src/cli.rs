@@ -138,6 +138,23 @@ pub(crate) struct GatewayArgs {
         default_value = "33554432"
     )]
     pub(crate) max_body_bytes: usize,
+    /// How long a pool's own picker (endpointPickerRef) may take for an answer
+    #[arg(
+        long,
+        value_name = "TIME",
+        env = "FOREBAY_PICKER_TIMEOUT",
+        default_value = "10s"
+    )]
+    #[arg(value_parser = duration)]
+    pub(crate) picker_timeout: Duration,
+    /// What of responses such a picker is shown
+    #[arg(
+        long,
+        value_name = "PARTS",
+        env = "FOREBAY_PICKER_RESPONSES",
+        default_value = "bodies"
+    )]
+    pub(crate) picker_responses: PickerResponses,
     /// Time between two reads of a busy model server's metrics
     #[arg(
         long,
@@ -188,6 +205,14 @@ pub(crate) enum AccessLog {
     Text,
     /// One JSON object per line
     Json,
+}
+
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum PickerResponses {
+    /// Status and headers, which tell it where a request was served
+    Heads,
+    /// Bodies too, as the protocol has it: it may read usage there, and change them
+    Bodies,
 }
 
 #[derive(Args, Debug)]

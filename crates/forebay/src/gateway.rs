@@ -15,6 +15,7 @@ use arc_swap::ArcSwap;
 use forebay_cluster::{FileSource, Published, Reread};
 use forebay_gateway::Gateway;
 use forebay_gateway::admin::{Admin, AdminState, Readiness};
+use forebay_gateway::external;
 use forebay_gateway::settings::Settings;
 use forebay_gateway::signals::{self, Scraper};
 use forebay_gateway::telemetry::{self, Format, OtlpSettings, Telemetry};
@@ -23,7 +24,7 @@ use serde_json::Value;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::cli::{AccessLog, GatewayArgs};
+use crate::cli::{AccessLog, GatewayArgs, PickerResponses};
 use crate::config_view::{self, counts};
 use crate::kubernetes::{Cluster, Following};
 use crate::{Failure, descriptors, logging};
@@ -122,6 +123,11 @@ fn plan(args: &GatewayArgs, source: Source) -> Plan {
             admin: Some(args.admin),
             body_bytes_max: args.max_body_bytes,
             drain_timeout: args.drain_timeout,
+            picker: external::Settings {
+                answer_timeout: args.picker_timeout,
+                response_bodies: args.picker_responses == PickerResponses::Bodies,
+                ..defaults.picker
+            },
             ..defaults
         },
         telemetry: telemetry::Settings {

@@ -275,6 +275,7 @@ fn record(n: u32) -> Record {
         .collect(),
         report: None,
         stay: None,
+        consultation: None,
         pick_us: Some(12),
         status: 200,
         reason: None,

@@ -88,6 +88,17 @@ impl Buffered {
         self.bytes += if taken { bytes } else { 0 };
         taken
     }
+
+    /// Takes as much more, or gives as much back, as makes it this many; false, and nothing changed,
+    /// if the budget is used up.
+    pub(crate) fn resize(&mut self, bytes: usize) -> bool {
+        if bytes > self.bytes {
+            return self.grow(bytes - self.bytes);
+        }
+        self.worker.purse.give_back(self.bytes - bytes);
+        self.bytes = bytes;
+        true
+    }
 }
 
 impl Drop for Buffered {

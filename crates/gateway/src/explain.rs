@@ -4,6 +4,8 @@
 //! [`Decisions`] keeps records as they are; an [`Entry`] is made when somebody asks, as JSON or as
 //! text by [`render_text`]. Nothing is decided and nothing is measured here.
 
+mod outside;
+
 use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::sync::{Arc, Mutex};
@@ -12,6 +14,7 @@ use forebay_decide::{Considered, Report};
 use forebay_model::ObjectName;
 use serde::{Deserialize, Serialize};
 
+pub use self::outside::{Dropped, Outside};
 use crate::per_worker::{PerWorker, lock};
 use crate::record::Record;
 use crate::telemetry::{Measured, ending, millis, rfc3339};
@@ -178,6 +181,9 @@ pub struct Entry {
     /// Its stay in the queue, if the pool was saturated when it came.
     #[serde(default)]
     pub queue: Option<Queue>,
+    /// What the pool's own picker said, if it has one.
+    #[serde(default)]
+    pub picker: Option<Outside>,
     /// Time of the pick.
     pub pick_us: Option<u32>,
     /// Every try, in order; the last one without a failure served.
@@ -281,6 +287,7 @@ impl Entry {
                 ahead: stay.ahead,
                 saturation: stay.saturation,
             }),
+            picker: record.consultation.as_deref().map(Outside::of),
             pick_us: record.pick_us,
             tries: record
                 .tries
@@ -379,13 +386,17 @@ pub fn render_text(entry: &Entry) -> String {
             entry.priority, queue.ahead, queue.saturation, queue.end, queue.wait_ms
         );
     }
+    if let Some(outside) = &entry.picker {
+        outside.render(line, entry.pick.is_some());
+    }
     for (at, attempt) in entry.tries.iter().enumerate() {
         let outcome = attempt.failure.as_deref().unwrap_or("answered");
         let _infallible = writeln!(line, "  try {}: {}: {outcome}", at + 1, attempt.endpoint);
     }
-    match &entry.pick {
-        Some(pick) => render_pick(line, pick, entry),
-        None => line.push_str("  no endpoint was picked\n"),
+    match (&entry.pick, &entry.picker) {
+        (Some(pick), _) => render_pick(line, pick, entry),
+        (None, Some(outside)) if !outside.endpoints.is_empty() => {}
+        (None, _) => line.push_str("  no endpoint was picked\n"),
     }
     text
 }

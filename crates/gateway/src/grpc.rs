@@ -58,6 +58,10 @@ pub(crate) fn is_content_type(value: &HeaderValue) -> bool {
 pub(crate) fn refusal(refusal: &Refusal) -> Response<Body> {
     let mut response = Response::new(Body::empty());
     let headers = response.headers_mut();
+    if let Some(verbatim) = &refusal.verbatim {
+        // Before what follows: its type is of a body that is not sent here.
+        verbatim.apply(headers);
+    }
     headers.insert(
         header::CONTENT_TYPE,
         HeaderValue::from_static("application/grpc"),

@@ -13,11 +13,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use forebay_decide::{
-    Ask, BlockHash, ChainSeed, Choice, End, EndKind, FailureKind, Refusal as PickRefusal, Waiter,
+    Ask, BlockHash, ChainSeed, End, EndKind, FailureKind, Refusal as PickRefusal, Waiter,
 };
 use forebay_dialect::observe::ResponseObserver;
 use forebay_dialect::splice::{ModelRestorer, replace_model};
 use forebay_dialect::{Api, BodyKind, Scan, Span, Text, multipart, scan};
+use forebay_model::pool::ExternalPicker;
 use forebay_model::route::Rule;
 use forebay_model::{AppProtocol, ObjectName, Pool};
 use http::{HeaderMap, Response, StatusCode, header};
@@ -27,7 +28,8 @@ use tokio::sync::futures::Notified;
 use tokio::time::Instant;
 
 use crate::exchange::Exchange;
-use crate::onward::{ClientBody, Onward, Upgrade};
+use crate::external::{self, Asked, Question};
+use crate::onward::{ClientBody, Onward, OnwardHead, Upgrade};
 use crate::peek::Peeked;
 use crate::pools::{InFlight, PoolRuntime};
 use crate::queue::{self, Place};
@@ -104,10 +106,18 @@ struct Sending<'a> {
 }
 
 /// An endpoint's answer with its first frame, nothing of which has gone to the client yet.
-struct Served {
-    answer: Answer,
-    first: Option<Frame<Bytes>>,
-    flight: InFlight,
+pub(crate) struct Served {
+    pub(crate) answer: Answer,
+    pub(crate) first: Option<Frame<Bytes>>,
+    pub(crate) flight: InFlight,
+}
+
+/// Who chooses the endpoint of a request.
+enum Chooser {
+    /// The built-in picker, which may have kept room for it.
+    BuiltIn(Option<Place>),
+    /// A picker outside, which has.
+    Outside(Box<Asked>),
 }
 
 /// Serves one request from `pool`.
@@ -126,9 +136,14 @@ pub(crate) async fn serve(
     if api == Api::Models {
         return Box::pin(catalogue::list(ex, runtime)).await;
     }
+    let bytes_max = match &pool.external {
+        // It is shown the body.
+        Some(_) => ex.worker.shared.settings.body_bytes_max as u64,
+        None => OPAQUE_BODY_BYTES_MAX,
+    };
     let worth_reading = || {
-        // Short enough to be kept for another try.
-        onward.upgrade.is_none() && onward.body.is_held_or_within(OPAQUE_BODY_BYTES_MAX)
+        // Short enough to be kept, for another try or to be shown.
+        onward.upgrade.is_none() && onward.body.is_held_or_within(bytes_max)
     };
     if api.body() != BodyKind::Opaque || worth_reading() {
         ex.read_body(&mut onward).await?;
@@ -136,32 +151,43 @@ pub(crate) async fn serve(
     let reading = read(api, &onward)?;
     ex.record.model.clone_from(&reading.model);
     ex.record.stream = reading.stream;
+    let shown = pool.external.is_some().then(|| shown(&onward.head.headers));
     let controls = Controls::take(pool, &mut onward.head.headers);
     ex.record.priority = controls.priority;
     let session = controls
         .session
         .or_else(|| session_of_body(&reading, &onward.body));
-    if api != Api::Other {
-        // Usage is read in passing, which needs the answer as it is.
-        onward.head.headers.remove(header::ACCEPT_ENCODING);
-    }
+    take_encodings(api, &mut onward.head.headers);
     let served_name = rewrite(ex, pool, &reading);
     let target_model = served_name.as_deref().or(reading.model.as_deref());
-    if let Some(model) = target_model
-        && !catalogue::has(ex, runtime, model)
-    {
-        Box::pin(catalogue::check(ex, runtime, model)).await?;
-    }
-
-    let waiter = Waiter {
-        priority: controls.priority,
-        fairness: controls.fairness,
-        bytes: onward.body.held_bytes(),
+    let asked = match (&pool.external, shown) {
+        (Some(picker), Some(shown)) => {
+            let body = preview(&onward.body, reading.model_at, served_name.as_deref());
+            let asking = consult(ex, pool, runtime, picker, &shown, &body, &mut onward.head);
+            Box::pin(asking).await?
+        }
+        (Some(_) | None, _) => None,
     };
-    let place = match queue::enter(ex, runtime, waiter)? {
-        None => None,
-        // Boxed, so that those who need not wait do not carry it along.
-        Some(waiting) => Some(Box::pin(waiting.turn(ex)).await?),
+    let mut chooser = match asked {
+        // Which models there are, and who has to wait, is its business then.
+        Some(asked) => Chooser::Outside(asked),
+        None => {
+            if let Some(model) = target_model
+                && !catalogue::has(ex, runtime, model)
+            {
+                Box::pin(catalogue::check(ex, runtime, model)).await?;
+            }
+            let waiter = Waiter {
+                priority: controls.priority,
+                fairness: controls.fairness,
+                bytes: onward.body.held_bytes(),
+            };
+            Chooser::BuiltIn(match queue::enter(ex, runtime, waiter)? {
+                None => None,
+                // Boxed, so that those who need not wait do not carry it along.
+                Some(waiting) => Some(Box::pin(waiting.turn(ex)).await?),
+            })
+        }
     };
 
     let mut hashes = ex.worker.hashes.take();
@@ -185,12 +211,55 @@ pub(crate) async fn serve(
         avoid: &[],
     };
     let upgrade = onward.upgrade.take();
-    let (body, _held) = outgoing(ex, onward.body, reading.model_at, served_name.as_deref());
+    let (mut body, _held) = outgoing(ex, onward.body, reading.model_at, served_name.as_deref());
+    if let Chooser::Outside(asked) = &mut chooser
+        && let Some(changed) = asked.body.take()
+    {
+        body = changed;
+    }
     let head = onward.head.to_endpoint(upgrade.as_ref());
-    let found = deliver(ex, pool, runtime, rule, &head, body, &ask, place).await;
+    let found = deliver(ex, pool, runtime, rule, &head, body, &ask, &mut chooser).await;
     hashes.clear();
     ex.worker.hashes.replace(hashes);
-    respond(ex, found?, &reading, served_name, upgrade)
+    let served = match chooser {
+        Chooser::BuiltIn(_) => found?,
+        Chooser::Outside(asked) => Box::pin(asked.answered(ex, found?)).await?,
+    };
+    respond(ex, served, &reading, served_name, upgrade)
+}
+
+/// Asks the pool's own picker. What it changed about the fields is cleared of what steers pickers, as
+/// what the client sent was.
+async fn consult(
+    ex: &mut Exchange,
+    pool: &Pool,
+    runtime: &Arc<PoolRuntime>,
+    picker: &ExternalPicker,
+    shown: &HeaderMap,
+    body: &Outgoing,
+    head: &mut OnwardHead,
+) -> Result<Option<Box<Asked>>, Refusal> {
+    let question = Question {
+        method: &head.method,
+        host: &head.host,
+        shown,
+        body,
+        headers: &mut head.headers,
+        target: &mut head.target,
+    };
+    let asked = external::consult(ex, runtime, picker, question).await?;
+    if asked.is_some() {
+        Controls::take(pool, &mut head.headers);
+        take_encodings(ex.record.api, &mut head.headers);
+    }
+    Ok(asked)
+}
+
+/// Usage is read in passing, which needs the answer as it is.
+fn take_encodings(api: Api, headers: &mut HeaderMap) {
+    if api != Api::Other {
+        headers.remove(header::ACCEPT_ENCODING);
+    }
 }
 
 // === peek ===
@@ -302,6 +371,17 @@ impl Controls {
     }
 }
 
+/// The fields as a picker outside is shown them: all but those that say what is for it to say.
+fn shown(headers: &HeaderMap) -> HeaderMap {
+    let mut shown = headers.clone();
+    for name in headers.keys() {
+        if matches!(control(name.as_str()), Some(Control::Ours)) {
+            shown.remove(name);
+        }
+    }
+    shown
+}
+
 /// The session that the body names.
 fn session_of_body(reading: &Reading, body: &ClientBody) -> Option<u64> {
     let text = reading
@@ -370,11 +450,26 @@ fn outgoing(
         (ClientBody::Read(peeked), Some(model), Some(name)) => (peeked, model, name),
         (body, _, _) => return body.outgoing(&ex.worker),
     };
-    let bytes = match model {
+    let bytes = renamed(&peeked, model, name);
+    (Outgoing::whole(bytes), Some(peeked))
+}
+
+/// The same for those who only look at it.
+fn preview(body: &ClientBody, model: Option<ModelAt>, served: Option<&str>) -> Outgoing {
+    let ClientBody::Read(peeked) = body else {
+        return Outgoing::Empty;
+    };
+    Outgoing::whole(match (model, served) {
+        (Some(model), Some(name)) => renamed(peeked, model, name),
+        (_, None) | (None, _) => peeked.bytes.clone(),
+    })
+}
+
+fn renamed(peeked: &Peeked, model: ModelAt, name: &str) -> Bytes {
+    match model {
         ModelAt::Json(text) => replace_model(&peeked.bytes, text, name).into(),
         ModelAt::Form(span) => multipart::replace_model(&peeked.bytes, span, name).into(),
-    };
-    (Outgoing::whole(bytes), Some(peeked))
+    }
 }
 
 // === pick, send ===
@@ -388,16 +483,22 @@ async fn deliver(
     head: &Head<'_>,
     body: Outgoing,
     ask: &Ask<'_>,
-    mut place: Option<Place>,
+    chooser: &mut Chooser,
 ) -> Result<Served, Refusal> {
     ex.worker.retries.borrow_mut().requested(clock::now());
     let mut tried: SmallVec<[SocketAddr; 4]> = SmallVec::new();
-    let mut order: SmallVec<[Choice; 3]> = SmallVec::new();
+    let mut order: SmallVec<[SocketAddr; 3]> = SmallVec::new();
     let mut begun = None;
     let mut next_body = Some(body);
     let mut last: Option<Refusal> = None;
+    if let Chooser::Outside(asked) = chooser {
+        order.extend_from_slice(&asked.order);
+    }
     loop {
         if order.is_empty() {
+            if matches!(chooser, Chooser::Outside(_)) {
+                return Err(last.unwrap_or_else(|| Refusal::timed_out("only try")));
+            }
             match pick(
                 ex,
                 runtime,
@@ -410,12 +511,14 @@ async fn deliver(
                 Err(refusal) => return Err(last.unwrap_or_else(|| Refusal::not_picked(&refusal))),
             }
         }
-        let address = order.remove(0).address;
+        let address = order.remove(0);
         let flight = begun
             .take()
             .unwrap_or_else(|| InFlight::begin(&ex.worker, runtime, ask, address));
         // It is booked: the room that was kept for it is no longer needed.
-        drop(place.take());
+        if let Chooser::BuiltIn(place) = chooser {
+            drop(place.take());
+        }
         let Some(body) = next_body.take() else {
             return Err(last.unwrap_or_else(|| Refusal::timed_out("only try")));
         };
@@ -433,8 +536,25 @@ async fn deliver(
             head: *head,
             deadline,
         };
-        let more = next_body.is_some() && tried.len() < TRIES_MAX;
-        match sending.attempt(flight, body, more).await {
+        let mut more = next_body.is_some() && tried.len() < TRIES_MAX;
+        let outcome = match chooser {
+            Chooser::BuiltIn(_) => sending.attempt(flight, body, more).await,
+            Chooser::Outside(asked) => {
+                // There is nobody else to try than whom it named.
+                more &= !order.is_empty();
+                let attempt = sending.attempt(flight, body, more);
+                match Box::pin(asked.unless_ended(attempt)).await {
+                    Ok(outcome) => outcome,
+                    Err(refusal) => {
+                        if let Some(last_try) = ex.record.tries.last_mut() {
+                            last_try.failure = Some(refusal.reason);
+                        }
+                        return Err(refusal);
+                    }
+                }
+            }
+        };
+        match outcome {
             Ok(served) => {
                 ex.deadline = deadline;
                 return Ok(served);
@@ -459,7 +579,7 @@ fn pick(
     ex: &mut Exchange,
     runtime: &Arc<PoolRuntime>,
     ask: &Ask<'_>,
-) -> Result<(SmallVec<[Choice; 3]>, InFlight), PickRefusal> {
+) -> Result<(SmallVec<[SocketAddr; 3]>, InFlight), PickRefusal> {
     let began = clock::now();
     let picked = {
         let mut rng = ex.worker.rng.borrow_mut();
@@ -473,8 +593,9 @@ fn pick(
     ex.record.pick_us = Some(u32::try_from(took).unwrap_or(u32::MAX));
     let (picked, flight) = picked?;
     let flight = InFlight::begun(&ex.worker, runtime, picked.winner().address, flight);
+    let order = picked.order.iter().map(|choice| choice.address).collect();
     ex.record.report = Some(Box::new(picked.report));
-    Ok((picked.order, flight))
+    Ok((order, flight))
 }
 
 impl Sending<'_> {
@@ -520,6 +641,7 @@ impl Sending<'_> {
                     SendError::ClientBody | SendError::ClientStalled(_) => {
                         return Err(Refusal::not_sent(&error, "client"));
                     }
+                    SendError::Picker(_) => return Err(Refusal::not_sent(&error, "picker")),
                 });
                 Err(Refusal::not_sent(&error, &format!("endpoint {address}")))
             }
@@ -646,7 +768,7 @@ fn respond(
     Ok(response)
 }
 
-fn is_event_stream(headers: &HeaderMap) -> bool {
+pub(crate) fn is_event_stream(headers: &HeaderMap) -> bool {
     headers
         .get(header::CONTENT_TYPE)
         .and_then(|v| v.to_str().ok())

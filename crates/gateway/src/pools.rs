@@ -394,9 +394,14 @@ impl Live {
         Some((port.listeners.get(at)?, ends.get(at)?))
     }
 
+    /// Whether a pool, its picker or a Service has this address.
+    pub(crate) fn uses_address(&self, address: &SocketAddr) -> bool {
+        self.addresses.contains(address)
+    }
+
     /// Whether connections of this kind may be kept.
     pub(crate) fn uses(&self, key: Key) -> bool {
-        self.addresses.contains(&key.address)
+        self.uses_address(&key.address)
             && (key.connector == 0 || self.connectors.uses(key.connector))
     }
 }
@@ -405,6 +410,10 @@ fn addresses<'a>(
     pools: impl Iterator<Item = &'a Pool>,
     services: impl Iterator<Item = &'a ServiceTarget>,
 ) -> impl Iterator<Item = SocketAddr> {
-    let of_pools = pools.flat_map(|pool| pool.endpoints.iter().map(|e| e.address));
+    let of_pools = pools.flat_map(|pool| {
+        let endpoints = pool.endpoints.iter().map(|e| e.address);
+        let pickers = pool.external.iter().flat_map(|picker| &picker.endpoints);
+        endpoints.chain(pickers.copied())
+    });
     of_pools.chain(services.flat_map(|service| service.endpoints.iter().copied()))
 }

@@ -60,6 +60,8 @@ pub struct Record {
     pub priority: i32,
     /// Its stay in the queue, if it could not go to the pool at once.
     pub stay: Option<Stay>,
+    /// What the pool's own picker said, if it has one.
+    pub consultation: Option<Box<Consultation>>,
     /// Every try, in order.
     pub tries: SmallVec<[Try; 2]>,
     /// The report of the (last) pick.
@@ -108,6 +110,7 @@ impl Default for Record {
             pool: None,
             priority: 0,
             stay: None,
+            consultation: None,
             tries: SmallVec::new(),
             report: None,
             pick_us: None,
@@ -217,6 +220,53 @@ impl StayEnd {
     }
 }
 
+/// What became of asking a picker outside.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Consultation {
+    /// Its Service...
+    pub picker: Arc<ObjectName>,
+    /// ...and port.
+    pub port: u16,
+    /// The replica that was asked last, if one could be reached.
+    pub replica: Option<SocketAddr>,
+    /// How it went.
+    pub outcome: Consulted,
+    /// How long it took, connecting included.
+    pub took: Duration,
+    /// The endpoints that it named and that could be used, best first.
+    pub order: SmallVec<[SocketAddr; 3]>,
+    /// What it named and could not be used, and why.
+    pub dropped: Vec<(String, &'static str)>,
+    /// What went wrong, or what it said beside.
+    pub remark: Option<Box<str>>,
+}
+
+/// How asking a picker went.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Consulted {
+    /// It chose.
+    Picked,
+    /// It answered the client itself, with this status.
+    Answered(u16),
+    /// It was of no use, for this reason.
+    Failed(&'static str),
+    /// The client left before it answered.
+    ClientGone,
+}
+
+impl Consulted {
+    /// A short stable word for metrics and logs.
+    #[must_use]
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::Picked => "picked",
+            Self::Answered(_) => "answered",
+            Self::Failed(why) => why,
+            Self::ClientGone => "client-gone",
+        }
+    }
+}
+
 /// One try at one endpoint.
 #[derive(Clone, Debug)]
 pub struct Try {
@@ -237,6 +287,8 @@ pub enum Ending {
     UpstreamDied,
     /// A time limit of the route or of the gateway.
     TimedOut,
+    /// The pool's picker, which the response went through, failed or ended it.
+    PickerFailed,
 }
 
 /// What one connection was that is no HTTP.

@@ -147,7 +147,10 @@ impl Relay {
     fn is_complete(&self) -> bool {
         match &self.body {
             AnswerBody::H1(body) => body.is_finished(),
-            AnswerBody::H2(_) | AnswerBody::Upgraded(_) | AnswerBody::Done => false,
+            AnswerBody::H2(_)
+            | AnswerBody::Outside(_)
+            | AnswerBody::Upgraded(_)
+            | AnswerBody::Done => false,
         }
     }
 
@@ -197,6 +200,7 @@ impl Relay {
             SendError::Timeout(_) => (Ending::TimedOut, EndKind::Failed(FailureKind::Timeout)),
             SendError::ClientBody => (Ending::ClientGone, EndKind::Cancelled),
             SendError::ClientStalled(_) => (Ending::TimedOut, EndKind::Cancelled),
+            SendError::Picker(_) => (Ending::PickerFailed, EndKind::Cancelled),
             SendError::Connect(_)
             | SendError::Tls(_)
             | SendError::Reset(_)
@@ -214,9 +218,10 @@ impl Relay {
         if grpc {
             let code = match ending {
                 Ending::TimedOut => grpc::Code::DeadlineExceeded,
-                Ending::Complete | Ending::ClientGone | Ending::UpstreamDied => {
-                    grpc::Code::Unavailable
-                }
+                Ending::Complete
+                | Ending::ClientGone
+                | Ending::UpstreamDied
+                | Ending::PickerFailed => grpc::Code::Unavailable,
             };
             let trailers = grpc::trailers(code, &format!("the stream broke: {error}"));
             self.settle.note_trailers(&trailers);

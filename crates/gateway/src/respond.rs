@@ -9,6 +9,7 @@ use forebay_dialect::error::ErrorBody;
 use forebay_model::route::{Broken, ServicePort};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 
+use crate::external::Verbatim;
 use crate::relay::Body;
 use crate::upstream::SendError;
 
@@ -26,6 +27,8 @@ pub(crate) struct Refusal {
     pub(crate) retry_after_s: Option<u32>,
     /// The matching value of `x-llm-d-request-dropped-reason`, which llm-d's clients read.
     pub(crate) dropped: Option<&'static str>,
+    /// What somebody else put it like.
+    pub(crate) verbatim: Option<Box<Verbatim>>,
 }
 
 impl Refusal {
@@ -41,6 +44,7 @@ impl Refusal {
             param: None,
             retry_after_s: None,
             dropped: None,
+            verbatim: None,
         }
     }
 
@@ -134,6 +138,14 @@ impl Refusal {
             },
             SendError::Tls(_) => Self::new(StatusCode::BAD_GATEWAY, "backend_tls", message),
             SendError::Reset(_) => Self::new(StatusCode::BAD_GATEWAY, "upstream_reset", message),
+            SendError::Picker(_) => Self {
+                retry_after_s: Some(1),
+                ..Self::new(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "picker_unavailable",
+                    message,
+                )
+            },
             SendError::Protocol(_) => {
                 Self::new(StatusCode::BAD_GATEWAY, "upstream_protocol", message)
             }
@@ -189,6 +201,9 @@ impl Refusal {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         self.sign(headers);
+        if let Some(verbatim) = &self.verbatim {
+            verbatim.finish(&mut response);
+        }
         response
     }
 

@@ -40,6 +40,8 @@ pub struct Settings {
     pub idle_timeout: Duration,
     /// How long streams may go on after a shutdown began.
     pub drain_timeout: Duration,
+    /// How endpoint pickers outside of the process are asked.
+    pub picker: crate::external::Settings,
 }
 
 impl Default for Settings {
@@ -63,6 +65,7 @@ impl Default for Settings {
             // Under uvicorn's five seconds, so that we close first and never race the server.
             idle_timeout: Duration::from_millis(4500),
             drain_timeout: Duration::from_secs(300),
+            picker: crate::external::Settings::default(),
         }
     }
 }

@@ -185,7 +185,8 @@ async fn connect(
                 | SendError::Reset(_)
                 | SendError::Protocol(_)
                 | SendError::ClientBody
-                | SendError::ClientStalled(_),
+                | SendError::ClientStalled(_)
+                | SendError::Picker(_),
             ) => reason = "upstream_connect",
         }
     }

@@ -26,6 +26,7 @@ use tokio::time::MissedTickBehavior;
 use crate::budget::Purse;
 use crate::client_streams::Streams;
 use crate::connection::{self, Held};
+use crate::external::Links;
 use crate::shared::Shared;
 use crate::telemetry::{Counted, Desk, WorkerConnections};
 use crate::upstream::Idle;
@@ -50,6 +51,8 @@ pub(crate) struct Worker {
     pub(crate) retries: RefCell<RetryBudget>,
     /// Whose turn it is among the endpoints of each Service's port.
     turns: RefCell<FxHashMap<ServicePort, usize>>,
+    /// Connections to pickers outside of the process.
+    pub(crate) pickers: Links,
     /// Scratch space for block hashes.
     pub(crate) hashes: RefCell<Vec<forebay_decide::BlockHash>>,
     /// Where exchanges are reported.
@@ -91,6 +94,7 @@ pub(crate) fn run(shared: Arc<Shared>, seed: u64) {
         counts,
         rng: RefCell::new(Rng::seeded(seed)),
         turns: RefCell::default(),
+        pickers: Links::default(),
         hashes: RefCell::default(),
         connections: Cell::new(0),
         released: Notify::new(),
@@ -233,6 +237,7 @@ fn sweep(worker: &Worker) {
     worker
         .idle
         .sweep(settings.idle_timeout, |key| live.uses(key));
+    worker.pickers.sweep(|address| live.uses_address(address));
     worker.streams.cut_stalled(settings.write_stall_timeout);
 }
 

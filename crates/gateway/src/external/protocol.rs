@@ -357,7 +357,7 @@ impl Half {
 pub struct Echo {
     /// Pieces that were sent and for which no answer stands yet.
     unanswered: VecDeque<Bytes>,
-    sent_bytes: usize,
+    outstanding_bytes: usize,
     /// Bytes that came back.
     passed_bytes: usize,
     bytes_max: usize,
@@ -393,7 +393,7 @@ impl Echo {
     fn new(bytes_max: usize) -> Self {
         Self {
             unanswered: VecDeque::new(),
-            sent_bytes: 0,
+            outstanding_bytes: 0,
             passed_bytes: 0,
             bytes_max,
             style: None,
@@ -405,7 +405,7 @@ impl Echo {
     }
 
     fn sent(&mut self, piece: Bytes, end: bool) {
-        self.sent_bytes += piece.len();
+        self.outstanding_bytes += piece.len();
         // Empty pieces are confirmed like others.
         self.unanswered.push_back(piece);
         if end {
@@ -437,30 +437,48 @@ impl Echo {
         if *self.style.get_or_insert(style) != style {
             return Err(Violation::MixedBody);
         }
+        // Checked first: an answer that breaks the rules must not take anything off what was sent,
+        // which goes on without the picker then.
+        self.check(mutation.as_ref())?;
         let bytes = match mutation {
-            Some(Mutation::StreamedResponse(piece)) => self.streamed(piece)?,
+            Some(Mutation::StreamedResponse(piece)) => self.streamed(piece),
             Some(Mutation::Body(bytes)) => self.confirmed(Some(bytes))?,
             Some(Mutation::ClearBody(true)) => self.confirmed(Some(Bytes::new()))?,
             Some(Mutation::ClearBody(false)) | None => self.confirmed(None)?,
         };
+        self.outstanding_bytes = self.unanswered.iter().map(Bytes::len).sum();
         self.passed_bytes = self.passed_bytes.saturating_add(bytes.len());
-        if self.passed_bytes > self.bytes_max {
-            return Err(Violation::TooLong(self.bytes_max));
-        }
         Ok(Step::Body(bytes))
     }
 
-    fn streamed(&mut self, piece: StreamedBodyResponse) -> Result<Bytes, Violation> {
+    fn check(&self, mutation: Option<&Mutation>) -> Result<(), Violation> {
+        let length = match mutation {
+            Some(Mutation::StreamedResponse(piece)) => {
+                if piece.end_of_stream && self.end == End::Unsent {
+                    return Err(Violation::EndTooEarly);
+                }
+                piece.body.len()
+            }
+            Some(Mutation::Body(bytes)) => bytes.len(),
+            Some(Mutation::ClearBody(true)) => 0,
+            Some(Mutation::ClearBody(false)) | None => {
+                self.unanswered.front().map_or(0, Bytes::len)
+            }
+        };
+        if self.passed_bytes.saturating_add(length) > self.bytes_max {
+            return Err(Violation::TooLong(self.bytes_max));
+        }
+        Ok(())
+    }
+
+    fn streamed(&mut self, piece: StreamedBodyResponse) -> Bytes {
         self.compare(&piece.body);
         if piece.end_of_stream {
-            if self.end == End::Unsent {
-                return Err(Violation::EndTooEarly);
-            }
             self.changed |= self.unanswered.iter().any(|piece| !piece.is_empty());
             self.unanswered.clear();
             self.over = true;
         }
-        Ok(piece.body)
+        piece.body
     }
 
     /// Takes what comes back off what was sent, as long as they are the same.
@@ -528,10 +546,11 @@ impl Echo {
         self.changed
     }
 
-    /// Bytes that were sent and have not come back.
+    /// Bytes that were sent and have not come back. Once something else comes back, those that were
+    /// sent since the last piece of that.
     #[must_use]
     pub fn outstanding_bytes(&self) -> usize {
-        self.sent_bytes.saturating_sub(self.passed_bytes)
+        self.outstanding_bytes
     }
 }
 

@@ -223,6 +223,10 @@ struct Line<'a> {
     output_tokens: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pick_us: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    picker: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    picker_ms: Option<f64>,
     priority: i32,
     end: &'static str,
 }
@@ -258,6 +262,8 @@ impl<'a> Line<'a> {
             cached_tokens: measured.cached_tokens,
             output_tokens: measured.output_tokens,
             pick_us: record.pick_us,
+            picker: record.consultation.as_ref().map(|c| c.outcome.code()),
+            picker_ms: record.consultation.as_ref().map(|c| millis(c.took)),
             priority: record.priority,
             end: ending(record.end),
         }
@@ -300,6 +306,8 @@ impl<'a> Line<'a> {
         pair("cached_tokens", self.cached_tokens.as_ref().map(|v| v as _));
         pair("output_tokens", self.output_tokens.as_ref().map(|v| v as _));
         pair("pick_us", self.pick_us.as_ref().map(|v| v as _));
+        pair("picker", self.picker.as_ref().map(|v| v as _));
+        pair("picker_ms", self.picker_ms.as_ref().map(|v| v as _));
         pair(
             "priority",
             (self.priority != 0).then_some(&self.priority as _),
@@ -390,6 +398,7 @@ pub(crate) fn ending(end: Ending) -> &'static str {
         Ending::ClientGone => "client-gone",
         Ending::UpstreamDied => "upstream-died",
         Ending::TimedOut => "timed-out",
+        Ending::PickerFailed => "picker-failed",
     }
 }
 

@@ -43,6 +43,11 @@ const PICK_S: [f64; 10] = [
     2e-6, 5e-6, 10e-6, 20e-6, 50e-6, 100e-6, 200e-6, 500e-6, 1e-3, 10e-3,
 ];
 
+/// Seconds of asking a picker outside; the usual limit is 10.
+const CONSULTATION_S: [f64; 13] = [
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0,
+];
+
 /// The names in use, one bounded set per label, common to all workers.
 #[derive(Debug, Default)]
 pub(super) struct Names {
@@ -124,6 +129,7 @@ pub(super) struct Counts {
     tokens: FxHashMap<(Id, Id), Tokens>,
     retries: FxHashMap<(Id, &'static str), u64>,
     queue_ends: FxHashMap<(Id, &'static str), u64>,
+    consultations: FxHashMap<(Id, &'static str), u64>,
 }
 
 /// The histograms of one pool.
@@ -134,6 +140,7 @@ struct Times {
     inter_token: Histogram,
     queue: Histogram,
     pick: Histogram,
+    consultation: Histogram,
 }
 
 impl Default for Times {
@@ -144,6 +151,7 @@ impl Default for Times {
             inter_token: Histogram::new(&INTER_TOKEN_S),
             queue: Histogram::new(&QUEUE_S),
             pick: Histogram::new(&PICK_S),
+            consultation: Histogram::new(&CONSULTATION_S),
         }
     }
 }
@@ -217,6 +225,12 @@ impl Counts {
         if let Some(stay) = &record.stay {
             *self.queue_ends.entry((pool, stay.end.code())).or_default() += 1;
         }
+        if let Some(consultation) = &record.consultation {
+            let took = Some(consultation.took.as_secs_f64());
+            times.consultation.observe(took);
+            let key = (pool, consultation.outcome.code());
+            *self.consultations.entry(key).or_default() += 1;
+        }
         self.observe_tokens(names, record, measured, pool);
         if let Some((_served, given_up)) = record.tries.split_last() {
             for reason in given_up.iter().filter_map(|t| t.failure) {
@@ -247,6 +261,7 @@ fn reason_of(record: &Record) -> &'static str {
         Ending::ClientGone => "ClientGone",
         Ending::UpstreamDied => "UpstreamDied",
         Ending::TimedOut => "TimedOut",
+        Ending::PickerFailed => "PickerFailed",
     }
 }
 
@@ -282,6 +297,7 @@ struct Sums {
     tokens: BTreeMap<[Arc<str>; 2], Tokens>,
     retries: BTreeMap<[Arc<str>; 2], u64>,
     queue_ends: BTreeMap<[Arc<str>; 2], u64>,
+    consultations: BTreeMap<[Arc<str>; 2], u64>,
 }
 
 impl Sums {
@@ -303,6 +319,7 @@ impl Sums {
             sum.inter_token.add(&times.inter_token);
             sum.queue.add(&times.queue);
             sum.pick.add(&times.pick);
+            sum.consultation.add(&times.consultation);
         }
         for ((pool, model), tokens) in &counts.tokens {
             let labels = [counts.pools.text(*pool), counts.models.text(*model)];
@@ -311,6 +328,7 @@ impl Sums {
         for (by_reason, sums) in [
             (&counts.retries, &mut self.retries),
             (&counts.queue_ends, &mut self.queue_ends),
+            (&counts.consultations, &mut self.consultations),
         ] {
             for ((pool, reason), count) in by_reason {
                 let labels = [counts.pools.text(*pool), Arc::from(*reason)];
@@ -346,6 +364,14 @@ impl Collector for AllCounts {
             "Requests that came to a saturated pool by what became of them: sent, or why not",
             ["pool", "reason"],
             sums.queue_ends
+                .iter()
+                .map(|(labels, count)| (labels, *count)),
+        )?;
+        page.counters(
+            "forebay_external_picker_requests",
+            "Requests that a picker outside was asked about: picked, answered, or why not",
+            ["pool", "outcome"],
+            sums.consultations
                 .iter()
                 .map(|(labels, count)| (labels, *count)),
         )
@@ -414,7 +440,7 @@ impl Page<'_> {
     }
 
     fn histograms(&mut self, sums: &Sums) -> fmt::Result {
-        let kinds: [(&str, &str, Shown); 5] = [
+        let kinds: [(&str, &str, Shown); 6] = [
             (
                 "forebay_request_duration_seconds",
                 "From the request's head to the last byte of the answer",
@@ -439,6 +465,11 @@ impl Page<'_> {
                 "forebay_pick_seconds",
                 "Choice of the endpoint, hashing of the prompt included",
                 |t| &t.pick,
+            ),
+            (
+                "forebay_external_picker_seconds",
+                "Asking a picker outside where a request goes, however it ended",
+                |t| &t.consultation,
             ),
         ];
         for (name, help, histogram) in kinds {

@@ -32,6 +32,7 @@ pub struct Metrics {
     /// What exchanges count, one part per worker.
     pub(super) exchanges: AllCounts,
     ejections: Family<PoolReason, Counter>,
+    picker_response_failures: Family<PoolReason, Counter>,
     scrapes: Counter,
     scrape_errors: Family<Reason, Counter>,
     connections: Connections,
@@ -96,6 +97,7 @@ impl Metrics {
             names: Names::default(),
             exchanges: AllCounts::default(),
             ejections: Family::default(),
+            picker_response_failures: Family::default(),
             scrapes: Counter::default(),
             scrape_errors: Family::default(),
             connections: Connections::default(),
@@ -120,6 +122,11 @@ impl Metrics {
             "forebay_ejections",
             "Endpoints taken out of a pool because they failed",
             self.ejections.clone(),
+        );
+        r.register(
+            "forebay_external_picker_response_failures",
+            "Responses that a picker outside did not see to their end, by what went wrong",
+            self.picker_response_failures.clone(),
         );
         r.register(
             "forebay_scrapes",
@@ -190,6 +197,15 @@ impl Metrics {
             reason,
         };
         self.ejections.get_or_create(&labels).inc();
+    }
+
+    /// The picker of `pool` failed after an endpoint had answered.
+    pub(crate) fn picker_response_failed(&self, pool: Option<&ObjectName>, reason: &'static str) {
+        let labels = PoolReason {
+            pool: self.names.pools.value(pool),
+            reason,
+        };
+        self.picker_response_failures.get_or_create(&labels).inc();
     }
 
     /// An endpoint was scraped; `error` says why nothing came of it.

@@ -296,6 +296,7 @@ pub(crate) fn test_record() -> Record {
             ahead: 3,
             saturation: 1.125,
         }),
+        consultation: None,
         tries: smallvec![
             Try {
                 endpoint: endpoint(1),

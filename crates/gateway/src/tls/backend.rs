@@ -46,7 +46,11 @@ pub(crate) struct Unusable(pub(crate) Arc<str>);
 pub(crate) type Met = Result<Arc<Connector>, Unusable>;
 
 impl Connector {
-    fn new(tls: &BackendTls) -> Result<Self, String> {
+    /// For one policy.
+    ///
+    /// # Errors
+    /// If it cannot be followed.
+    pub(crate) fn new(tls: &BackendTls) -> Result<Self, String> {
         let name = ServerName::try_from(tls.hostname.to_string())
             .map_err(|_| format!("{:?} is not a server name", tls.hostname))?;
         let builder = ClientConfig::builder_with_provider(Arc::clone(&PROVIDER))

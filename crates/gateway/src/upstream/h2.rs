@@ -89,6 +89,11 @@ impl H2Body {
     pub(super) fn length(&self) -> Option<u64> {
         self.incoming.size_hint().exact()
     }
+
+    /// Whether it is known that nothing more comes.
+    pub(crate) fn is_finished(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
 }
 
 pub(super) async fn send(

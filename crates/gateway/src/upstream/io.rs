@@ -166,7 +166,7 @@ fn write_now(stream: &TcpStream, queue: &[Bytes]) -> io::Result<usize> {
 
 /// Opens a TCP connection without Nagle's delay. A host that vanishes without a word is found out
 /// by keepalive probes: nobody else would, once its endpoint is out of the pool.
-async fn tcp(address: SocketAddr, limit: Duration) -> Result<TcpStream, SendError> {
+pub(crate) async fn tcp(address: SocketAddr, limit: Duration) -> Result<TcpStream, SendError> {
     let stream = tokio::time::timeout(limit, TcpStream::connect(address))
         .await
         .map_err(|_| SendError::Timeout("connect"))?

@@ -24,6 +24,7 @@ use http::{HeaderMap, Method, StatusCode};
 use http_body::Frame;
 use smallvec::SmallVec;
 
+use crate::external::Passage;
 use crate::telemetry::Counted;
 use crate::tls::backend::{Connector, Inside};
 
@@ -31,6 +32,7 @@ pub use h1::{H1Body, Upgraded};
 pub use h2::H2Body;
 pub use idle::Idle;
 pub use io::Io;
+pub(crate) use io::tcp;
 pub use streamed::Streamed;
 
 /// Whom to send to, and how.
@@ -147,6 +149,8 @@ pub enum AnswerBody {
     H1(Box<H1Body>),
     /// From an HTTP/2 connection.
     H2(Box<H2Body>),
+    /// From either, by way of the pool's picker.
+    Outside(Box<Passage>),
     /// The connection after `101 Switching Protocols`.
     Upgraded(Upgraded),
     /// Nothing more will come.
@@ -170,6 +174,8 @@ pub enum SendError {
     ClientBody,
     /// No byte of the client's own body came for so long.
     ClientStalled(Duration),
+    /// The picker that the response goes through failed, or ended it.
+    Picker(&'static str),
 }
 
 impl SendError {
@@ -184,6 +190,7 @@ impl SendError {
             Self::Timeout(_) => "timeout",
             Self::ClientBody => "client_body",
             Self::ClientStalled(_) => "body_timeout",
+            Self::Picker(_) => "picker",
         }
     }
 }
@@ -200,6 +207,7 @@ impl std::fmt::Display for SendError {
             Self::ClientStalled(limit) => {
                 write!(f, "no byte of the body came for {} s", limit.as_secs())
             }
+            Self::Picker(what) => write!(f, "the endpoint picker failed: {what}"),
         }
     }
 }
@@ -356,6 +364,7 @@ impl AnswerBody {
         match self {
             Self::H1(body) => body.poll_frame(cx),
             Self::H2(body) => body.poll_frame(cx),
+            Self::Outside(body) => body.poll_frame(cx),
             Self::Upgraded(_) | Self::Done => Poll::Ready(None),
         }
     }
@@ -366,6 +375,7 @@ impl AnswerBody {
         match self {
             Self::H1(body) => body.length(),
             Self::H2(body) => body.length(),
+            Self::Outside(_) => None,
             Self::Upgraded(_) | Self::Done => Some(0),
         }
     }
