@@ -4,7 +4,7 @@
 //! outside" of `docs/picking.md`. [`consult`] shows it a request and brings back an ordered list of
 //! endpoints with what it changed; [`Asked::answered`] shows it the response. What is allowed is in
 //! [`protocol`], how messages travel in `call` and `link`
-//! (`docs/decisions/006-pickers-over-h2.md`). Nothing here chooses an endpoint.
+//! (`docs/decisions/008-pickers-over-h2.md`). Nothing here chooses an endpoint.
 
 mod call;
 pub mod destination;
