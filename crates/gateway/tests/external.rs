@@ -495,8 +495,12 @@ fn tls_is_taken_as_it_comes_unless_it_is_to_be_verified() {
 fn hundreds_of_requests_share_one_connection() {
     let (server, go) = Upstream::holding_slow();
     let servers = vec![server];
-    // More than enough on a machine that does other things as well.
-    let settings = with_timeout(PATIENCE * 12);
+    // More than enough on a machine that does other things as well, and for an endpoint whose backlog
+    // is shorter than this.
+    let settings = Settings {
+        connect_timeout: PATIENCE * 12,
+        ..with_timeout(PATIENCE * 12)
+    };
     let bed = Bed::of(servers, FailureMode::FailClose, settings);
     let pick = bed.servers[0].address.to_string();
     let mut clients: Vec<Peer> = (0..500)
