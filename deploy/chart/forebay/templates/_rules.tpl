@@ -3,6 +3,11 @@
 - apiGroups: [gateway.networking.k8s.io]
   resources: [gatewayclasses]
   verbs: [get, list, watch]
+# The release of Gateway API that is installed, for the condition SupportedVersion.
+- apiGroups: [apiextensions.k8s.io]
+  resources: [customresourcedefinitions]
+  resourceNames: [gatewayclasses.gateway.networking.k8s.io]
+  verbs: [get]
 # Labels of namespaces, for listeners that choose routes by them.
 - apiGroups: [""]
   resources: [namespaces]
