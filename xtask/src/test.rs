@@ -181,16 +181,6 @@ impl Tally {
     }
 }
 
-/// Says that a test of this crate cannot run here, and why.
-#[cfg(test)]
-pub(crate) fn skip(name: &str, reason: &str) {
-    eprintln!("skipped {name}: {reason}");
-    if let Some(log) = std::env::var_os("FOREBAY_SKIPS") {
-        let log = fs::OpenOptions::new().create(true).append(true).open(log);
-        writeln!(log.expect("the list of skips"), "{name}: {reason}").expect("a line in it");
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::Tally;

@@ -1,63 +1,13 @@
 //! Which features of the Gateway API Forebay claims: those that the program itself lists, so that
 //! the GatewayClass and the tests say the same.
 //!
-//! docs/conformance/README.md gives a reason for each feature that is not claimed; a test holds the
-//! page against the suite's own list.
+//! Why others are not claimed is in docs/conformance/README.md.
 
 use anyhow::{Context, Result, bail};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-
-/// What is claimed of a program that does not list it by itself.
-const CLAIMED: [&str; 45] = [
-    "BackendTLSPolicy",
-    "BackendTLSPolicySANValidation",
-    "GRPCRoute",
-    "GRPCRouteNamedRouteRule",
-    "Gateway",
-    "GatewayAddressEmpty",
-    "GatewayBackendClientCertificate",
-    "GatewayFrontendClientCertificateValidation",
-    "GatewayFrontendClientCertificateValidationInsecureFallback",
-    "GatewayHTTPListenerIsolation",
-    "GatewayHTTPSListenerDetectMisdirectedRequests",
-    "GatewayPort8080",
-    "GatewayStaticAddresses",
-    "HTTPRoute",
-    "HTTPRoute303RedirectStatusCode",
-    "HTTPRoute307RedirectStatusCode",
-    "HTTPRoute308RedirectStatusCode",
-    "HTTPRouteBackendProtocolH2C",
-    "HTTPRouteBackendProtocolWebSocket",
-    "HTTPRouteBackendRequestHeaderModification",
-    "HTTPRouteBackendTimeout",
-    "HTTPRouteCORS",
-    "HTTPRouteDestinationPortMatching",
-    "HTTPRouteHostRewrite",
-    "HTTPRouteMethodMatching",
-    "HTTPRouteNamedRouteRule",
-    "HTTPRouteParentRefPort",
-    "HTTPRoutePathRedirect",
-    "HTTPRoutePathRewrite",
-    "HTTPRoutePortRedirect",
-    "HTTPRouteQueryParamMatching",
-    "HTTPRouteRequestMirror",
-    "HTTPRouteRequestMultipleMirrors",
-    "HTTPRouteRequestPercentageMirror",
-    "HTTPRouteRequestTimeout",
-    "HTTPRouteResponseHeaderModification",
-    "HTTPRouteRetry",
-    "HTTPRouteRetryBackendTimeout",
-    "HTTPRouteRetryConnectionError",
-    "HTTPRouteSchemeRedirect",
-    "ListenerSet",
-    "ReferenceGrant",
-    "TLSRoute",
-    "TLSRouteModeMixed",
-    "TLSRouteModeTerminate",
-];
 
 /// A channel of the Gateway API, as its folder of definitions is called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,11 +32,10 @@ pub(super) fn claimed(program: &Path) -> Result<Vec<String>> {
         .output()
         .with_context(|| format!("cannot start {}", program.display()))?;
     if !output.status.success() {
-        eprintln!(
-            "{} has no command `features`: this tool's own list is used",
+        bail!(
+            "{} has no command `features`: it is too old",
             program.display()
         );
-        return Ok(CLAIMED.map(str::to_owned).to_vec());
     }
     let text = String::from_utf8_lossy(&output.stdout);
     let names: BTreeSet<String> = text.split_whitespace().map(str::to_owned).collect();
@@ -174,8 +123,6 @@ fn parse(source: &str) -> BTreeMap<String, Channel> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::conformance::{API, Module};
-    use crate::shell;
 
     #[test]
     fn features_are_read_with_their_channel() {
@@ -195,35 +142,5 @@ mod tests {
         assert_eq!(known["One"], Channel::Standard);
         assert_eq!(known["Two"], Channel::Experimental);
         assert_eq!(known.len(), 2);
-    }
-
-    /// The names in the first column of the page's table.
-    fn excused(page: &str) -> BTreeSet<String> {
-        let section = page.split("## Not claimed").nth(1).expect("the section");
-        let rows = section.lines().filter_map(|line| line.strip_prefix("| `"));
-        rows.flat_map(|row| {
-            let cell = row.split('|').next().unwrap_or_default();
-            let names = cell.split(['`', ',', ' ']).filter(|name| !name.is_empty());
-            names.map(str::to_owned).collect::<Vec<_>>()
-        })
-        .collect()
-    }
-
-    #[test]
-    fn every_feature_is_claimed_or_has_a_reason_why_not() {
-        let api = match Module::find(API) {
-            Ok(api) => api,
-            Err(error) => {
-                return crate::test::skip("conformance features", &format!("{error:#}"));
-            }
-        };
-        let known: BTreeSet<String> = known(&api.dir).expect("the features").into_keys().collect();
-        let page = fs::read_to_string(shell::root().join("docs/conformance/README.md"));
-        let excused = excused(&page.expect("docs/conformance/README.md"));
-        let claimed: BTreeSet<String> = CLAIMED.map(str::to_owned).into();
-        let both: Vec<_> = claimed.intersection(&excused).collect();
-        assert!(both.is_empty(), "claimed and excused: {both:?}");
-        let named: BTreeSet<String> = claimed.union(&excused).cloned().collect();
-        assert_eq!(named, known);
     }
 }
