@@ -13,7 +13,7 @@ use std::process::Command;
 pub(super) fn run(scene: &Scene<'_>) -> Result<Outcome> {
     let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
     let outcome = scene.play("TestInference", folder.path(), &[])?;
-    if let Some(out) = scene.args.report(scene.version) {
+    if let Some(out) = scene.args.report(scene.version, &outcome)? {
         let mut list = Command::new(scene.suite);
         let tests = shell::capture(list.args(["-test.run", "^TestInference$", "-list-tests"]))?;
         let page = describe(

@@ -10,7 +10,7 @@ pub(super) fn run(scene: &Scene<'_>) -> Result<Outcome> {
     let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
     let written = folder.path().join("report.yaml");
     let outcome = scene.play("TestConformance", folder.path(), &flags(scene, &written))?;
-    if let Some(out) = scene.args.report(scene.version) {
+    if let Some(out) = scene.args.report(scene.version, &outcome)? {
         let run = report::Run {
             suite: provenance(scene.suite)?,
             program: scene.program.version.clone(),

@@ -26,6 +26,11 @@ pub(super) struct Outcome {
 }
 
 impl Outcome {
+    /// Whether something ran, and all of it passed.
+    pub(super) fn is_flawless(&self) -> bool {
+        self.success && self.failed.is_empty() && !self.passed.is_empty()
+    }
+
     pub(super) fn closing_line(&self) -> String {
         let mut line = format!(
             "{} passed; {} failed; {} not claimed or left out; {} s",
