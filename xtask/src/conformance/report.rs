@@ -60,7 +60,10 @@ struct Statistics {
 pub(super) fn write(report: &Path, out: &Path, run: &Run<'_>) -> Result<()> {
     let text = fs::read_to_string(report)
         .context("the suite wrote no report: it failed before its tests, see the log")?;
-    let read: Report = serde_saphyr::from_str(&text).context("the suite's report")?;
+    let mut read: Report = serde_saphyr::from_str(&text).context("the suite's report")?;
+    // The suite lists them in no order.
+    read.profiles
+        .sort_by(|one, other| one.name.cmp(&other.name));
     if let Some(folder) = out.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         fs::create_dir_all(folder)
             .with_context(|| format!("cannot create {}", folder.display()))?;
