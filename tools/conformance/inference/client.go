@@ -19,8 +19,10 @@ import (
 const (
 	selectionHeader = "Test-Epp-Endpoint-Selection"
 	refusalHeader   = "Test-Picker-Refusal"
-	momentHeader    = "Test-Picker-Moment"
-	servedHeader    = "X-Conformance-Test-Served-Endpoint"
+	// The content type of the refusal.
+	refusalTypeHeader = "Test-Picker-Refusal-Type"
+	momentHeader      = "Test-Picker-Moment"
+	servedHeader      = "X-Conformance-Test-Served-Endpoint"
 )
 
 // answerTimeout bounds one request, its streams included.

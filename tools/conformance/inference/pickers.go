@@ -100,18 +100,26 @@ var pickerTests = []Test{
 	},
 	{
 		Name:      "RefusalsArePassedOn",
-		Checks:    "an answer that the picker gives by itself reaches the client with its status, header and body",
+		Checks:    "an answer that the picker gives by itself reaches the client with its status, fields and text",
 		Manifests: []string{"route-llama.yaml"},
 		Run: func(t *testing.T, s *Suite) {
 			s.servedBy(t, to("llama"), "llama")
 			for _, status := range []int{http.StatusTooManyRequests, http.StatusServiceUnavailable} {
 				for _, body := range []string{"", `{"model":"llama"}`} {
 					text := fmt.Sprint(status)
-					answer, err := s.send(to("llama").with(refusalHeader, text).posting(body))
+					refused := to("llama").with(refusalHeader, text)
+					plain, err := s.send(refused.posting(body))
 					require.NoError(t, err)
-					require.Equal(t, status, answer.status)
-					require.Equal(t, text, answer.header.Get("X-Picker-Refusal"))
-					require.Equal(t, "refused by the picker", string(answer.body))
+					require.Equal(t, status, plain.status)
+					require.Equal(t, text, plain.header.Get("X-Picker-Refusal"))
+					// A text without a type may be dressed as clients of the API expect errors.
+					require.Contains(t, string(plain.body), "refused by the picker")
+
+					typed, err := s.send(refused.with(refusalTypeHeader, "text/x-refusal").posting(body))
+					require.NoError(t, err)
+					require.Equal(t, status, typed.status)
+					require.Equal(t, "text/x-refusal", typed.header.Get("Content-Type"))
+					require.Equal(t, "refused by the picker", string(typed.body))
 				}
 			}
 			s.servedBy(t, to("llama"), "llama")
@@ -154,29 +162,47 @@ var pickerTests = []Test{
 		},
 	},
 	{
-		Name:      "Trailers",
-		Checks:    "trailers of requests and of responses pass through gateway and picker",
+		Name:      "TrailersOfResponses",
+		Checks:    "trailers of a model server's answer pass through picker and gateway",
 		Manifests: []string{"route-llama.yaml", "route-llama-h2c.yaml"},
 		Run: func(t *testing.T, s *Suite) {
-			for _, host := range []string{"llama", "llama-h2c"} {
-				s.servedBy(t, to(host), "llama")
-				for _, h2c := range []bool{false, true} {
-					up := to(host).at("/trailers").with("Te", "trailers")
-					up.h2c = h2c
-					up.method = http.MethodPost
-					// No length, so that the body is sent in chunks and trailers can follow.
-					up.body = io.MultiReader(bytes.NewReader(pattern(1000)))
-					up.trailer = http.Header{"X-Client-Trailer": {"from the client"}}
-					said, answer, err := s.echoed(up)
-					where := fmt.Sprintf("pool %s, HTTP/2 from the client: %t", host, h2c)
-					require.NoError(t, err, where)
-					require.Equal(t, 1000, said.BodyBytes, where)
-					require.Equal(t, "from the client", said.Trailers.Get("X-Client-Trailer"), where)
-					require.Equal(t, "from "+said.Pod, answer.trailer.Get("X-Model-Trailer"), where)
-				}
-			}
+			s.withTrailers(t, func(where string, said echo, answer answer) {
+				require.Equal(t, "from "+said.Pod, answer.trailer.Get("X-Model-Trailer"), where)
+			})
 		},
 	},
+	{
+		Name:      "TrailersOfRequests",
+		Checks:    "trailers of a client's request pass through gateway and picker",
+		Manifests: []string{"route-llama.yaml", "route-llama-h2c.yaml"},
+		Run: func(t *testing.T, s *Suite) {
+			s.withTrailers(t, func(where string, said echo, answer answer) {
+				require.Equal(t, "from the client", said.Trailers.Get("X-Client-Trailer"), where)
+			})
+		},
+	},
+}
+
+// withTrailers sends a request with a trailer and gets an answer with one, over both versions of HTTP on
+// either side.
+func (s *Suite) withTrailers(t *testing.T, check func(where string, said echo, answer answer)) {
+	t.Helper()
+	for _, host := range []string{"llama", "llama-h2c"} {
+		s.servedBy(t, to(host), "llama")
+		for _, h2c := range []bool{false, true} {
+			where := fmt.Sprintf("pool %s, HTTP/2 from the client: %t", host, h2c)
+			up := to(host).at("/trailers").with("Te", "trailers")
+			up.h2c = h2c
+			up.method = http.MethodPost
+			// No length, so that the body is sent in chunks and trailers can follow.
+			up.body = io.MultiReader(bytes.NewReader(pattern(1000)))
+			up.trailer = http.Header{"X-Client-Trailer": {"from the client"}}
+			said, answer, err := s.echoed(up)
+			require.NoError(t, err, where)
+			require.Equal(t, 1000, said.BodyBytes, where)
+			check(where, said, answer)
+		}
+	}
 }
 
 // obeyedAgain waits until a picker that was away decides again.

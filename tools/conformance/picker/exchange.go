@@ -29,6 +29,8 @@ const (
 	selectionHeader = "test-epp-endpoint-selection"
 	// A status that the picker answers with by itself, such as 429.
 	refusalHeader = "test-picker-refusal"
+	// The content type of that answer; without it the answer has none.
+	refusalTypeHeader = "test-picker-refusal-type"
 	// `headers`: answer before the body is there. Otherwise when it is, as pickers that read it do.
 	momentHeader = "test-picker-moment"
 	// What the served endpoint is told to the test in.
@@ -76,7 +78,9 @@ type exchange struct {
 	selection string
 	allowed   []string
 	refusal   int
-	early     bool
+	// The content type of the refusal.
+	refusalType string
+	early       bool
 	// The header of the answer has been sent.
 	answered bool
 	// What is held of the body until the answer.
@@ -131,6 +135,8 @@ func (x *exchange) readHeaders(headers *core.HeaderMap) {
 		case refusalHeader:
 			// A value that is no number refuses nothing.
 			x.refusal, _ = strconv.Atoi(value)
+		case refusalTypeHeader:
+			x.refusalType = value
 		case momentHeader:
 			x.early = value == "headers"
 		}
@@ -140,7 +146,7 @@ func (x *exchange) readHeaders(headers *core.HeaderMap) {
 func (x *exchange) takeBody(body *extproc.HttpBody) []*extproc.ProcessingResponse {
 	if len(x.body)+len(body.GetBody()) > bodyBytesMax {
 		x.over = true
-		return []*extproc.ProcessingResponse{immediate(413, "larger than the picker holds")}
+		return []*extproc.ProcessingResponse{immediate(413, "", "larger than the picker holds")}
 	}
 	x.body = append(x.body, body.GetBody()...)
 	if x.answered {
@@ -164,12 +170,12 @@ func (x *exchange) answer() []*extproc.ProcessingResponse {
 	x.answered = true
 	if x.refusal != 0 {
 		x.over = true
-		return []*extproc.ProcessingResponse{immediate(x.refusal, "refused by the picker")}
+		return []*extproc.ProcessingResponse{immediate(x.refusal, x.refusalType, "refused by the picker")}
 	}
 	endpoints := x.endpoints()
 	if endpoints == "" {
 		x.over = true
-		return []*extproc.ProcessingResponse{immediate(503, "no endpoint is ready")}
+		return []*extproc.ProcessingResponse{immediate(503, "", "no endpoint is ready")}
 	}
 	metadata := &structpb.Struct{Fields: map[string]*structpb.Value{
 		loadBalancer: structpb.NewStructValue(&structpb.Struct{Fields: map[string]*structpb.Value{
@@ -245,11 +251,15 @@ func set(name, value string) *extproc.HeaderMutation {
 	}}}
 }
 
-func immediate(code int, body string) *extproc.ProcessingResponse {
+func immediate(code int, contentType, body string) *extproc.ProcessingResponse {
+	headers := set("x-picker-refusal", strconv.Itoa(code))
+	if contentType != "" {
+		headers.SetHeaders = append(headers.SetHeaders, set("content-type", contentType).SetHeaders...)
+	}
 	return &extproc.ProcessingResponse{
 		Response: &extproc.ProcessingResponse_ImmediateResponse{ImmediateResponse: &extproc.ImmediateResponse{
 			Status:  &envoytype.HttpStatus{Code: envoytype.StatusCode(code)},
-			Headers: set("x-picker-refusal", strconv.Itoa(code)),
+			Headers: headers,
 			Body:    []byte(body),
 			Details: "picker",
 		}},
