@@ -160,3 +160,25 @@ pub(crate) fn skip(test: &str, reason: &str) {
         writeln!(file, "{test}: {reason}").expect("a line in it");
     }
 }
+
+/// The pinned Helm, if it is built.
+pub(crate) fn helm() -> Result<impl Fn(&[&str]) -> Result<String, String>, &'static str> {
+    let xtask = env!("CARGO_BIN_EXE_xtask");
+    let check = Command::new(xtask).args(["helm", "--check"]).output();
+    if !check.expect("xtask starts").status.success() {
+        return Err("Helm is not built: `cargo xtask codegen --check` does");
+    }
+    Ok(move |arguments: &[&str]| {
+        let mut helm = Command::new(xtask);
+        helm.args(["helm", "--"]).args(arguments);
+        if let Some(kubeconfig) = std::env::var_os("FOREBAY_TEST_KUBECONFIG") {
+            helm.env("KUBECONFIG", kubeconfig);
+        }
+        let output = helm.output().expect("xtask starts");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        match output.status.success() {
+            true => Ok(text(&output.stdout)),
+            false => Err(text(&output.stderr)),
+        }
+    })
+}

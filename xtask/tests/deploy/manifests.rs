@@ -1,8 +1,7 @@
 //! Manifests as a whole: what is installed comes up under the namespace's own pod security, the
 //! examples are accepted, and the chart renders and installs with its options.
 
-use crate::cluster::{NAMESPACE, cluster, root, skip, yaml_files};
-use std::process::Command;
+use crate::cluster::{NAMESPACE, cluster, helm, root, skip, yaml_files};
 
 #[test]
 fn what_is_installed_is_admitted_by_the_strictest_pod_security() {
@@ -84,28 +83,6 @@ const OPTIONS: &[&[&str]] = &[
         "admin.address=::",
     ],
 ];
-
-/// The pinned Helm, if it is built.
-fn helm() -> Result<impl Fn(&[&str]) -> Result<String, String>, &'static str> {
-    let xtask = env!("CARGO_BIN_EXE_xtask");
-    let check = Command::new(xtask).args(["helm", "--check"]).output();
-    if !check.expect("xtask starts").status.success() {
-        return Err("Helm is not built: `cargo xtask codegen --check` does");
-    }
-    Ok(move |arguments: &[&str]| {
-        let mut helm = Command::new(xtask);
-        helm.args(["helm", "--"]).args(arguments);
-        if let Some(kubeconfig) = std::env::var_os("FOREBAY_TEST_KUBECONFIG") {
-            helm.env("KUBECONFIG", kubeconfig);
-        }
-        let output = helm.output().expect("xtask starts");
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        match output.status.success() {
-            true => Ok(text(&output.stdout)),
-            false => Err(text(&output.stderr)),
-        }
-    })
-}
 
 #[test]
 fn every_option_of_the_chart_renders_what_the_server_accepts() {

@@ -1,6 +1,6 @@
-//! What the ServiceAccount of `deploy/install.yaml` may do, and what it may not.
+//! What the ServiceAccounts of `deploy/install.yaml` and of the chart's options may do, and what not.
 
-use crate::cluster::{NAMESPACE, cluster};
+use crate::cluster::{Cluster, NAMESPACE, cluster, helm, skip};
 use serde_json::{Value, json};
 
 /// `verb,verb group/resource[/subresource][=name] namespace`; `-` for no namespace, `core` for the
@@ -42,7 +42,7 @@ const ALLOWED: &[&str] = &[
     "get,list,watch discovery.k8s.io/endpointslices apps",
     "create coordination.k8s.io/leases forebay-system",
     "get,update coordination.k8s.io/leases=forebay-gateway forebay-system",
-    "get,list,create,patch,delete core/services forebay-system",
+    "get,list,watch,create,patch,delete core/services forebay-system",
 ];
 
 const DENIED: &[&str] = &[
@@ -126,22 +126,14 @@ fn reviews(line: &str, account: &str) -> Vec<Value> {
     verbs.split(',').map(review).collect()
 }
 
-#[test]
-fn the_rights_of_the_account_are_enough_and_no_more() {
-    let Some(cluster) = cluster("rights of the ServiceAccount") else {
-        return;
-    };
-    let account = format!("system:serviceaccount:{NAMESPACE}:forebay");
-    let ask = |lines: &[&str]| -> Vec<Value> {
-        let questions = lines.iter().flat_map(|line| reviews(line, &account));
+fn check(cluster: &Cluster, account: &str, allowed: &[&str], denied: &[&str]) {
+    let mut wrong = Vec::new();
+    for (lines, expected) in [(allowed, true), (denied, false)] {
+        let questions = lines.iter().flat_map(|line| reviews(line, account));
         let questions: Vec<Value> = questions.collect();
         let answers = cluster.create(&questions);
         assert_eq!(answers.len(), questions.len());
-        answers
-    };
-    let mut wrong = Vec::new();
-    for (lines, expected) in [(ALLOWED, true), (DENIED, false)] {
-        for answer in ask(lines) {
+        for answer in answers {
             if answer["status"]["allowed"] != expected {
                 wrong.push(format!(
                     "{} {}",
@@ -151,5 +143,155 @@ fn the_rights_of_the_account_are_enough_and_no_more() {
             }
         }
     }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(wrong.is_empty(), "{account}:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_rights_of_the_account_are_enough_and_no_more() {
+    let Some(cluster) = cluster("rights of the ServiceAccount") else {
+        return;
+    };
+    let account = format!("system:serviceaccount:{NAMESPACE}:forebay");
+    check(cluster, &account, ALLOWED, DENIED);
+}
+
+/// With `watchNamespaces={apps}`, as release `limited` in the namespace `limited`.
+const LIMITED_ALLOWED: &[&str] = &[
+    "get,list,watch gateway.networking.k8s.io/gatewayclasses -",
+    "patch gateway.networking.k8s.io/gatewayclasses/status -",
+    "get,list,watch core/namespaces -",
+    "get,list,watch gateway.networking.k8s.io/gateways apps",
+    "patch gateway.networking.k8s.io/gateways/status apps",
+    "get,list,watch inference.networking.k8s.io/inferencepools apps",
+    "patch inference.networking.k8s.io/inferencepools/status apps",
+    "get,list,watch core/secrets apps",
+    "get,list,watch core/services apps",
+    "get,list,watch discovery.k8s.io/endpointslices apps",
+    "get,list,watch,create,patch,delete core/services limited",
+    "create coordination.k8s.io/leases limited",
+    "get,update coordination.k8s.io/leases=forebay-gateway limited",
+];
+
+const LIMITED_DENIED: &[&str] = &[
+    "list,watch core/secrets -",
+    "get,list,watch core/secrets others",
+    "get,list,watch core/secrets limited",
+    "list,watch gateway.networking.k8s.io/gateways -",
+    "get,list,watch gateway.networking.k8s.io/gateways others",
+    "patch gateway.networking.k8s.io/gateways/status others",
+    "get,list,watch core/pods others",
+    "get,list,watch core/configmaps others",
+    "create,patch,delete core/services apps",
+];
+
+/// With `placement=Dedicated`, as release `dedicated` in the namespace `dedicated`.
+const DEDICATED_ALLOWED: &[&str] = &[
+    "get,list,create,patch,delete apps/deployments apps",
+    "get,list,create,patch,delete core/services apps",
+    "get,list,create,patch,delete core/serviceaccounts apps",
+    "get,list,create,patch,delete rbac.authorization.k8s.io/clusterrolebindings -",
+    "bind rbac.authorization.k8s.io/clusterroles=dedicated-forebay.dedicated.data-plane -",
+];
+
+const DEDICATED_DENIED: &[&str] = &[
+    "create,patch,delete core/pods apps",
+    "create core/pods/exec apps",
+    "create core/serviceaccounts/token apps",
+    "create,patch,delete core/secrets apps",
+    "bind rbac.authorization.k8s.io/clusterroles=cluster-admin -",
+    "create,patch,escalate rbac.authorization.k8s.io/clusterroles -",
+    "create,patch rbac.authorization.k8s.io/roles apps",
+    "create,patch rbac.authorization.k8s.io/rolebindings apps",
+    "create,patch,delete apps/daemonsets apps",
+    "create,patch,delete batch/jobs apps",
+];
+
+/// A data plane of a Gateway's own, bound to the role that is for it.
+const DATA_PLANE_ALLOWED: &[&str] = &[
+    "get,list,watch gateway.networking.k8s.io/gateways apps",
+    "get,list,watch inference.networking.k8s.io/inferencepools apps",
+    "get,list,watch core/secrets apps",
+    "get,list,watch core/pods apps",
+    "get,list,watch core/namespaces -",
+];
+
+const DATA_PLANE_DENIED: &[&str] = &[
+    "patch gateway.networking.k8s.io/gateways/status apps",
+    "patch gateway.networking.k8s.io/gatewayclasses/status -",
+    "create,patch,delete core/services apps",
+    "create,get,update coordination.k8s.io/leases apps",
+    "create apps/deployments apps",
+];
+
+#[test]
+fn options_of_the_chart_give_what_they_say() {
+    let Some(cluster) = cluster("rights by options of the chart") else {
+        return;
+    };
+    let helm = match helm() {
+        Ok(helm) => helm,
+        Err(reason) => return skip("rights by options of the chart", reason),
+    };
+    let namespace = |name: &str| {
+        json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name } }).to_string()
+    };
+    let apply = |manifest: &str| {
+        let arguments = ["apply", "--server-side", "--force-conflicts", "-f", "-"];
+        let applied = cluster.kubectl(&arguments, manifest);
+        applied.unwrap_or_else(|error| panic!("{error}"))
+    };
+    for name in ["apps", "limited", "dedicated"] {
+        apply(&namespace(name));
+    }
+    for (release, option) in [
+        ("limited", "watchNamespaces={apps}"),
+        ("dedicated", "placement=Dedicated"),
+    ] {
+        let set = ["--set", option, "--set", "gatewayClass.create=false"];
+        let template = ["template", release, "deploy/chart/forebay", "-n", release];
+        let rendered = helm(&[&template[..], &set].concat());
+        apply(&rendered.unwrap_or_else(|error| panic!("{option}: {error}")));
+    }
+    let account = |namespace: &str, name: &str| format!("system:serviceaccount:{namespace}:{name}");
+    check(
+        cluster,
+        &account("limited", "limited-forebay"),
+        LIMITED_ALLOWED,
+        LIMITED_DENIED,
+    );
+    check(
+        cluster,
+        &account("dedicated", "dedicated-forebay"),
+        DEDICATED_ALLOWED,
+        DEDICATED_DENIED,
+    );
+    apply(
+        &json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "ClusterRoleBinding",
+            "metadata": { "name": "test-data-plane" },
+            "roleRef": {
+                "apiGroup": "rbac.authorization.k8s.io",
+                "kind": "ClusterRole",
+                "name": "dedicated-forebay.dedicated.data-plane",
+            },
+            "subjects": [{ "kind": "ServiceAccount", "name": "edge", "namespace": "apps" }],
+        })
+        .to_string(),
+    );
+    check(
+        cluster,
+        &account("apps", "edge"),
+        DATA_PLANE_ALLOWED,
+        DATA_PLANE_DENIED,
+    );
+    let gone = [
+        "clusterrolebinding/test-data-plane",
+        "namespace/limited",
+        "namespace/dedicated",
+    ];
+    let delete = [&["delete", "--wait=false"][..], &gone].concat();
+    cluster
+        .kubectl(&delete, "")
+        .expect("what the test made goes");
 }
