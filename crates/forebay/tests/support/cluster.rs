@@ -75,7 +75,16 @@ impl Cluster {
     #[track_caller]
     pub(crate) fn apply(&self, namespace: &str, manifests: &str) {
         let mut child = self
-            .command(&["apply", "-n", namespace, "-f", "-"])
+            // By the server, since tests side by side apply the class that they share.
+            .command(&[
+                "apply",
+                "--server-side",
+                "--force-conflicts",
+                "-n",
+                namespace,
+                "-f",
+                "-",
+            ])
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .spawn()
