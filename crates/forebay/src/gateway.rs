@@ -11,10 +11,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use arc_swap::ArcSwap;
+use arc_swap::ArcSwapOption;
 use forebay_cluster::{FileSource, Published, Reread};
 use forebay_gateway::Gateway;
-use forebay_gateway::admin::{Admin, AdminState, Readiness};
+use forebay_gateway::admin::{Admin, AdminState, Readiness, Told};
 use forebay_gateway::external;
 use forebay_gateway::settings::Settings;
 use forebay_gateway::signals::{self, Scraper};
@@ -173,14 +173,13 @@ pub(crate) fn random_seed() -> u64 {
 /// A gateway that serves.
 #[derive(Debug)]
 pub(crate) struct Running {
-    /// What the configuration comes from, for people.
-    sources: Vec<String>,
     /// Whether requests are served.
     serves: bool,
     gateway: Gateway,
     telemetry: Arc<Telemetry>,
     readiness: Arc<Readiness>,
-    statuses: Arc<ArcSwap<Value>>,
+    /// What is in force, for whoever asks the admin server.
+    in_force: Arc<ArcSwapOption<Published>>,
     published: watch::Receiver<Published>,
     reread: Option<Reread>,
     following: Option<Following>,
@@ -205,12 +204,17 @@ impl Running {
             .map_err(|error| Failure::world(format!("the workers cannot start: {error}")))?;
         let live = Arc::clone(&gateway.shared().live);
         let readiness = Arc::<Readiness>::default();
-        let statuses = Arc::new(ArcSwap::from_pointee(Value::Null));
+        let in_force = Arc::<ArcSwapOption<Published>>::default();
+        let (shown, sources) = (Arc::clone(&in_force), origin.names);
+        let tell = move || match &*shown.load() {
+            Some(published) => config_view::to_json(&sources, published),
+            None => Value::Null,
+        };
         let state = AdminState {
             telemetry: Arc::clone(&telemetry),
             live: Arc::clone(&live),
             readiness: Arc::clone(&readiness),
-            statuses: Arc::clone(&statuses),
+            statuses: Told::by(tell),
         };
         let admin = address.map(|address| {
             Admin::start(address, state).map_err(|error| {
@@ -230,12 +234,11 @@ impl Running {
             telemetry.metrics.add(cluster.metrics.registry());
         }
         let running = Self {
-            sources: origin.names,
             serves: origin.cluster.as_ref().is_none_or(|c| c.serves),
             gateway,
             telemetry,
             readiness,
-            statuses,
+            in_force,
             published: origin.published,
             reread: origin.reread,
             following: origin.cluster.map(|cluster| cluster.start()),
@@ -253,8 +256,7 @@ impl Running {
     /// Puts what the source holds into force.
     fn publish(&self) {
         let published = self.published.borrow().clone();
-        self.statuses
-            .store(Arc::new(config_view::to_json(&self.sources, &published)));
+        self.in_force.store(Some(Arc::new(published.clone())));
         let sound = counts(&published.snapshot.problems).errors == 0;
         self.gateway.publish(match self.serves {
             true => published.snapshot,

@@ -65,9 +65,26 @@ pub struct AdminState {
     pub live: Arc<ArcSwap<Live>>,
     /// For `/readyz`.
     pub readiness: Arc<Readiness>,
-    /// State of the sources (files, objects, conditions), made by whoever reads them;
+    /// State of the sources (files, objects, conditions), told by whoever reads them;
     /// `forebay status` prints it.
-    pub statuses: Arc<ArcSwap<Value>>,
+    pub statuses: Told,
+}
+
+/// Something that is put into words when somebody asks: a large configuration takes milliseconds,
+/// and changes far more often than it is looked at.
+pub struct Told(Box<dyn Fn() -> Value + Send + Sync>);
+
+impl Told {
+    /// What `tell` says at the time.
+    pub fn by(tell: impl Fn() -> Value + Send + Sync + 'static) -> Self {
+        Self(Box::new(tell))
+    }
+}
+
+impl std::fmt::Debug for Told {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Told").finish_non_exhaustive()
+    }
 }
 
 /// Whether the gateway can serve.
@@ -326,7 +343,7 @@ fn config(state: &AdminState, live: &Live) -> Value {
         "pools": snapshot.pools.len(),
         "ready": state.readiness.check().map_or_else(Value::from, |()| Value::Bool(true)),
         "problems": problems,
-        "statuses": **state.statuses.load(),
+        "statuses": (state.statuses.0)(),
     })
 }
 
@@ -448,7 +465,7 @@ mod tests {
             telemetry,
             live: live(&[([10, 0, 0, 1], 8000).into()]),
             readiness: Arc::clone(&readiness),
-            statuses: Arc::new(ArcSwap::from_pointee(json!({ "files": ["a.yaml"] }))),
+            statuses: Told::by(|| json!({ "files": ["a.yaml"] })),
         };
         let admin = Admin::start(([127, 0, 0, 1], 0).into(), state).expect("loopback");
         Running { admin, readiness }
