@@ -195,6 +195,49 @@ fn of_class(name: &str, parameters: &str) -> String {
 const OWN: &str = "group: forebay.dev, kind: GatewayConfig, name: own, namespace: infra";
 
 #[test]
+fn a_listener_set_waits_for_its_gateway_and_for_its_own_port() {
+    let sets = "allowedListeners: {namespaces: {from: Same}},";
+    let set = |name: &str, of: &str| {
+        common::object(
+            "ListenerSet",
+            &format!("a/{name}"),
+            &format!(
+                "parentRef: {{name: {of}}}, listeners: [{{name: more, port: 81, protocol: HTTP}}]"
+            ),
+        )
+    };
+    check(
+        settings(),
+        &[
+            gateway("early", sets, HTTP),
+            gateway("here", sets, HTTP),
+            service(
+                "here",
+                "infra",
+                "clusterIP: 10.0.0.1, ports: [{port: 80, targetPort: 20000}]",
+                "",
+            ),
+            set("of-early", "early"),
+            set("of-here", "here"),
+        ],
+        "
+port 20000 of 80 http
+  listener a/here http for *
+problem Gateway a/early: Pending: there is no Service for it in namespace infra yet
+GatewayClass default/forebay Accepted SupportedVersion
+Gateway a/early Accepted !Programmed(Pending) ResolvedRefs with 1 sets
+  listener http: 0 routes of HTTPRoute,GRPCRoute Accepted !Programmed(Pending) ResolvedRefs !Conflicted(NoConflicts)
+Gateway a/here Accepted Programmed ResolvedRefs 10.0.0.1 with 1 sets
+  listener http: 0 routes of HTTPRoute,GRPCRoute Accepted Programmed ResolvedRefs !Conflicted(NoConflicts)
+ListenerSet a/of-early Accepted !Programmed(ParentNotProgrammed)
+  listener more: 0 routes of HTTPRoute,GRPCRoute Accepted !Programmed(Pending) ResolvedRefs !Conflicted(NoConflicts)
+ListenerSet a/of-here Accepted !Programmed(Pending)
+  listener more: 0 routes of HTTPRoute,GRPCRoute Accepted !Programmed(Pending) ResolvedRefs !Conflicted(NoConflicts)
+",
+    );
+}
+
+#[test]
 fn a_gateway_with_pods_of_its_own_is_spoken_for_here_and_served_there() {
     let objects = [
         gateway("shared", "", HTTP),
