@@ -376,14 +376,14 @@ fn write_pool(out: &mut String, pool: &Pool) -> fmt::Result {
             transport,
         } = external;
         let transport = match transport {
-            PickerTransport::TlsUnverified => "",
-            PickerTransport::Tls(_) => " verified",
-            PickerTransport::Plaintext => " plaintext",
+            PickerTransport::TlsUnverified => String::new(),
+            PickerTransport::Tls(tls) => backend_tls(tls),
+            PickerTransport::Plaintext => " plaintext".to_owned(),
         };
         let endpoints = join(endpoints);
         writeln!(
             out,
-            "  picked by {service}:{port} {failure_mode:?}{transport} [{endpoints}]"
+            "  picked by {service}:{port}{transport} {failure_mode:?} [{endpoints}]"
         )?;
     }
     for (name, priority) in &pool.objectives {

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use common::{describe_all, parse};
-use forebay_api::{Index, Kind, Object, Publication, Settings};
+use forebay_api::{Index, Kind, Object, Settings};
 use forebay_model::{ObjectName, Snapshot};
 use proptest::prelude::*;
 
@@ -15,10 +15,12 @@ const OBJECTS: &[&[&str]] = &[
     &[
         "{apiVersion: gateway.networking.k8s.io/v1, kind: GatewayClass, metadata: {name: forebay}, spec: {controllerName: forebay.dev/gateway}}",
         "{apiVersion: gateway.networking.k8s.io/v1, kind: GatewayClass, metadata: {name: forebay}, spec: {controllerName: other.dev/gateway}}",
+        "{apiVersion: gateway.networking.k8s.io/v1, kind: GatewayClass, metadata: {name: forebay}, spec: {controllerName: forebay.dev/gateway, parametersRef: {group: forebay.dev, kind: GatewayConfig, name: own, namespace: a}}}",
     ],
     &[
         "{apiVersion: gateway.networking.k8s.io/v1, kind: Gateway, metadata: {name: gw, namespace: a}, spec: {gatewayClassName: forebay, allowedListeners: {namespaces: {from: All}}, listeners: [{name: http, port: 80, protocol: HTTP, allowedRoutes: {namespaces: {from: All}}}]}}",
         "{apiVersion: gateway.networking.k8s.io/v1, kind: Gateway, metadata: {name: gw, namespace: a}, spec: {gatewayClassName: forebay, allowedListeners: {namespaces: {from: Selector, selector: {matchLabels: {team: x}}}}, listeners: [{name: http, port: 80, protocol: HTTP, hostname: '*.com', allowedRoutes: {namespaces: {from: Selector, selector: {matchLabels: {team: x}}}}}, {name: tls, port: 443, protocol: TLS, tls: {mode: Passthrough}, allowedRoutes: {namespaces: {from: All}}}]}}",
+        "{apiVersion: gateway.networking.k8s.io/v1, kind: Gateway, metadata: {name: gw, namespace: a}, spec: {gatewayClassName: forebay, addresses: [{value: 10.1.0.2}], infrastructure: {labels: {team: x}, parametersRef: {group: forebay.dev, kind: GatewayConfig, name: own}}, listeners: [{name: http, port: 80, protocol: HTTP, allowedRoutes: {namespaces: {from: All}}}]}}",
     ],
     &[
         "{apiVersion: gateway.networking.k8s.io/v1, kind: Gateway, metadata: {name: gw, namespace: b, creationTimestamp: '2026-01-01T00:00:00Z'}, spec: {gatewayClassName: forebay, tls: {backend: {clientCertificateRef: {name: cert, namespace: a}}, frontend: {default: {validation: {caCertificateRefs: [{group: '', kind: ConfigMap, name: ca}]}}}}, listeners: [{name: https, port: 443, protocol: HTTPS, hostname: x.com, tls: {certificateRefs: [{name: cert}]}, allowedRoutes: {namespaces: {from: All}}}]}}",
@@ -58,6 +60,7 @@ const OBJECTS: &[&[&str]] = &[
     &[
         "{apiVersion: inference.networking.k8s.io/v1, kind: InferencePool, metadata: {name: p, namespace: a}, spec: {selector: {matchLabels: {app: x}}, targetPorts: [{number: 8000}, {number: 8001}]}}",
         "{apiVersion: inference.networking.k8s.io/v1, kind: InferencePool, metadata: {name: p, namespace: a}, spec: {selector: {matchLabels: {app: y}}, targetPorts: [{number: 8000}], endpointPickerRef: {name: epp, port: {number: 9002}}}}",
+        "{apiVersion: inference.networking.k8s.io/v1, kind: InferencePool, metadata: {name: p, namespace: a, annotations: {forebay.dev/picker-tls: verify}}, spec: {selector: {matchLabels: {app: y}}, targetPorts: [{number: 8000}], endpointPickerRef: {name: epp, port: {number: 9002}}}}",
         "{apiVersion: inference.networking.k8s.io/v1, kind: InferencePool, metadata: {name: p, namespace: a, annotations: {forebay.dev/picker: oops}}, spec: {selector: {matchLabels: {app: x, zone: q}}, targetPorts: [{number: 8000}]}}",
     ],
     &[
@@ -83,7 +86,14 @@ const OBJECTS: &[&[&str]] = &[
     ],
     &[
         "{apiVersion: v1, kind: Service, metadata: {name: epp, namespace: a}, spec: {selector: {app: epp}, ports: [{name: grpc, port: 9002}]}}",
-        "{apiVersion: v1, kind: Service, metadata: {name: epp, namespace: a}, spec: {selector: {app: x}, ports: [{name: grpc, port: 9002}]}}",
+        "{apiVersion: v1, kind: Service, metadata: {name: epp, namespace: a}, spec: {selector: {app: x}, ports: [{name: grpc, port: 9002, appProtocol: kubernetes.io/h2c}]}}",
+    ],
+    &[
+        "{apiVersion: forebay.dev/v1alpha1, kind: GatewayConfig, metadata: {name: own, namespace: a}, spec: {placement: Dedicated, replicas: 3}}",
+        "{apiVersion: forebay.dev/v1alpha1, kind: GatewayConfig, metadata: {name: own, namespace: a}, spec: {serviceType: NodePort}}",
+    ],
+    &[
+        "{apiVersion: v1, kind: Service, metadata: {name: own, namespace: a, labels: {gateway.networking.k8s.io/gateway-name: gw, forebay.dev/gateway-namespace: a, app.kubernetes.io/managed-by: forebay}}, spec: {clusterIP: 10.1.0.2, ports: [{port: 80, targetPort: 20000}]}}",
     ],
     &[
         "{apiVersion: v1, kind: Service, metadata: {name: lb, namespace: infra, labels: {gateway.networking.k8s.io/gateway-name: gw, forebay.dev/gateway-namespace: a, app.kubernetes.io/managed-by: forebay}}, spec: {clusterIP: 10.1.0.1, ports: [{port: 80, targetPort: 20000}, {port: 443, targetPort: 20001}]}}",
@@ -168,32 +178,34 @@ fn play(settings: &Settings, shapes: &[Vec<Object>], events: &[Event]) {
             }
         }
         if event.publishes {
-            compare(&index.publish(), settings, &left);
+            compare(&mut index, settings, &left);
         }
     }
-    compare(&index.publish(), settings, &left);
+    compare(&mut index, settings, &left);
 }
 
-fn compare(got: &Publication, settings: &Settings, left: &Left) {
+fn compare(index: &mut Index, settings: &Settings, left: &Left) {
+    let got = index.publish();
     let mut fresh = Index::new(settings.clone());
     left.values()
         .cloned()
         .for_each(|object| fresh.apply(object));
     let want = fresh.publish();
-    assert_eq!(describe_all(got), describe_all(&want));
+    assert_eq!(describe_all(&got), describe_all(&want));
     let same = Snapshot {
         generation: got.snapshot.generation,
         ..Snapshot::clone(&want.snapshot)
     };
     assert!(*got.snapshot == same, "equal as text only");
     assert_eq!(got.statuses, want.statuses);
+    assert_eq!(index.infrastructure(), fresh.infrastructure());
 }
 
 proptest! {
     #[test]
     fn after_any_events_the_outcome_is_that_of_a_fresh_index(
         events in proptest::collection::vec(event(), 1..120),
-        settings in 0..3_usize,
+        settings in 0..4_usize,
     ) {
         let shapes: Vec<Vec<Object>> = OBJECTS
             .iter()
@@ -203,7 +215,13 @@ proptest! {
             infrastructure_namespace: Some("infra".to_owned()),
             ..Settings::cluster()
         };
-        let settings = [Settings::default(), Settings::cluster(), infrastructure][settings].clone();
+        let of_one = Settings {
+            only_gateway: Some(ObjectName::new("a", "gw")),
+            infrastructure_namespace: Some("a".to_owned()),
+            ..Settings::cluster()
+        };
+        let all = [Settings::default(), Settings::cluster(), infrastructure, of_one];
+        let settings = all[settings].clone();
         play(&settings, &shapes, &events);
     }
 }

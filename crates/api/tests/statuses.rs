@@ -158,7 +158,13 @@ fn pickers_are_followed_to_their_ready_endpoints() {
             "\n---\n{{apiVersion: inference.networking.k8s.io/v1, kind: InferencePool, metadata: {{name: {name}}}, spec: {{selector: {{matchLabels: {{a: b}}}}, targetPorts: [{{number: 1}}], endpointPickerRef: {{{picker}}}}}}}"
         )
     };
-    let pools = ["slices", "pods", "gone", "port", "kind", "external"];
+    let with = |tls: &str, pool: String| {
+        let annotated = format!(", annotations: {{forebay.dev/picker-tls: {tls}}}}}, spec");
+        pool.replacen("}, spec", &annotated, 1)
+    };
+    let pools = [
+        "slices", "pods", "gone", "port", "kind", "external", "clear", "said", "odd",
+    ];
     let to = |pool: &str| {
         format!(
             "{{backendRefs: [{{group: inference.networking.k8s.io, kind: InferencePool, name: {pool}}}]}}"
@@ -170,11 +176,14 @@ fn pickers_are_followed_to_their_ready_endpoints() {
             gateway("gw", "", HTTP),
             object("HTTPRoute", "r", &format!("parentRefs: [{{name: gw}}], rules: [{}]", rules.join(", "))),
             pool("slices", "name: slices, port: {number: 9002}, failureMode: FailOpen"),
-            pool("pods", "name: pods, port: {number: 9002}").replace("{name: pods}", "{name: pods, annotations: {forebay.dev/picker-tls: verify}}"),
+            with("verify", pool("pods", "name: pods, port: {number: 9002}")),
             pool("gone", "name: gone, port: {number: 9002}"),
             pool("port", "name: slices, port: {number: 9003}"),
             pool("kind", "group: a.dev, kind: Picker, name: x"),
             pool("external", "name: external, port: {number: 9002}, failureMode: FailOpen"),
+            with("plaintext", pool("clear", "name: pods, port: {number: 9002}")),
+            with("insecure-skip-verify", pool("said", "name: slices, port: {number: 9002}")),
+            with("verfiy", pool("odd", "name: slices, port: {number: 9002}")),
             service("slices", "ports: [{name: grpc, port: 9002, appProtocol: kubernetes.io/h2c}]"),
             service("pods", "selector: {app: epp}, ports: [{port: 9002, targetPort: 9000}]"),
             service("external", "type: ExternalName, externalName: e.com, ports: [{port: 9002}]"),
@@ -190,25 +199,37 @@ port 80 http
     * /* -> default/r[3] | 1 x pool default/port
     * /* -> default/r[4] | 1 x pool default/kind
     * /* -> default/r[5] | 1 x pool default/external
+    * /* -> default/r[6] | 1 x pool default/clear
+    * /* -> default/r[7] | 1 x pool default/said
+    * /* -> default/r[8] | 1 x pool default/odd
+pool default/clear picker default
+  picked by default/pods:9002 plaintext FailClose [10.0.1.1:9000]
 pool default/external picker default
   picked by default/external:9002 FailOpen []
 pool default/gone picker default
   picked by default/gone:9002 FailClose []
 pool default/kind picker default
   picked by default/x:0 FailClose []
+pool default/odd picker default
+  picked by default/slices:9002 FailClose []
 pool default/pods picker default
-  picked by default/pods:9002 FailClose verified [10.0.1.1:9000]
+  picked by default/pods:9002 tls(pods.default.svc system) FailClose [10.0.1.1:9000]
 pool default/port picker default
   picked by default/slices:9003 FailClose []
+pool default/said picker default
+  picked by default/slices:9002 FailClose [10.0.0.1:9002,10.0.0.2:9002]
 pool default/slices picker default
-  picked by default/slices:9002 FailOpen plaintext [10.0.0.1:9002,10.0.0.2:9002]
+  picked by default/slices:9002 plaintext FailOpen [10.0.0.1:9002,10.0.0.2:9002]
 problem InferencePool default/external spec.endpointPickerRef: InvalidExtensionRef: Service default/external is an ExternalName, which could reach anything; write an EndpointSlice with the addresses instead
 problem InferencePool default/gone spec.endpointPickerRef: InvalidExtensionRef: Service default/gone does not exist
 problem InferencePool default/kind spec.endpointPickerRef: InvalidExtensionRef: a.dev/Picker is no kind of picker; use a Service
+problem InferencePool default/odd spec.endpointPickerRef: InvalidExtensionRef: forebay.dev/picker-tls is \"verfiy\"; write insecure-skip-verify, verify or plaintext
 problem InferencePool default/port spec.endpointPickerRef: InvalidExtensionRef: Service default/slices has no port 9003, only 9002
 Gateway default/gw Accepted Programmed ResolvedRefs
   listener http: 1 routes of HTTPRoute,GRPCRoute Accepted Programmed ResolvedRefs !Conflicted(NoConflicts)
 HTTPRoute default/r
+  at Gateway default/gw Accepted ResolvedRefs
+InferencePool default/clear
   at Gateway default/gw Accepted ResolvedRefs
 InferencePool default/external
   at Gateway default/gw Accepted !ResolvedRefs(InvalidExtensionRef)
@@ -216,10 +237,14 @@ InferencePool default/gone
   at Gateway default/gw Accepted !ResolvedRefs(InvalidExtensionRef)
 InferencePool default/kind
   at Gateway default/gw Accepted !ResolvedRefs(InvalidExtensionRef)
+InferencePool default/odd
+  at Gateway default/gw Accepted !ResolvedRefs(InvalidExtensionRef)
 InferencePool default/pods
   at Gateway default/gw Accepted ResolvedRefs
 InferencePool default/port
   at Gateway default/gw Accepted !ResolvedRefs(InvalidExtensionRef)
+InferencePool default/said
+  at Gateway default/gw Accepted ResolvedRefs
 InferencePool default/slices
   at Gateway default/gw Accepted ResolvedRefs
 ",

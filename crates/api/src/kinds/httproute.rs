@@ -233,8 +233,8 @@ pub(crate) struct Cors {
     pub(crate) max_age: Option<u32>,
 }
 
-/// `HTTPBackendRef` and `GRPCBackendRef`: an object reference with a share and filters. (Spelled out rather than
-/// flattened: serde cannot report unknown fields through `flatten`.)
+/// `HTTPBackendRef` and `GRPCBackendRef`: an object reference with a share and filters. (Spelled out
+/// rather than flattened: serde cannot report unknown fields through `flatten`.)
 #[derive(Clone, PartialEq, Debug, Deserialize)]
 pub(crate) struct BackendRef {
     #[serde(default)]

@@ -26,7 +26,9 @@ use crate::status::{Condition, Fault, ObjectStatus, ParentStatus};
 /// The annotation of an InferencePool that configures its picker: a whole `PickerConfig` as YAML or
 /// JSON, or one of the words `default`, `round-robin` and `least-request`.
 pub const PICKER_ANNOTATION: &str = "forebay.dev/picker";
-/// The annotation of an InferencePool that says how its external picker is spoken to.
+
+/// The annotation of an InferencePool that says how its external picker is spoken to:
+/// `insecure-skip-verify` (the default), `verify` or `plaintext`.
 pub const PICKER_TLS_ANNOTATION: &str = "forebay.dev/picker-tls";
 
 /// Gateways in the status of one pool, by the CRD. Of more, those first by name are written.
@@ -58,7 +60,7 @@ pub(crate) fn lower<'a>(
         },
         picker: picker(name, object, &mut notes),
         objectives: directive.objectives,
-        external: external(objects, name, object, &mut notes),
+        external: external(objects, name, object),
         rewrites: directive.rewrites,
     };
     (pool, notes.problems)
@@ -116,22 +118,18 @@ fn note_labels(pool: &ObjectName, pod: &PodFacts, notes: &mut Notes) {
 
 /// Who picks in place of the built-in picker. A reference that does not hold leaves a picker without
 /// an endpoint: what becomes of requests is for the pool's failure mode to say.
-fn external(
-    objects: &Objects,
-    name: &ObjectName,
-    pool: &InferencePool,
-    notes: &mut Notes,
-) -> Option<ExternalPicker> {
+fn external(objects: &Objects, name: &ObjectName, pool: &InferencePool) -> Option<ExternalPicker> {
     let picker = pool.spec.endpoint_picker_ref.as_ref()?;
     let service = ObjectName::new(&name.namespace, &picker.name);
     let port = picker.port.map_or(0, |port| port.number);
     let is_service = (picker.group.as_str(), picker.kind.as_str()) == ("", "Service");
+    let transport = transport(objects, pool, &service, port);
     Some(ExternalPicker {
-        endpoints: match is_service {
+        endpoints: match is_service && transport.is_ok() {
             true => endpoints::of_service(objects, &service, port),
             false => Vec::new(),
         },
-        transport: transport(objects, name, pool, (&service, port), notes),
+        transport: transport.unwrap_or_default(),
         service,
         port,
         failure_mode: match picker.failure_mode {
@@ -142,31 +140,28 @@ fn external(
 }
 
 /// How the picker behind a Service's port is spoken to: as the pool's annotation says, or else as
-/// the port's `appProtocol` does.
+/// the port's `appProtocol` does. A word that means nothing is not taken for the default, which
+/// trusts anybody: the picker is not asked.
 fn transport(
     objects: &Objects,
-    name: &ObjectName,
     pool: &InferencePool,
-    (service, port): (&ObjectName, u16),
-    notes: &mut Notes,
-) -> PickerTransport {
+    service: &ObjectName,
+    port: u16,
+) -> Result<PickerTransport, Fault> {
     if let Some(word) = pool.metadata.annotations.get(PICKER_TLS_ANNOTATION) {
-        if let Some(transport) = PickerTransport::named(word, service) {
-            return transport;
-        }
-        let message = format!(
-            "{word:?} is no way to speak to a picker; write insecure-skip-verify, verify or plaintext"
-        );
-        let fault = Fault::new(reason::INVALID_PICKER, message);
-        let field = format!("metadata.annotations[{PICKER_TLS_ANNOTATION}]");
-        notes.add(Kind::InferencePool, name, field, &fault);
+        return PickerTransport::named(word, service).ok_or_else(|| {
+            let message = format!(
+                "{PICKER_TLS_ANNOTATION} is {word:?}; write insecure-skip-verify, verify or plaintext"
+            );
+            Fault::new(reason::INVALID_EXTENSION_REF, message)
+        });
     }
     let ports = objects.services.get(service).map(|found| &found.spec.ports);
     let found = ports.into_iter().flatten().find(|own| own.port == port);
-    match found.and_then(|port| port.app_protocol.as_deref()) {
+    Ok(match found.and_then(|port| port.app_protocol.as_deref()) {
         Some("kubernetes.io/h2c") => PickerTransport::Plaintext,
         _ => PickerTransport::default(),
-    }
+    })
 }
 
 /// What is wrong with the pool's reference to a picker.
@@ -182,8 +177,10 @@ fn picker_fault(look: &Look<'_>, name: &ObjectName, pool: &InferencePool) -> Opt
         return invalid(format!("Service {service} does not exist"));
     };
     let port = picker.port.map_or(0, |port| port.number);
-    let fault = port_of(&service, found, port).err()?;
-    invalid(fault.message)
+    match port_of(&service, found, port) {
+        Err(fault) => invalid(fault.message),
+        Ok(_) => transport(look.objects, pool, &service, port).err(),
+    }
 }
 
 /// The status of every pool, towards each Gateway that a route brings it to.
