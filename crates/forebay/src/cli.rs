@@ -324,10 +324,11 @@ pub(crate) struct SimArgs {
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
-  forebay demo                              one to two minutes, then it serves on
+  forebay demo                              about three minutes, then it serves on
   forebay demo --once                       ends after the comparison
   forebay demo --once --workload mixed      prompts that share nothing
   forebay demo --once --full                both workloads
+  forebay demo --seconds 900 --think 1      users who take as long as real ones
 
 The model servers are simulated; docs/demo.md says how, and where the workload comes from.")]
 pub(crate) struct DemoArgs {
@@ -340,15 +341,18 @@ pub(crate) struct DemoArgs {
     /// Compare under both workloads
     #[arg(long, conflicts_with = "workload")]
     pub(crate) full: bool,
-    /// Seconds during which requests start, in each run [default: that of the workload]
+    /// Simulated seconds during which requests are sent, in each run [default: that of the workload]
     #[arg(long, value_name = "N")]
     pub(crate) seconds: Option<u32>,
-    /// Requests a second [default: that of the workload]
+    /// Requests a second of simulated time [default: that of the workload]
     #[arg(long, value_name = "N", value_parser = positive)]
     pub(crate) rate: Option<f64>,
-    /// Real seconds per simulated second: 0.5 is twice as fast, and takes twice the CPU
-    #[arg(long, value_name = "FACTOR", default_value = "1", value_parser = positive)]
-    pub(crate) time_scale: f64,
+    /// Pauses between the turns of a conversation, as a share of published ones of 45 s on average
+    #[arg(long, value_name = "SHARE", default_value = "0.1", value_parser = positive)]
+    pub(crate) think: f64,
+    /// Real seconds per simulated second: 0.5 is twice as fast, and takes twice the CPU [default: that of the workload]
+    #[arg(long, value_name = "FACTOR", value_parser = positive)]
+    pub(crate) time_scale: Option<f64>,
     /// Same seed, same prompts and arrivals
     #[arg(long, value_name = "N", default_value = "1")]
     pub(crate) seed: u64,

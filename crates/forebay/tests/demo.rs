@@ -43,7 +43,7 @@ fn entries(folder: &Path) -> usize {
 #[test]
 fn a_signal_leaves_nothing_behind() {
     // Within the comparison, which lasts for minutes, and after one that is as short as can be.
-    let short = ["--seconds", "1", "--rate", "2", "--time-scale", "0.1"];
+    let short = ["--seconds", "5", "--rate", "8", "--time-scale", "0.1"];
     for signal in [Signal::TERM, Signal::INT] {
         assert_eq!(end_with(signal, "round-robin ", &[]), 1);
         assert_eq!(end_with(signal, "Serving on ", &short), 0);

@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use forebay_simulate::load::{self, Arrivals, LoadConfig, SharedPrefix, Workload};
+use forebay_simulate::load::{self, Arrivals, Distribution, LoadConfig, SharedPrefix, Workload};
 use forebay_simulate::server::{self, SimConfig};
 use tokio::net::TcpListener;
 
@@ -72,8 +72,10 @@ async fn load(url: &str, conversations: u64, concurrency: u32) -> Result<(), Str
         prompts_per_group: 16,
         system_tokens: 2000,
         question_tokens: 100,
-        output_tokens: 200,
-        turns: 2,
+        follow_up_tokens: Distribution::fixed(100.0),
+        output_tokens: Distribution::fixed(200.0),
+        turns: Distribution::fixed(2.0),
+        think_s: Distribution::fixed(0.0),
     });
     let config = LoadConfig {
         base_url: url.to_owned(),

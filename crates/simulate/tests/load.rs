@@ -4,28 +4,30 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use forebay_simulate::load::{
-    self, Arrivals, Failure, LoadConfig, LoadError, SharedPrefix, Summary, Workload,
+    self, Arrivals, Distribution, Failure, LoadConfig, LoadError, SharedPrefix, Summary, Workload,
 };
 use forebay_simulate::server::{self, Failures, SimConfig};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
-fn workload() -> Workload {
-    Workload::SharedPrefix(SharedPrefix {
+fn shared() -> SharedPrefix {
+    SharedPrefix {
         groups: 2,
         prompts_per_group: 4,
         system_tokens: 800,
         question_tokens: 40,
-        output_tokens: 16,
-        turns: 3,
-    })
+        follow_up_tokens: Distribution::fixed(40.0),
+        output_tokens: Distribution::fixed(16.0),
+        turns: Distribution::fixed(3.0),
+        think_s: Distribution::fixed(0.0),
+    }
 }
 
 fn config(address: SocketAddr) -> LoadConfig {
     LoadConfig {
         base_url: format!("http://{address}"),
         model: "tiny".to_owned(),
-        workload: workload(),
+        workload: Workload::SharedPrefix(shared()),
         arrivals: Arrivals::Closed { concurrency: 4 },
         conversations: 20,
         duration_max: Duration::from_secs(60),
@@ -103,6 +105,57 @@ fn an_open_loop_sends_everything_whatever_the_server_does() {
     });
     assert_eq!((summary.completed, summary.in_flight()), (90, 0));
     assert_eq!(summary.lag.count(), 30);
+}
+
+#[test]
+fn each_turn_goes_on_where_the_last_one_and_its_answer_ended() {
+    // One after the other, with nothing in common: what is found in the cache is history.
+    let (summary, _) = measure(Failures::default(), |config| {
+        config.workload = Workload::SharedPrefix(SharedPrefix {
+            groups: 10_000,
+            system_tokens: 0,
+            question_tokens: 16,
+            follow_up_tokens: Distribution::fixed(16.0),
+            output_tokens: Distribution::fixed(320.0),
+            turns: Distribution::fixed(4.0),
+            ..shared()
+        });
+        config.arrivals = Arrivals::Closed { concurrency: 1 };
+    });
+    assert_eq!((summary.completed, summary.in_flight()), (80, 0));
+    // Four prompts of about 16, 352, 688 and 1024 tokens: in each, all but the last answer has been
+    // computed as a prompt, and that as an answer. Only the questions are new.
+    let new = summary.prompt_tokens - summary.cached_tokens;
+    assert!(
+        new < 80 * 64,
+        "{new} of {} tokens were new",
+        summary.prompt_tokens
+    );
+}
+
+#[test]
+fn users_think_between_turns() {
+    let (summary, _) = measure(Failures::default(), |config| {
+        let think_s = Distribution::normal(0.002, 0.001, 0.001, 0.003);
+        config.workload = Workload::SharedPrefix(SharedPrefix {
+            think_s,
+            ..shared()
+        });
+    });
+    assert_eq!(summary.completed, 60);
+    assert_eq!(summary.lag.count(), 40, "one planned moment for each pause");
+}
+
+#[test]
+fn a_run_ends_in_time_although_users_would_go_on() {
+    let (summary, _) = measure(Failures::default(), |config| {
+        config.workload = Workload::SharedPrefix(SharedPrefix {
+            think_s: Distribution::fixed(3600.0),
+            ..shared()
+        });
+    });
+    assert_eq!((summary.started, summary.completed), (20, 20));
+    assert_eq!((summary.failed(), summary.in_flight()), (0, 0));
 }
 
 #[test]

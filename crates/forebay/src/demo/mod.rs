@@ -127,16 +127,16 @@ impl Demo<'_> {
             base_url: format!("http://127.0.0.1:{}", self.args.port),
             model: servers::MODEL.to_owned(),
             workload: scenario.workload.clone(),
-            arrivals: scenario.arrivals,
-            conversations: scenario.conversations,
-            duration_max: Duration::from_secs(3600),
+            arrivals: scenario.arrivals(),
+            conversations: u64::MAX,
+            duration_max: scenario.duration(),
             request_timeout: Duration::from_secs(600),
             seed: self.args.seed,
             headers: Vec::new(),
             progress_every: Duration::from_millis(200),
         };
         let runtime = runtime()?;
-        let mut progress = Progress::new(picker, scenario.conversations);
+        let mut progress = Progress::new(picker, scenario);
         let ended = runtime.block_on(async {
             tokio::select! {
                 ended = load::run(config, |so_far| progress.show(so_far)) => Ok(ended),

@@ -29,17 +29,17 @@ pub(super) struct Run {
 /// One line that follows a run.
 pub(super) struct Progress {
     picker: String,
-    planned: u64,
+    planned_s: f64,
     terminal: bool,
     shown: Instant,
 }
 
 impl Progress {
-    pub(super) fn new(picker: &str, planned: u64) -> Self {
+    pub(super) fn new(picker: &str, scenario: &Scenario) -> Self {
         let terminal = io::stdout().is_terminal();
         Self {
             picker: picker.to_owned(),
-            planned,
+            planned_s: scenario.duration().as_secs_f64(),
             terminal,
             shown: Instant::now(),
         }
@@ -72,10 +72,10 @@ impl Progress {
             _ => format!("{:.0} ms", summary.ttft.quantile_ms(0.5)),
         };
         format!(
-            "  {:<14} {:>5.1} s  of {} requests {:>4} sent, {:>4} answered  TTFT p50 {:>9}  from cache {:>3.0} %",
+            "  {:<14} {:>5.1} of {:.0} s  {:>4} requests sent, {:>4} answered  TTFT p50 {:>9}  from cache {:>3.0} %",
             self.picker,
             summary.elapsed.as_secs_f64(),
-            self.planned,
+            self.planned_s,
             summary.started,
             summary.completed,
             ttft,

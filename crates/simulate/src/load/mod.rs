@@ -1,10 +1,12 @@
 //! Load: sends a [`Workload`] of chat requests to a base URL and measures what users would feel.
 //!
 //! In a closed loop a number of users ask one after the other; in an open loop conversations start as
-//! a Poisson process, however slow the server is. The client's own lag is part of the summary: a run
-//! in which it is not small measured the client.
+//! a Poisson process, however slow the server is. Within a conversation a turn is sent once the
+//! answer before it has come and its user has thought about it. The client's own lag is part of the
+//! summary: a run in which it is not small measured the client.
 
 mod client;
+mod distribution;
 mod summary;
 mod workload;
 
@@ -18,8 +20,9 @@ use tokio::task::JoinSet;
 
 use crate::engine::tokens::{Random, mix};
 use client::{Answer, Client};
+pub use distribution::Distribution;
 pub use summary::{Failure, Summary, Times};
-pub use workload::{Conversation, LogNormal, Mixed, SharedPrefix, Turn, Workload};
+pub use workload::{Conversation, Mixed, SharedPrefix, Turn, Workload};
 
 /// When conversations start.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -51,7 +54,7 @@ pub struct LoadConfig {
     pub arrivals: Arrivals,
     /// Conversations in all.
     pub conversations: u64,
-    /// No conversation starts after this time.
+    /// No request is sent after this time; conversations under way end there.
     pub duration_max: Duration,
     /// A request without an end by then has failed.
     pub request_timeout: Duration,
@@ -188,7 +191,7 @@ async fn open_loop(run: &Arc<Run>, per_s: f64, in_flight_max: usize) {
 }
 
 impl Run {
-    /// One conversation; it ends early if a request fails.
+    /// One conversation; it ends early if a request fails or the run's time is over.
     async fn converse(&self, index: u64) {
         let conversation = self.config.workload.conversation(self.config.seed, index);
         let mut messages = Vec::new();
@@ -196,6 +199,9 @@ impl Run {
             messages.push(json!({"role": "system", "content": conversation.system}));
         }
         for turn in &conversation.turns {
+            if !self.think(turn.think).await {
+                return;
+            }
             messages.push(json!({"role": "user", "content": turn.question}));
             let body = self.body(&messages, turn.output_tokens);
             self.lock().started += 1;
@@ -211,6 +217,17 @@ impl Run {
                 }
             }
         }
+    }
+
+    /// Waits for the next turn of a conversation; false if none may be sent any more by then.
+    async fn think(&self, pause: Duration) -> bool {
+        let due = Instant::now() + pause;
+        let in_time = due - self.started < self.config.duration_max;
+        if in_time && !pause.is_zero() {
+            tokio::time::sleep_until(due.into()).await;
+            self.lock().lag.record(due.elapsed());
+        }
+        in_time
     }
 
     fn body(&self, messages: &[Value], output_tokens: u32) -> Bytes {

@@ -97,7 +97,8 @@ pub struct Summary {
     pub itl: Times,
     /// From sending to the end.
     pub e2e: Times,
-    /// From the planned moment of an arrival to sending: the driver's own lag, in an open loop.
+    /// From the planned moment to sending: the driver's own lag. Moments are planned for arrivals in
+    /// an open loop, and for turns after a pause.
     pub lag: Times,
     /// Tokens of answers.
     pub output_tokens: u64,

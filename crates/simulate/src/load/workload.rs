@@ -4,6 +4,9 @@
 //! server, about one for a real one. Lengths are in these tokens. When they are sent is in
 //! [`super::Arrivals`].
 
+use std::time::Duration;
+
+use super::distribution::Distribution;
 use crate::engine::tokens::{Random, mix};
 
 /// A kind of traffic.
@@ -15,41 +18,36 @@ pub enum Workload {
     Mixed(Mixed),
 }
 
-/// See [`Workload::SharedPrefix`]. Every turn sends the history so far.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// See [`Workload::SharedPrefix`]. Every turn sends the history so far: the prompt of the turn before,
+/// the answer that came, and the next question.
+#[derive(Clone, Copy, PartialEq, Debug)]
 pub struct SharedPrefix {
     /// Distinct common beginnings.
     pub groups: u32,
-    /// Distinct conversations per group; later ones repeat them word by word.
+    /// Distinct first questions per group; later conversations repeat them word by word, and go on
+    /// in their own way.
     pub prompts_per_group: u32,
     /// Length of the common beginning, in tokens.
     pub system_tokens: u32,
-    /// Length of each question, in tokens.
+    /// Length of the first question, in tokens.
     pub question_tokens: u32,
+    /// Length of each further question, in tokens.
+    pub follow_up_tokens: Distribution,
     /// Length of each answer, in tokens.
-    pub output_tokens: u32,
+    pub output_tokens: Distribution,
     /// Questions per conversation.
-    pub turns: u32,
+    pub turns: Distribution,
+    /// From the end of an answer to the next question, in seconds.
+    pub think_s: Distribution,
 }
 
 /// See [`Workload::Mixed`].
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Mixed {
-    /// Prompt lengths.
-    pub input: LogNormal,
-    /// Answer lengths.
-    pub output: LogNormal,
-}
-
-/// Lengths whose logarithm is normal, cut off at both ends.
-#[derive(Clone, Copy, PartialEq, Debug)]
-pub struct LogNormal {
-    /// Mean of the natural logarithm.
-    pub mu: f64,
-    /// Deviation of the natural logarithm.
-    pub sigma: f64,
-    /// Longest length, in tokens; longer draws become this one.
-    pub max: u32,
+    /// Prompt lengths, in tokens.
+    pub input: Distribution,
+    /// Answer lengths, in tokens.
+    pub output: Distribution,
 }
 
 impl Mixed {
@@ -58,16 +56,8 @@ impl Mixed {
     #[must_use]
     pub const fn azure_conversation() -> Self {
         Self {
-            input: LogNormal {
-                mu: 6.633,
-                sigma: 0.985,
-                max: 14_050,
-            },
-            output: LogNormal {
-                mu: 5.019,
-                sigma: 0.859,
-                max: 1000,
-            },
+            input: Distribution::log_normal(6.633, 0.985, 1.0, 14_050.0),
+            output: Distribution::log_normal(5.019, 0.859, 1.0, 1000.0),
         }
     }
 
@@ -75,24 +65,9 @@ impl Mixed {
     #[must_use]
     pub const fn azure_code() -> Self {
         Self {
-            input: LogNormal {
-                mu: 6.999,
-                sigma: 1.360,
-                max: 7437,
-            },
-            output: LogNormal {
-                mu: 2.788,
-                sigma: 0.847,
-                max: 1899,
-            },
+            input: Distribution::log_normal(6.999, 1.360, 1.0, 7437.0),
+            output: Distribution::log_normal(2.788, 0.847, 1.0, 1899.0),
         }
-    }
-}
-
-impl LogNormal {
-    fn draw(&self, random: &mut Random) -> u32 {
-        let length = (self.mu + self.sigma * random.normal()).exp();
-        (length as u32).clamp(1, self.max.max(1))
     }
 }
 
@@ -101,7 +76,7 @@ impl LogNormal {
 pub struct Conversation {
     /// The common beginning; empty for none.
     pub system: String,
-    /// The questions, each sent when the answer before it is complete.
+    /// The questions, each sent some time after the answer before it is complete.
     pub turns: Vec<Turn>,
 }
 
@@ -112,6 +87,8 @@ pub struct Turn {
     pub question: String,
     /// Length of the answer that is asked for, in tokens.
     pub output_tokens: u32,
+    /// From the end of the answer before to this question; zero for the first.
+    pub think: Duration,
 }
 
 impl Workload {
@@ -122,11 +99,11 @@ impl Workload {
         match self {
             Self::SharedPrefix(shared) => shared.conversation(seed, &mut random),
             Self::Mixed(mixed) => {
-                let question = text(mixed.input.draw(&mut random), random.bits());
-                let output_tokens = mixed.output.draw(&mut random);
+                let question = text(mixed.input.draw_count(&mut random), random.bits());
                 let turns = vec![Turn {
                     question,
-                    output_tokens,
+                    output_tokens: mixed.output.draw_count(&mut random),
+                    think: Duration::ZERO,
                 }];
                 Conversation {
                     system: String::new(),
@@ -136,12 +113,12 @@ impl Workload {
         }
     }
 
-    /// Requests in one conversation.
+    /// Requests in one conversation, on average.
     #[must_use]
-    pub const fn turns(&self) -> u32 {
+    pub fn mean_turns(&self) -> f64 {
         match self {
-            Self::SharedPrefix(shared) => shared.turns,
-            Self::Mixed(_) => 1,
+            Self::SharedPrefix(shared) => shared.turns.mean(),
+            Self::Mixed(_) => 1.0,
         }
     }
 }
@@ -151,17 +128,21 @@ impl SharedPrefix {
         let group = random.below(u64::from(self.groups.max(1)));
         let prompt = random.below(u64::from(self.prompts_per_group.max(1)));
         let system_seed = mix(seed ^ mix(group + 1));
-        let turn = |number: u32| Turn {
-            question: text(
-                self.question_tokens,
-                mix(system_seed ^ mix(prompt + 1) ^ u64::from(number)),
-            ),
-            output_tokens: self.output_tokens.max(1),
-        };
-        let system = text(self.system_tokens, system_seed);
+        let mut turns = vec![Turn {
+            question: text(self.question_tokens, mix(system_seed ^ mix(prompt + 1))),
+            output_tokens: self.output_tokens.draw_count(random),
+            think: Duration::ZERO,
+        }];
+        for _ in 1..self.turns.draw_count(random) {
+            turns.push(Turn {
+                question: text(self.follow_up_tokens.draw_count(random), random.bits()),
+                output_tokens: self.output_tokens.draw_count(random),
+                think: Duration::from_secs_f64(self.think_s.draw(random).max(0.0)),
+            });
+        }
         Conversation {
-            system,
-            turns: (0..self.turns.max(1)).map(turn).collect(),
+            system: text(self.system_tokens, system_seed),
+            turns,
         }
     }
 }
@@ -187,32 +168,50 @@ mod tests {
 
     use super::*;
 
-    const SHARED: SharedPrefix = SharedPrefix {
-        groups: 3,
-        prompts_per_group: 2,
-        system_tokens: 100,
-        question_tokens: 10,
-        output_tokens: 20,
-        turns: 2,
-    };
+    fn shared() -> SharedPrefix {
+        SharedPrefix {
+            groups: 3,
+            prompts_per_group: 2,
+            system_tokens: 100,
+            question_tokens: 10,
+            follow_up_tokens: Distribution::normal(8.0, 2.0, 1.0, 20.0),
+            output_tokens: Distribution::normal(20.0, 5.0, 10.0, 30.0),
+            turns: Distribution::log_normal_with_moments(4.0, 2.5, 1.0, 15.0),
+            think_s: Distribution::log_normal_with_moments(45.0, 40.0, 5.0, 300.0),
+        }
+    }
 
     #[test]
-    fn groups_share_their_beginning_and_prompts_repeat() {
-        let workload = Workload::SharedPrefix(SHARED);
+    fn groups_share_their_beginning_and_first_questions_repeat() {
+        let workload = Workload::SharedPrefix(shared());
         let all: Vec<Conversation> = (0..200).map(|i| workload.conversation(1, i)).collect();
-        let systems: BTreeSet<&str> = all.iter().map(|c| c.system.as_str()).collect();
-        let firsts: BTreeSet<&str> = all.iter().map(|c| c.turns[0].question.as_str()).collect();
-        assert_eq!((systems.len(), firsts.len()), (3, 6));
-        assert!(
-            all.iter()
-                .all(|c| c.system.len() == 400 && c.turns.len() == 2)
-        );
-        assert!(
-            all.iter()
-                .all(|c| c.turns[0].question != c.turns[1].question)
-        );
+        let distinct = |of: fn(&Conversation) -> &str| -> usize {
+            all.iter().map(of).collect::<BTreeSet<_>>().len()
+        };
+        assert_eq!(distinct(|c| &c.system), 3);
+        assert_eq!(distinct(|c| &c.turns[0].question), 6);
+        assert!(all.iter().all(|c| c.system.len() == 400));
         assert_eq!(all[7], workload.conversation(1, 7));
         assert_ne!(all[7].turns, workload.conversation(2, 7).turns);
+    }
+
+    #[test]
+    fn conversations_go_on_in_their_own_way_and_pause_in_between() {
+        let workload = Workload::SharedPrefix(shared());
+        let all: Vec<Conversation> = (0..2_000).map(|i| workload.conversation(1, i)).collect();
+        let turns: usize = all.iter().map(|c| c.turns.len()).sum();
+        let mean = turns as f64 / all.len() as f64;
+        // Cutting off at 1 and 15 and rounding move the mean a little.
+        assert!((mean - workload.mean_turns()).abs() < 0.15, "{mean}");
+        assert!(all.iter().all(|c| (1..=15).contains(&c.turns.len())));
+        assert!(all.iter().all(|c| c.turns[0].think.is_zero()));
+        let later: Vec<&Turn> = all.iter().flat_map(|c| &c.turns[1..]).collect();
+        let distinct: BTreeSet<&str> = later.iter().map(|t| t.question.as_str()).collect();
+        assert_eq!(distinct.len(), later.len());
+        let pauses = later.iter().map(|turn| turn.think.as_secs_f64());
+        assert!(pauses.clone().all(|s| (5.0..=300.0).contains(&s)));
+        let mean_s = pauses.sum::<f64>() / later.len() as f64;
+        assert!((43.0..47.0).contains(&mean_s), "{mean_s}");
     }
 
     #[test]
