@@ -6,6 +6,7 @@
 //! Objects become these values in `forebay-api`; decisions over them live in `forebay-decide`.
 
 pub mod endpoint;
+pub mod kv;
 pub mod load;
 pub mod matching;
 pub mod moment;

@@ -45,6 +45,56 @@ pub struct PickerConfig {
     pub saturation_queue: u32,
     /// KV use at which an endpoint counts as saturated.
     pub saturation_kv: f32,
+    /// Follow what endpoints say of their caches; `None` goes by what was sent to them.
+    pub precise_prefix: Option<PrecisePrefix>,
+}
+
+/// Knowledge of caches from the engines' own events (`docs/prefix-cache.md`).
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct PrecisePrefix {
+    /// Port of each pod that its events come from; the label `forebay.dev/kv-events-port` of a pod
+    /// has the last word. Data-parallel ranks of a pod have the ports that follow.
+    pub port: u16,
+    /// Port of each pod that missed events can be had from, 0 if there is none; the label
+    /// `forebay.dev/kv-replay-port` has the last word.
+    pub replay_port: u16,
+    /// Only events whose topic begins so; empty takes all.
+    pub topic: String,
+    /// The tokenizer of the pool's model: a folder within the one that the program was given, or
+    /// `simulated` for simulated servers. Without one prompts are compared byte by byte.
+    pub tokenizer: Option<String>,
+    /// Prompts with longer bodies are not tokenised, in bytes; they are compared byte by byte.
+    pub tokenized_bytes_max: usize,
+    /// Blocks of a prompt that are looked up; longer prompts match on their beginning.
+    pub blocks_max: usize,
+    /// Bytes that the pool's index of events may take in total. Blocks beyond are not recorded, and
+    /// their endpoints go by what was sent to them too.
+    pub index_bytes_max: usize,
+    /// What a block in the host's memory is worth, of one in the accelerator's (1).
+    pub host_weight: f32,
+    /// What a block on disk or further away is worth.
+    pub disk_weight: f32,
+    /// How long a prompt counts as cached where it was sent before the endpoint says so, in
+    /// milliseconds.
+    pub speculative_ms: u64,
+}
+
+impl Default for PrecisePrefix {
+    fn default() -> Self {
+        Self {
+            port: 5557,
+            replay_port: 5558,
+            topic: String::new(),
+            tokenizer: None,
+            tokenized_bytes_max: 256 << 10,
+            blocks_max: 8_192,
+            index_bytes_max: 100 << 20,
+            host_weight: 0.8,
+            disk_weight: 0.5,
+            speculative_ms: 2_000,
+        }
+    }
 }
 
 /// A scorer and what it counts.
@@ -125,6 +175,7 @@ impl Default for PickerConfig {
             queue_timeout_ms: 60_000,
             saturation_queue: 5,
             saturation_kv: 0.8,
+            precise_prefix: None,
         }
     }
 }
