@@ -1,6 +1,6 @@
 //! The `forebay` program: flags, roles and wiring.
 //!
-//! Each role has a file of its own: [`gateway`] serves, [`sim`] stands in for a model server,
+//! Each role has a file of its own: [`gateway`] serves, [`epp`] picks for other proxies, [`sim`] stands in for a model server,
 //! [`demo`] shows both; [`check`], [`status`] and [`explain`] tell what is going on. Nothing is
 //! decided here; this crate only connects the others and talks to the terminal.
 
@@ -10,6 +10,7 @@ mod cli;
 mod config_view;
 mod demo;
 mod descriptors;
+mod epp;
 mod explain;
 mod gateway;
 mod kubernetes;
@@ -59,7 +60,7 @@ impl Failure {
 }
 
 fn main() -> ExitCode {
-    match run(Cli::parse().role) {
+    match run(Cli::parse_from(epp::compatible(std::env::args_os())).role) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             if !failure.message.is_empty() {
@@ -73,6 +74,7 @@ fn main() -> ExitCode {
 fn run(role: Role) -> Result<(), Failure> {
     match role {
         Role::Gateway(args) => gateway::run(&args),
+        Role::Epp(args) => epp::run(&args),
         Role::Sim(args) => sim::run(args),
         Role::Demo(args) => demo::run(&args),
         Role::Check(args) => check::run(args),
