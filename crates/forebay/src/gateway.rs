@@ -15,10 +15,11 @@ use arc_swap::ArcSwapOption;
 use forebay_cluster::{FileSource, Published, Reread};
 use forebay_gateway::Gateway;
 use forebay_gateway::admin::{Admin, AdminState, Readiness, Told};
-use forebay_gateway::external;
 use forebay_gateway::settings::Settings;
+use forebay_gateway::shared::Shared;
 use forebay_gateway::signals::{self, Scraper};
 use forebay_gateway::telemetry::{self, Format, OtlpSettings, Telemetry};
+use forebay_gateway::{epp, external};
 use forebay_model::Snapshot;
 use serde_json::Value;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -33,7 +34,7 @@ use crate::{Failure, descriptors, logging};
 const PORTS_EVERY: Duration = Duration::from_millis(50);
 /// How long connections are still taken after a shutdown began, in a cluster: until the removal of
 /// the endpoint has come through to every node.
-const LAME_DUCK_IN_CLUSTER: Duration = Duration::from_secs(5);
+pub(crate) const LAME_DUCK_IN_CLUSTER: Duration = Duration::from_secs(5);
 /// How long queued log lines and spans may take at the end, each.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -45,6 +46,8 @@ pub(crate) struct Plan {
     pub(crate) telemetry: telemetry::Settings,
     pub(crate) scrape: signals::Settings,
     pub(crate) seed: u64,
+    /// The ports of a picker; there are none of Gateways then.
+    pub(crate) epp: Option<epp::Settings>,
 }
 
 /// Where the configuration comes from.
@@ -64,6 +67,16 @@ pub(crate) fn run(args: &GatewayArgs) -> Result<(), Failure> {
         true => LAME_DUCK_IN_CLUSTER,
         false => Duration::ZERO,
     });
+    let plan = async { Ok(plan(args, source(args).await?)) };
+    serve(plan, lame_duck)
+}
+
+/// Starts what `plan` comes to and serves until a signal ends it; after that for `lame_duck` more, so
+/// that others learn of it.
+pub(crate) fn serve(
+    plan: impl Future<Output = Result<Plan, Failure>>,
+    lame_duck: Duration,
+) -> Result<(), Failure> {
     descriptors::raise_limit_or_warn();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -71,7 +84,7 @@ pub(crate) fn run(args: &GatewayArgs) -> Result<(), Failure> {
         .map_err(|error| Failure::world(format!("no runtime: {error}")))?;
     let ended = runtime.block_on(async {
         let mut signals = Signals::listen()?;
-        let mut running = Running::start(plan(args, source(args).await?))?;
+        let mut running = Running::start(plan.await?)?;
         let reread = running.reread.clone();
         tokio::select! {
             () = running.follow() => {}
@@ -136,10 +149,11 @@ fn plan(args: &GatewayArgs, source: Source) -> Plan {
         },
         scrape: scrape(args.scrape_interval),
         seed: args.seed.unwrap_or_else(random_seed),
+        epp: None,
     }
 }
 
-fn format(form: AccessLog) -> Format {
+pub(crate) fn format(form: AccessLog) -> Format {
     match form {
         AccessLog::Off => Format::Off,
         AccessLog::Text => Format::Text,
@@ -148,7 +162,7 @@ fn format(form: AccessLog) -> Format {
 }
 
 /// Idle endpoints are read less often, but never more often than busy ones.
-fn scrape(interval: Duration) -> signals::Settings {
+pub(crate) fn scrape(interval: Duration) -> signals::Settings {
     let defaults = signals::Settings::default();
     signals::Settings {
         interval,
@@ -158,7 +172,7 @@ fn scrape(interval: Duration) -> signals::Settings {
 }
 
 /// `::` takes IPv4 too; a kernel without IPv6 has only `0.0.0.0`.
-fn every_address() -> IpAddr {
+pub(crate) fn every_address() -> IpAddr {
     match TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)) {
         Ok(_) => Ipv6Addr::UNSPECIFIED.into(),
         Err(_) => Ipv4Addr::UNSPECIFIED.into(),
@@ -173,8 +187,7 @@ pub(crate) fn random_seed() -> u64 {
 /// A gateway that serves.
 #[derive(Debug)]
 pub(crate) struct Running {
-    /// Whether requests are served.
-    serves: bool,
+    serves: Serves,
     gateway: Gateway,
     telemetry: Arc<Telemetry>,
     readiness: Arc<Readiness>,
@@ -233,8 +246,16 @@ impl Running {
         if let Some(cluster) = &origin.cluster {
             telemetry.metrics.add(cluster.metrics.registry());
         }
+        let serves = match (&plan.epp, &origin.cluster) {
+            (Some(_), _) => Serves::Calls,
+            (None, Some(cluster)) if !cluster.serves => Serves::Nothing,
+            (None, Some(_) | None) => Serves::Requests,
+        };
+        if let Some(settings) = &plan.epp {
+            start_epp(gateway.shared(), settings, &readiness)?;
+        }
         let running = Self {
-            serves: origin.cluster.as_ref().is_none_or(|c| c.serves),
+            serves,
             gateway,
             telemetry,
             readiness,
@@ -259,8 +280,9 @@ impl Running {
         self.in_force.store(Some(Arc::new(published.clone())));
         let sound = counts(&published.snapshot.problems).errors == 0;
         self.gateway.publish(match self.serves {
-            true => published.snapshot,
-            false => Arc::new(without_ports(&published.snapshot)),
+            Serves::Requests => published.snapshot,
+            Serves::Calls => Arc::new(pools_only(&published.snapshot)),
+            Serves::Nothing => Arc::new(without_ports(&published.snapshot)),
         });
         self.telemetry
             .metrics
@@ -349,6 +371,43 @@ impl Running {
 
 fn cut_off(signal: &str) -> Failure {
     Failure::world(format!("{signal} again: open streams were cut off"))
+}
+
+/// What a process does with requests.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Serves {
+    /// It takes them.
+    Requests,
+    /// It is asked about them.
+    Calls,
+    /// None of it.
+    Nothing,
+}
+
+fn start_epp(
+    shared: &Arc<Shared>,
+    settings: &epp::Settings,
+    readiness: &Arc<Readiness>,
+) -> Result<(), Failure> {
+    let started = epp::Epp::start(shared, settings, Arc::clone(readiness));
+    let epp = started.map_err(|error| {
+        Failure::world(format!("external processing cannot be served: {error}"))
+    })?;
+    tracing::info!(security = ?settings.security, "external processing on {}", epp.address);
+    if let Some(health) = epp.health {
+        tracing::info!("gRPC health on {health}");
+    }
+    Ok(())
+}
+
+/// What a picker needs: pools, and no port to open.
+fn pools_only(snapshot: &Snapshot) -> Snapshot {
+    Snapshot {
+        generation: snapshot.generation,
+        pools: snapshot.pools.clone(),
+        problems: snapshot.problems.clone(),
+        ..Snapshot::default()
+    }
 }
 
 /// What a process that serves nothing shows: everything that is wrong, and no port to open.

@@ -265,6 +265,7 @@ impl GatewayThread {
             },
             scrape: signals::Settings::default(),
             seed: args.seed,
+            epp: None,
         };
         let (stop, stopped) = oneshot::channel::<()>();
         let thread = std::thread::Builder::new()
