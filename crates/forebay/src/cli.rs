@@ -141,6 +141,10 @@ pub(crate) struct GatewayArgs {
         default_value = "33554432"
     )]
     pub(crate) max_body_bytes: usize,
+    /// How endpoints of pools are chosen that have no policy of their own: an EndpointPickerConfig;
+    /// changes are followed (docs/picker-config.md)
+    #[arg(long, value_name = "FILE", env = "FOREBAY_PICKER_CONFIG")]
+    pub(crate) picker_config: Option<PathBuf>,
     /// How long a pool's own picker (endpointPickerRef) may take for an answer
     #[arg(
         long,

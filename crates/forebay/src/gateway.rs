@@ -28,6 +28,7 @@ use tokio::sync::watch;
 use crate::cli::{AccessLog, GatewayArgs, PickerResponses};
 use crate::config_view::{self, counts};
 use crate::kubernetes::{Cluster, Following};
+use crate::policy::{Policy, PolicySource};
 use crate::{Failure, descriptors, logging};
 
 /// How often it is looked whether the configured ports are open.
@@ -46,6 +47,8 @@ pub(crate) struct Plan {
     pub(crate) telemetry: telemetry::Settings,
     pub(crate) scrape: signals::Settings,
     pub(crate) seed: u64,
+    /// The policy of pools that name none of their own, if it is not ours.
+    pub(crate) policy: Option<PolicySource>,
     /// The ports of a picker; there are none of Gateways then.
     pub(crate) epp: Option<epp::Settings>,
 }
@@ -149,6 +152,7 @@ fn plan(args: &GatewayArgs, source: Source) -> Plan {
         },
         scrape: scrape(args.scrape_interval),
         seed: args.seed.unwrap_or_else(random_seed),
+        policy: args.picker_config.clone().map(PolicySource::File),
         epp: None,
     }
 }
@@ -188,6 +192,8 @@ pub(crate) fn random_seed() -> u64 {
 #[derive(Debug)]
 pub(crate) struct Running {
     serves: Serves,
+    /// What pools that name no policy of their own are picked by, if it is not ours.
+    policy: Option<Policy>,
     gateway: Gateway,
     telemetry: Arc<Telemetry>,
     readiness: Arc<Readiness>,
@@ -205,6 +211,7 @@ pub(crate) struct Running {
 impl Running {
     /// Starts every part; must be called within a runtime, which runs the source.
     pub(crate) fn start(plan: Plan) -> Result<Self, Failure> {
+        let policy = plan.policy.map(Policy::open).transpose()?;
         let origin = Origin::open(plan.source)?;
         let telemetry = Telemetry::new(&plan.telemetry).map_err(|error| {
             Failure::world(format!(
@@ -254,8 +261,9 @@ impl Running {
         if let Some(settings) = &plan.epp {
             start_epp(gateway.shared(), settings, &readiness)?;
         }
-        let running = Self {
+        let mut running = Self {
             serves,
+            policy,
             gateway,
             telemetry,
             readiness,
@@ -275,8 +283,15 @@ impl Running {
     }
 
     /// Puts what the source holds into force.
-    fn publish(&self) {
-        let published = self.published.borrow().clone();
+    fn publish(&mut self) {
+        let mut published = self.published.borrow_and_update().clone();
+        if let Some(policy) = &mut self.policy {
+            published.snapshot = policy.put_into(&published.snapshot);
+            let sound = policy.problems().is_empty();
+            self.telemetry
+                .metrics
+                .picker_config_loaded(sound, SystemTime::now());
+        }
         self.in_force.store(Some(Arc::new(published.clone())));
         let sound = counts(&published.snapshot.problems).errors == 0;
         self.gateway.publish(match self.serves {
@@ -300,6 +315,7 @@ impl Running {
                     Ok(()) => self.publish(),
                     Err(_) => return self.follow_ports(ticks).await,
                 },
+                () = changed(&mut self.policy) => self.publish(),
                 _ = ticks.tick() => self.note_ports(),
             }
         }
@@ -366,6 +382,14 @@ impl Running {
         }
         telemetry.flush(FLUSH_TIMEOUT);
         ended
+    }
+}
+
+/// Returns when the policy has changed; never, if there is none.
+async fn changed(policy: &mut Option<Policy>) {
+    match policy {
+        Some(policy) => policy.changed().await,
+        None => std::future::pending().await,
     }
 }
 

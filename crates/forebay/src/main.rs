@@ -18,6 +18,7 @@ mod gateway;
 mod kubernetes;
 mod logging;
 mod manifest_text;
+mod policy;
 mod sim;
 mod status;
 mod table;

@@ -265,6 +265,7 @@ impl GatewayThread {
             },
             scrape: signals::Settings::default(),
             seed: args.seed,
+            policy: None,
             epp: None,
         };
         let (stop, stopped) = oneshot::channel::<()>();

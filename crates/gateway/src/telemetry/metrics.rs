@@ -40,6 +40,9 @@ pub struct Metrics {
     reload_successful: Gauge,
     reload_success_timestamp: Gauge,
     reloads: Family<ResultLabel, Counter>,
+    /// Whether the picker's own file holds; nothing without one.
+    picker_reload_successful: Family<NoLabels, Gauge>,
+    picker_reload_success_timestamp: Family<NoLabels, Gauge>,
     spans: Family<ResultLabel, Counter>,
     streams: Family<StreamLabels, Counter>,
     tls_failures: Family<Reason, Counter>,
@@ -87,6 +90,10 @@ struct ResultLabel {
     result: &'static str,
 }
 
+/// For what is there or not.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+struct NoLabels {}
+
 impl Metrics {
     /// All metrics at zero.
     #[must_use]
@@ -105,6 +112,8 @@ impl Metrics {
             reload_successful: Gauge::default(),
             reload_success_timestamp: Gauge::default(),
             reloads: Family::default(),
+            picker_reload_successful: Family::default(),
+            picker_reload_success_timestamp: Family::default(),
             spans: Family::default(),
             streams: Family::default(),
             tls_failures: Family::default(),
@@ -157,6 +166,16 @@ impl Metrics {
             "forebay_config_reloads",
             "Configurations read",
             self.reloads.clone(),
+        );
+        r.register(
+            "forebay_picker_config_last_reload_successful",
+            "Whether the last EndpointPickerConfig could be read",
+            self.picker_reload_successful.clone(),
+        );
+        r.register(
+            "forebay_picker_config_last_reload_success_timestamp_seconds",
+            "When an EndpointPickerConfig was last taken over",
+            self.picker_reload_success_timestamp.clone(),
         );
         r.register(
             "forebay_spans",
@@ -246,6 +265,20 @@ impl Metrics {
         if ok {
             let seconds = at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
             self.reload_success_timestamp
+                .set(i64::try_from(seconds).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// An EndpointPickerConfig was read; `ok` says whether it was taken over.
+    pub fn picker_config_loaded(&self, ok: bool, at: SystemTime) {
+        let labels = NoLabels {};
+        self.picker_reload_successful
+            .get_or_create(&labels)
+            .set(i64::from(ok));
+        if ok {
+            let seconds = at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+            self.picker_reload_success_timestamp
+                .get_or_create(&labels)
                 .set(i64::try_from(seconds).unwrap_or(i64::MAX));
         }
     }
