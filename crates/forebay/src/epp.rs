@@ -73,6 +73,7 @@ fn plan(args: &EppArgs, source: Source) -> Plan {
             ..defaults
         },
         telemetry: telemetry::Settings {
+            llm_d_names: args.llm_d_metrics,
             access_log: format(args.access_log),
             otlp: args.otlp_endpoint.clone().map(|endpoint| OtlpSettings {
                 endpoint,

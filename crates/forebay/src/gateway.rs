@@ -147,6 +147,7 @@ fn plan(args: &GatewayArgs, source: Source) -> Plan {
             ..defaults
         },
         telemetry: telemetry::Settings {
+            llm_d_names: args.llm_d_metrics,
             access_log: format(args.access_log),
             otlp,
         },
@@ -287,10 +288,10 @@ impl Running {
         let mut published = self.published.borrow_and_update().clone();
         if let Some(policy) = &mut self.policy {
             published.snapshot = policy.put_into(&published.snapshot);
-            let sound = policy.problems().is_empty();
-            self.telemetry
-                .metrics
-                .picker_config_loaded(sound, SystemTime::now());
+            if let Some(sound) = policy.news() {
+                let metrics = &self.telemetry.metrics;
+                metrics.picker_config_loaded(sound, SystemTime::now());
+            }
         }
         self.in_force.store(Some(Arc::new(published.clone())));
         let sound = counts(&published.snapshot.problems).errors == 0;
@@ -324,8 +325,10 @@ impl Running {
     /// The source is gone, which it has logged; what it gave last is served on.
     async fn follow_ports(&mut self, mut ticks: tokio::time::Interval) {
         loop {
-            ticks.tick().await;
-            self.note_ports();
+            tokio::select! {
+                () = changed(&mut self.policy) => self.publish(),
+                _ = ticks.tick() => self.note_ports(),
+            }
         }
     }
 

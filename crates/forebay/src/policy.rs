@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use forebay_cluster::{PickerFile, PickerInForce};
-use forebay_model::snapshot::Problem;
 use forebay_model::{ObjectName, PickerConfig, Pool, Snapshot};
 use tokio::sync::watch;
 
@@ -27,6 +26,8 @@ pub(crate) struct Policy {
     /// Pools with the policy, by the pools without it that they were made from, so that those which
     /// did not change are told by their pointers.
     made: HashMap<ObjectName, (Arc<Pool>, Arc<Pool>)>,
+    /// What was told of it last.
+    told: Option<PickerInForce>,
 }
 
 impl Policy {
@@ -45,6 +46,7 @@ impl Policy {
         Ok(Self {
             in_force,
             made: HashMap::new(),
+            told: None,
         })
     }
 
@@ -56,9 +58,18 @@ impl Policy {
         }
     }
 
-    /// What is wrong with the file; the last good policy is in force then.
-    pub(crate) fn problems(&self) -> Vec<Problem> {
-        self.in_force.borrow().problems.clone()
+    /// Whether the file holds, once for each time that it was taken over or found wanting.
+    pub(crate) fn news(&mut self) -> Option<bool> {
+        let now = self.in_force.borrow().clone();
+        let same = self.told.as_ref().is_some_and(|told| {
+            Arc::ptr_eq(&told.picker, &now.picker) && told.problems == now.problems
+        });
+        if same {
+            return None;
+        }
+        let sound = now.problems.is_empty();
+        self.told = Some(now);
+        Some(sound)
     }
 
     /// `snapshot` with the policy in every pool that names none of its own.

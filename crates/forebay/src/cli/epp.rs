@@ -116,6 +116,16 @@ pub(crate) struct EppArgs {
     /// Let requests say where they go, as the conformance suite of the Inference Extension does
     #[arg(long, hide = true, env = "FOREBAY_TEST_SELECTION")]
     pub(crate) test_selection: bool,
+    /// Whether metrics are exported by the names of llm-d's picker (llm_d_epp_*) too
+    #[arg(
+        long,
+        value_name = "BOOL",
+        env = "FOREBAY_LLM_D_METRICS",
+        default_value = "true"
+    )]
+    #[arg(default_missing_value = "true", num_args = 0..=1, require_equals = true)]
+    #[arg(action = ArgAction::Set)]
+    pub(crate) llm_d_metrics: bool,
     /// Threads that serve calls [default: one per core]
     #[arg(long, value_name = "N", env = "FOREBAY_WORKERS")]
     #[arg(value_parser = clap::value_parser!(u16).range(1..=1024))]

@@ -260,6 +260,7 @@ impl GatewayThread {
                 ..Settings::default()
             },
             telemetry: telemetry::Settings {
+                llm_d_names: false,
                 access_log: Format::Off,
                 otlp: None,
             },
