@@ -118,10 +118,10 @@ fn shared_prefix() -> Scenario {
             turns: Distribution::fixed(1.0),
             think_s: Distribution::fixed(0.0),
         }),
-        loads: [("moderate", 6.0), ("high", 10.0)],
+        loads: [("moderate", 3.0), ("high", 4.5)],
         slo: Slo {
             ttft_ms: 2_000.0,
-            tpot_ms: 60.0,
+            tpot_ms: 80.0,
         },
         warm_up_s: 150,
         measured_s: 200,
@@ -144,7 +144,7 @@ fn multi_turn() -> Scenario {
             turns: Distribution::log_normal_with_moments(6.0, 4.0, 1.0, 30.0),
             think_s: Distribution::log_normal_with_moments(20.0, 20.0, 1.0, 120.0),
         }),
-        loads: [("moderate", 15.0), ("high", 25.0)],
+        loads: [("moderate", 12.0), ("high", 18.0)],
         slo: Slo {
             ttft_ms: 500.0,
             tpot_ms: 40.0,
@@ -174,7 +174,7 @@ fn agentic() -> Scenario {
             turns: Distribution::log_normal_with_moments(12.0, 8.0, 2.0, 50.0),
             think_s: Distribution::log_normal_with_moments(3.0, 4.0, 0.1, 60.0),
         }),
-        loads: [("moderate", 2.0), ("high", 3.5)],
+        loads: [("moderate", 1.5), ("high", 2.2)],
         slo: Slo {
             ttft_ms: 1_000.0,
             tpot_ms: 40.0,
@@ -198,7 +198,7 @@ fn lora() -> Scenario {
             adapters: tiers.iter().flat_map(|tier| [tier / 5.0; 5]).collect(),
             ..traffic(single(Mixed::azure_conversation()))
         },
-        loads: [("moderate", 40.0), ("high", 80.0)],
+        loads: [("moderate", 35.0), ("high", 55.0)],
         slo: Slo {
             ttft_ms: 1_000.0,
             tpot_ms: 40.0,
@@ -264,7 +264,7 @@ fn bursts() -> Scenario {
                 ..single(Mixed::azure_code())
             })
         },
-        loads: [("moderate", 25.0), ("high", 45.0)],
+        loads: [("moderate", 20.0), ("high", 35.0)],
         slo: Slo {
             ttft_ms: 1_000.0,
             tpot_ms: 60.0,
