@@ -3,12 +3,12 @@
 use super::address;
 use crate::bed::{BED_IMAGE, Bed, with_image};
 use crate::shell;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// The model that the demo's servers have.
 pub(super) const MODEL: &str = "llama-3.1-8b";
@@ -90,6 +90,7 @@ pub(super) fn install(bed: &Bed, program: &Path) -> Result<SocketAddr> {
     bed.load(&[], program)?;
     bed.install_definitions(&gateway_api()?)?;
     bed.install_forebay()?;
+    bed.wait_gone(SYSTEM)?;
     let file = shell::root().join("deploy/demo/demo.yaml");
     let text =
         fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
@@ -112,7 +113,7 @@ fn gateway_api() -> Result<PathBuf> {
 fn roll(bed: &Bed, namespace: &str, what: &str) -> Result<()> {
     bed.kubectl(&["rollout", "restart", what, "-n", namespace])?;
     status(bed, namespace, what)?;
-    gone(bed, namespace)
+    bed.wait_gone(namespace)
 }
 
 fn scale(bed: &Bed, replicas: u32) -> Result<()> {
@@ -120,32 +121,13 @@ fn scale(bed: &Bed, replicas: u32) -> Result<()> {
     let replicas = format!("--replicas={replicas}");
     bed.kubectl(&["scale", what, "-n", DEMO, &replicas])?;
     status(bed, DEMO, what)?;
-    gone(bed, DEMO)
+    bed.wait_gone(DEMO)
 }
 
 fn status(bed: &Bed, namespace: &str, what: &str) -> Result<()> {
     bed.kubectl(&["rollout", "status", what, "-n", namespace, PATIENCE])
         .map(drop)
 }
-
-/// Waits until no pod is on its way out any more: a rollout counts as done before that.
-fn gone(bed: &Bed, namespace: &str) -> Result<()> {
-    let started = Instant::now();
-    let path = "jsonpath={.items[*].metadata.deletionTimestamp}";
-    while !bed
-        .kubectl(&["get", "pods", "-n", namespace, "-o", path])?
-        .is_empty()
-    {
-        if started.elapsed() > GOING_MAX {
-            bail!("pods of {namespace} do not end");
-        }
-        std::thread::sleep(Duration::from_millis(500));
-    }
-    Ok(())
-}
-
-/// How long pods may take to end: the gateway's drain, and some.
-const GOING_MAX: Duration = Duration::from_secs(400);
 
 /// The last node by name; it has pods of both kinds.
 fn node_to_lose(bed: &Bed) -> Result<String> {
