@@ -11,8 +11,10 @@ mod admit;
 pub mod ask;
 mod choose;
 mod exchange;
+mod filter;
 pub mod gate;
 pub mod health;
+mod plan;
 pub mod pool;
 pub mod prefix;
 pub mod report;
@@ -20,15 +22,16 @@ pub mod retry;
 pub mod rng;
 mod score;
 mod session;
+mod site;
 mod slot;
 #[cfg(test)]
 mod tests;
 
 pub use admit::Turns;
 pub use ask::{Ask, End, EndKind, FailureKind, Flight};
-pub use choose::reads_prefix;
 pub use gate::{Gate, GateLimits, GateRefusal, Offer, Tick, Ticket, Waiter};
 pub use health::{Ejection, EjectionCause, Standing};
+pub use plan::{reads_fields, reads_prefix};
 pub use pool::{EndpointView, PoolState};
 pub use prefix::{BlockHash, ChainSeed, chain};
 pub use report::{Choice, Considered, Exclusion, Pick, Refusal, Report};

@@ -48,6 +48,8 @@ pub(crate) struct Slot {
     /// Index stamps of the requests whose first byte is still to come; as many as are in flight.
     pub(crate) awaiting: Vec<u64>,
     pub(crate) speed: PrefillSpeed,
+    /// When it last got a prompt of which nobody held anything, on the pool's own count; 0 is never.
+    pub(crate) cold_stamp: u64,
     /// Base blocks that the endpoint is believed to have room for.
     pub(crate) prefix_capacity: usize,
 }
@@ -138,6 +140,7 @@ impl Slot {
                 tokens_per_s: PREFILL_TOKENS_PER_S,
                 samples: 0,
             },
+            cold_stamp: 0,
             prefix_capacity: 0,
         }
     }

@@ -36,6 +36,7 @@ use crate::queue::{self, Place};
 use crate::record::Try;
 use crate::relay::{Body, Passing, Relay, Settle};
 use crate::respond::Refusal;
+use crate::told::ToldFields;
 use crate::upstream::{self, Answer, AnswerBody, Head, Outgoing, Peer, SendError};
 use crate::{catalogue, clock, tunnel};
 
@@ -190,6 +191,7 @@ pub(crate) async fn serve(
         }
     };
 
+    let told = ToldFields::of(&pool.picker, &onward.head.headers);
     let mut hashes = ex.worker.hashes.take();
     hashes.clear();
     if forebay_decide::reads_prefix(&pool.picker) {
@@ -208,6 +210,8 @@ pub(crate) async fn serve(
         priority: ex.record.priority,
         stream: ex.record.stream,
         subset: None,
+        fields: &told.as_texts(),
+        near: None,
         avoid: &[],
     };
     let upgrade = onward.upgrade.take();
