@@ -13,6 +13,7 @@ use crate::ask::{Ask, Claim, End, EndKind, FailureKind, Flight};
 use crate::health::{Standing, may_eject_another};
 use crate::plan::Plan;
 use crate::pool::{NOWHERE, PoolState};
+use crate::predict::Begun;
 use crate::prefix::{base_blocks, block_weight};
 use crate::session::Place;
 use crate::slot::Slot;
@@ -20,6 +21,9 @@ use crate::slot::Slot;
 /// Claims that are wrong by less than this are rounding: servers cache whole blocks only, and the
 /// prompt's token count is an estimate.
 const CLAIM_ERROR_TOKENS: u32 = 64;
+
+/// Answers with fewer gaps between tokens say more of how they were packed than of the server.
+const TPOT_GAPS_MIN: u32 = 4;
 
 impl PoolState {
     /// Books a request to `address`: it is in flight from now on, its prompt counts as cached
@@ -37,6 +41,8 @@ impl PoolState {
             .output_tokens_max
             .map_or(self.output_tokens, |max| self.output_tokens.min(max as f32));
         let adapter = self.adapter(ask.model).map(|(_, hash)| hash);
+        let uncached_tokens = ask.prompt_tokens - hit_tokens;
+        let latency = self.latency(at, ask.prompt_tokens, uncached_tokens, now);
         let slot = &mut self.slots[usize::from(at)];
         let oldest_awaiting = slot.awaiting.iter().min();
         let settled = oldest_awaiting.is_none_or(|&stamp| held.tail_stamp < stamp);
@@ -47,9 +53,11 @@ impl PoolState {
             stamp: held.stamp,
             stream: ask.stream,
             answered: false,
+            first_byte: now,
+            latency,
             unqueued: !slot.any_waiting(),
             prompt_tokens: ask.prompt_tokens,
-            uncached_tokens: ask.prompt_tokens - hit_tokens,
+            uncached_tokens,
             ahead_tokens: slot.backlog_tokens(now) as u64,
             total_tokens: ask.prompt_tokens.saturating_add(expected as u32),
             claim: Claim {
@@ -98,6 +106,8 @@ impl PoolState {
             return;
         }
         flight.fresh_blocks = Box::default();
+        flight.first_byte = now;
+        let took = now.since(flight.begun);
         let Some(slot) = self.slot_of(flight) else {
             return;
         };
@@ -105,7 +115,11 @@ impl PoolState {
         slot.started(flight.begun);
         if flight.stream && flight.unqueued {
             let tokens = flight.ahead_tokens + u64::from(flight.uncached_tokens);
-            slot.speed.measured(tokens, now.since(flight.begun));
+            slot.speed.measured(tokens, took);
+        }
+        if flight.stream {
+            let (at, ms) = (usize::from(flight.slot), took.as_secs_f64() * 1e3);
+            self.predictor.observe_ttft(at, &flight.latency, ms);
         }
     }
 
@@ -125,12 +139,35 @@ impl PoolState {
         slot.inflight_requests -= 1;
         slot.inflight_tokens -= u64::from(flight.total_tokens);
         if served {
+            self.learn_tpot(&flight, end, now);
             self.correct(&flight, end);
         } else if !flight.answered {
             let added = std::mem::take(&mut flight.fresh_blocks);
             self.index.retract(flight.slot, &added, flight.stamp);
         }
         self.judge(flight.slot, end.kind, now);
+    }
+
+    /// What is known and predicted of a prompt at an endpoint, before it is booked there.
+    fn latency(&self, at: u16, prompt_tokens: u32, uncached_tokens: u32, now: Moment) -> Begun {
+        let slot = &self.slots[usize::from(at)];
+        let load = slot.fresh(now, self.stale_after());
+        let situation = slot.situation(load, prompt_tokens, uncached_tokens, now);
+        Begun {
+            situation,
+            predicted: self.predictor.predict(usize::from(at), &situation),
+        }
+    }
+
+    /// A streamed answer's tokens after the first show how long a step takes there.
+    fn learn_tpot(&mut self, flight: &Flight, end: End, now: Moment) {
+        let gaps = end.output_tokens.map_or(0, |n| n.saturating_sub(1));
+        if !flight.stream || !flight.answered || gaps < TPOT_GAPS_MIN {
+            return;
+        }
+        let ms = now.since(flight.first_byte).as_secs_f64() * 1e3 / f64::from(gaps);
+        self.predictor
+            .observe_tpot(usize::from(flight.slot), &flight.latency, ms);
     }
 
     fn judge(&mut self, at: u16, kind: EndKind, now: Moment) {
@@ -201,6 +238,8 @@ impl Flight {
             stamp: 0,
             stream: ask.stream,
             answered: false,
+            first_byte: now,
+            latency: Begun::default(),
             unqueued: false,
             prompt_tokens: ask.prompt_tokens,
             uncached_tokens: 0,

@@ -18,6 +18,7 @@ use crate::admit::gate_limits;
 use crate::gate::Gate;
 use crate::health::{Ejection, Health, Standing};
 use crate::plan::Plan;
+use crate::predict::{Predictor, PredictorAccuracy};
 use crate::prefix::PrefixIndex;
 use crate::session::Sessions;
 use crate::site::Site;
@@ -55,6 +56,7 @@ pub struct PoolState {
     /// Prompts that nobody held anything of, so far.
     pub(crate) cold_prompts: u64,
     pub(crate) output_tokens: f32,
+    pub(crate) predictor: Predictor,
     pub(crate) gate: Gate,
     /// Requests that were let go by the gate and are not booked yet.
     pub(crate) coming: u32,
@@ -128,6 +130,7 @@ impl PoolState {
             last_begun: NOWHERE,
             cold_prompts: 0,
             output_tokens: OUTPUT_TOKENS,
+            predictor: Predictor::default(),
             gate: Gate::new(gate_limits(&pool.picker)),
             coming: 0,
         };
@@ -236,6 +239,7 @@ impl PoolState {
         slot.awaiting = Vec::new();
         self.by_address.remove(&slot.address);
         self.index.forget(at);
+        self.predictor.forget(usize::from(at));
         self.free.push(at);
     }
 
@@ -405,6 +409,12 @@ impl PoolState {
             prefix_blocks_max: slot.prefix_capacity,
             prefill_tokens_per_s: slot.speed.tokens_per_s(),
         })
+    }
+
+    /// How well latencies are predicted.
+    #[must_use]
+    pub fn prediction_accuracy(&self) -> PredictorAccuracy {
+        self.predictor.accuracy()
     }
 
     /// Bytes that the prefix index takes.

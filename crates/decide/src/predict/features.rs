@@ -1,0 +1,120 @@
+//! What latencies are made of: the state of an endpoint as a regression sees it.
+//!
+//! Each feature is of the order of 1 and has a coefficient in milliseconds that is not negative.
+//! An engine computes prompts in the order of arrival in steps that it shares with the batch, so the
+//! time to a first token is: a step or two (constant, longer with the batch and the cache that it
+//! reads), the prompts ahead and this one by length, attention by length times context, and, where the
+//! cache is full, a wait for others to end. The time between tokens is that of a step: weights
+//! (constant), sequences and the cache that they read, and the prefill that it is shared with.
+
+use super::regress::{Prior, Regression};
+
+/// Counts beyond are as bad as this many: keeps hostile numbers finite.
+const COUNT_MAX: f32 = 1e6;
+/// The same for tokens.
+const TOKENS_MAX: f32 = 1e8;
+/// KV use from which requests may have to wait for room.
+const KV_TIGHT: f64 = 0.9;
+
+/// What a pick knows of an endpoint, for one request.
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
+pub(crate) struct Situation {
+    /// Requests that wait there.
+    pub(crate) waiting: f32,
+    /// Requests that run there.
+    pub(crate) running: f32,
+    /// Share of its KV cache in use.
+    pub(crate) kv_used: f32,
+    /// Uncached prompt tokens that were sent from here and are not answered.
+    pub(crate) ahead_tokens: f32,
+    /// Uncached tokens of this prompt...
+    pub(crate) uncached_tokens: f32,
+    /// ...of so many.
+    pub(crate) prompt_tokens: f32,
+    /// Uncached prompt tokens per second that were sent there lately.
+    pub(crate) prefill_tokens_per_s: f32,
+}
+
+/// A number that is finite and between 0 and `max`, whatever was given.
+fn bounded(value: f32, max: f32) -> f64 {
+    if value.is_nan() {
+        0.0
+    } else {
+        f64::from(value.clamp(0.0, max))
+    }
+}
+
+impl Situation {
+    fn batch(&self) -> f64 {
+        bounded(self.running, COUNT_MAX) + bounded(self.waiting, COUNT_MAX)
+    }
+
+    fn kv(&self) -> f64 {
+        bounded(self.kv_used, 1.0)
+    }
+}
+
+/// Features of the time to the first token.
+pub(super) struct Ttft;
+
+impl Ttft {
+    pub(super) const LEN: usize = 7;
+    /// Before anything is known: a coefficient may be this large, in milliseconds.
+    pub(super) const PRIOR: Prior<{ Self::LEN }> = Prior {
+        deviation: [100.0, 100.0, 200.0, 100.0, 100.0, 100.0, 1_000.0],
+    };
+
+    pub(super) fn of(s: &Situation) -> [f64; Self::LEN] {
+        let uncached = bounded(s.uncached_tokens, TOKENS_MAX);
+        let waiting = bounded(s.waiting, COUNT_MAX);
+        [
+            1.0,
+            (bounded(s.ahead_tokens, TOKENS_MAX) + uncached) / 1e3,
+            uncached * bounded(s.prompt_tokens, TOKENS_MAX) / 1e8,
+            s.batch() / 32.0,
+            s.kv(),
+            waiting / 8.0,
+            waiting / 8.0 * (s.kv() - KV_TIGHT).max(0.0) / (1.0 - KV_TIGHT),
+        ]
+    }
+
+    /// Delay of the running requests, summed, while the prompt is prefilled.
+    pub(super) fn others(regression: &Regression<{ Self::LEN }>, s: &Situation) -> f64 {
+        let own = bounded(s.uncached_tokens, TOKENS_MAX) / 1e3;
+        own * regression.coefficients()[1] * bounded(s.running, COUNT_MAX)
+    }
+}
+
+/// Features of the time between tokens.
+pub(super) struct Tpot;
+
+impl Tpot {
+    pub(super) const LEN: usize = 6;
+    /// As for [`Ttft::PRIOR`].
+    pub(super) const PRIOR: Prior<{ Self::LEN }> = Prior {
+        deviation: [20.0, 10.0, 20.0, 20.0, 10.0, 20.0],
+    };
+
+    pub(super) fn of(s: &Situation) -> [f64; Self::LEN] {
+        let batch = (s.batch() + 1.0) / 32.0;
+        let rate = bounded(s.prefill_tokens_per_s, TOKENS_MAX) / 1e4;
+        [
+            1.0,
+            batch,
+            s.kv(),
+            rate,
+            batch * rate,
+            bounded(s.ahead_tokens, TOKENS_MAX) / 1e4,
+        ]
+    }
+
+    /// Delay of the others in the batch, summed, by each token of one more request.
+    pub(super) fn others(regression: &Regression<{ Self::LEN }>, s: &Situation) -> f64 {
+        let rate = bounded(s.prefill_tokens_per_s, TOKENS_MAX) / 1e4;
+        let coefficients = regression.coefficients();
+        let each = (coefficients[1] + coefficients[4] * rate) / 32.0;
+        // What one sequence more reads of the cache is unknown; on average it is the mean.
+        let reads = coefficients[2] * s.kv() / s.batch().max(1.0);
+        (each + reads) * s.batch()
+    }
+}
