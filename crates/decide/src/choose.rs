@@ -69,10 +69,15 @@ impl PoolState {
             panic,
         };
         self.facts(ask, now, &verdicts, &depths, &mut candidates.facts);
+        if plan.predicts || ask.slo.is_some() {
+            self.predict(ask, now, &mut candidates.facts);
+        }
+        self.admit_by_slo(ask, &candidates.facts)?;
         let look = Look {
             ask,
             slots: &self.slots,
             sites: &self.sites,
+            output_tokens: self.expected_output_tokens(ask),
         };
         if plan.sticky {
             candidates.keep_sticky(&self.config, &mut verdicts);
@@ -234,6 +239,7 @@ impl PoolState {
                 lora: adapter.and_then(|(name, hash)| lora_worth(slot, load?, name, hash)),
                 had_session: session
                     .is_some_and(|s| usize::from(s.slot) == at && s.generation == slot.generation),
+                predicted: None,
             }
         };
         facts.reserve(self.by_address.len());
@@ -241,6 +247,19 @@ impl PoolState {
             if slot.present && verdict.is_none() {
                 facts.push(fact(at, slot));
             }
+        }
+    }
+
+    /// Adds what latency the request is predicted to have at each candidate.
+    fn predict(&self, ask: &Ask<'_>, now: Moment, facts: &mut [Facts]) {
+        let stale_after = self.stale_after();
+        for f in facts {
+            let at = usize::from(f.slot);
+            let slot = &self.slots[at];
+            let load = slot.fresh(now, stale_after);
+            let uncached = ask.prompt_tokens.saturating_sub(f.hit_tokens);
+            let situation = slot.situation(load, ask.prompt_tokens, uncached, now);
+            f.predicted = self.predictor.predict(at, &situation);
         }
     }
 
@@ -341,6 +360,7 @@ impl PoolState {
                     total: 0.0,
                     hit_blocks: 0,
                     prefill_ms: 0.0,
+                    predicted: None,
                 },
             })
             .collect()
@@ -376,6 +396,7 @@ impl PoolState {
             total: totals.totals[at],
             hit_blocks: base_blocks(usize::from(facts.hit_blocks)) as u32,
             prefill_ms: facts.prefill_ms,
+            predicted: facts.predicted,
         }
     }
 }

@@ -37,9 +37,7 @@ impl PoolState {
         let held = self.index.hold(at, ask.prefix);
         let hit_tokens = hit_tokens(ask, held.hit_blocks, &self.config);
         let next_hit = crate::exchange::hit_tokens(ask, held.hit_blocks + 1, &self.config);
-        let expected = ask
-            .output_tokens_max
-            .map_or(self.output_tokens, |max| self.output_tokens.min(max as f32));
+        let expected = self.expected_output_tokens(ask);
         let adapter = self.adapter(ask.model).map(|(_, hash)| hash);
         let uncached_tokens = ask.prompt_tokens - hit_tokens;
         let latency = self.latency(at, ask.prompt_tokens, uncached_tokens, now);
@@ -146,6 +144,12 @@ impl PoolState {
             self.index.retract(flight.slot, &added, flight.stamp);
         }
         self.judge(flight.slot, end.kind, now);
+    }
+
+    /// Tokens that the answer is expected to have: as many as others had, within its own limit.
+    pub(crate) fn expected_output_tokens(&self, ask: &Ask<'_>) -> f32 {
+        let max = ask.output_tokens_max.map_or(f32::MAX, |max| max as f32);
+        self.output_tokens.min(max)
     }
 
     /// What is known and predicted of a prompt at an endpoint, before it is booked there.

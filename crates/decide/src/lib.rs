@@ -14,6 +14,7 @@ mod exchange;
 mod filter;
 pub mod gate;
 pub mod health;
+mod latency;
 mod plan;
 pub mod pool;
 pub mod predict;

@@ -23,6 +23,7 @@ fn main() -> ExitCode {
             let began = Instant::now();
             let comparison = compare(&arguments.scenarios, &arguments.policies, &arguments.seeds);
             println!("{}", comparison.page());
+            println!("{}", comparison.accuracy());
             for line in comparison.shortfalls() {
                 println!("* {line}");
             }

@@ -129,7 +129,8 @@ pub fn compare(scenarios: &[Scenario], policies: &[Named], seeds: &[u64]) -> Com
             let policy = &policies[cell.policy].1;
             let mut router = policy.router(scenario, world.servers.len(), seed);
             let outcome = run(&world, router.as_mut(), seed);
-            let score = outcome.score(scenario.slo);
+            let mut score = outcome.score(scenario.slo);
+            score.accuracy = router.accuracy();
             let mut done = done
                 .lock()
                 .unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -165,6 +166,12 @@ impl Comparison {
     #[must_use]
     pub fn page(&self) -> String {
         page::render(self)
+    }
+
+    /// How well the last policy predicted latencies, as Markdown.
+    #[must_use]
+    pub fn accuracy(&self) -> String {
+        page::accuracy(self)
     }
 
     /// A line for each number in which the last policy is neither best nor within 2 % of the best.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use forebay_decide::PredictorAccuracy;
 use forebay_model::Moment;
 
 use super::World;
@@ -112,6 +113,8 @@ pub struct Score {
     pub requests: u32,
     /// ...and those that were refused.
     pub refused: u32,
+    /// How well the policy predicted latencies at the end, if it did.
+    pub accuracy: Option<PredictorAccuracy>,
 }
 
 impl Outcome {
@@ -153,6 +156,7 @@ impl Outcome {
             hit_rate: cached / prompt.max(1.0),
             requests: measured().count() as u32,
             refused: measured().filter(|p| p.refused).count() as u32,
+            accuracy: None,
         }
     }
 }

@@ -108,6 +108,35 @@ pub(super) fn render(all: &Comparison) -> String {
     page
 }
 
+/// Prediction error of the last policy, in percent, and the share of answers below what 90 % of them
+/// should be.
+pub(super) fn accuracy(all: &Comparison) -> String {
+    let mut page = String::from(
+        "| world | load | TTFT error % | TTFT coverage % | TPOT error % | TPOT coverage % | drifts |\n\
+         |---|---|---:|---:|---:|---:|---:|\n",
+    );
+    let ours = all.policies.len().saturating_sub(1);
+    for cell in all.cells.iter().filter(|cell| cell.policy == ours) {
+        let scenario = &all.scenarios[cell.scenario];
+        let seen: Vec<_> = cell.scores.iter().filter_map(|s| s.accuracy).collect();
+        let mean = |value: fn(&forebay_decide::PredictorAccuracy) -> f32| {
+            100.0 * seen.iter().map(value).sum::<f32>() / seen.len().max(1) as f32
+        };
+        let drifts: u64 = seen.iter().map(|a| a.ttft.drifts + a.tpot.drifts).sum();
+        let _ = writeln!(
+            page,
+            "| {} | {} | {:.0} | {:.0} | {:.0} | {:.0} | {drifts} |",
+            scenario.name,
+            scenario.loads[cell.load].0,
+            mean(|a| a.ttft.mape),
+            mean(|a| a.ttft.coverage),
+            mean(|a| a.tpot.mape),
+            mean(|a| a.tpot.coverage),
+        );
+    }
+    page
+}
+
 fn table(page: &mut String, all: &Comparison, cells: &[&Cell]) {
     page.push_str("| policy |");
     COLUMNS.iter().for_each(|column| {

@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use forebay_decide::{
-    Ask, BlockHash, ChainSeed, End, Flight, Offer, PoolState, Rng, Ticket, Waiter, chain,
+    Ask, BlockHash, ChainSeed, End, Flight, Offer, PoolState, PredictorAccuracy, Rng, Ticket,
+    Waiter, chain,
 };
 use forebay_model::{
     AppProtocol, Endpoint, Load, Moment, ObjectName, PickerConfig, Pool, Role, Topology,
@@ -71,6 +72,11 @@ pub trait Router {
 
     /// An answer is complete.
     fn finish(&mut self, id: Id, end: End, now: Moment);
+
+    /// How well it predicts latencies, if it does.
+    fn accuracy(&self) -> Option<PredictorAccuracy> {
+        None
+    }
 }
 
 /// Forebay's policy: the very code that the gateway runs.
@@ -221,5 +227,9 @@ impl Router for Forebay {
         if let Some(flight) = self.flights.remove(&id) {
             self.state.finish(flight, end, now);
         }
+    }
+
+    fn accuracy(&self) -> Option<PredictorAccuracy> {
+        Some(self.state.prediction_accuracy())
     }
 }
