@@ -258,7 +258,7 @@ impl PoolState {
             let slot = &self.slots[at];
             let load = slot.fresh(now, stale_after);
             let uncached = ask.prompt_tokens.saturating_sub(f.hit_tokens);
-            let situation = slot.situation(load, ask.prompt_tokens, uncached, now);
+            let situation = slot.situation(load, ask.prompt_tokens, uncached, f.lora, now);
             f.predicted = self.predictor.predict(at, &situation);
         }
     }
@@ -464,7 +464,12 @@ fn readmit(verdicts: &mut [Option<Exclusion>], whom: Exclusion) {
 
 /// Adapter in the batch 1, room for one more 0.8, others wait for it already 0.6, else 0: the
 /// values of the Inference Extension.
-fn lora_worth(slot: &Slot, load: &forebay_model::Load, name: &str, hash: u64) -> Option<f32> {
+pub(crate) fn lora_worth(
+    slot: &Slot,
+    load: &forebay_model::Load,
+    name: &str,
+    hash: u64,
+) -> Option<f32> {
     let lora = load.lora.as_ref()?;
     let named = |names: &[std::sync::Arc<str>]| names.iter().any(|n| **n == *name);
     Some(if named(&lora.running) || slot.was_sent_adapter(hash) {

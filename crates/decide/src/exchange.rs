@@ -10,6 +10,7 @@ use forebay_model::picker::{PickerConfig, Scorer};
 use smallvec::SmallVec;
 
 use crate::ask::{Ask, Claim, End, EndKind, FailureKind, Flight};
+use crate::choose::lora_worth;
 use crate::health::{Standing, may_eject_another};
 use crate::plan::Plan;
 use crate::pool::{NOWHERE, PoolState};
@@ -38,9 +39,9 @@ impl PoolState {
         let hit_tokens = hit_tokens(ask, held.hit_blocks, &self.config);
         let next_hit = crate::exchange::hit_tokens(ask, held.hit_blocks + 1, &self.config);
         let expected = self.expected_output_tokens(ask);
-        let adapter = self.adapter(ask.model).map(|(_, hash)| hash);
         let uncached_tokens = ask.prompt_tokens - hit_tokens;
-        let latency = self.latency(at, ask.prompt_tokens, uncached_tokens, now);
+        let latency = self.latency(at, ask, uncached_tokens, now);
+        let adapter = self.adapter(ask.model).map(|(_, hash)| hash);
         let slot = &mut self.slots[usize::from(at)];
         let oldest_awaiting = slot.awaiting.iter().min();
         let settled = oldest_awaiting.is_none_or(|&stamp| held.tail_stamp < stamp);
@@ -153,10 +154,12 @@ impl PoolState {
     }
 
     /// What is known and predicted of a prompt at an endpoint, before it is booked there.
-    fn latency(&self, at: u16, prompt_tokens: u32, uncached_tokens: u32, now: Moment) -> Begun {
+    fn latency(&self, at: u16, ask: &Ask<'_>, uncached_tokens: u32, now: Moment) -> Begun {
         let slot = &self.slots[usize::from(at)];
         let load = slot.fresh(now, self.stale_after());
-        let situation = slot.situation(load, prompt_tokens, uncached_tokens, now);
+        let adapter = self.adapter(ask.model);
+        let lora = adapter.and_then(|(name, hash)| lora_worth(slot, load?, name, hash));
+        let situation = slot.situation(load, ask.prompt_tokens, uncached_tokens, lora, now);
         Begun {
             situation,
             predicted: self.predictor.predict(usize::from(at), &situation),

@@ -24,6 +24,8 @@ const CALIBRATION_TOKENS_MIN: u64 = 1024;
 const SPEED_RANGE: std::ops::RangeInclusive<f32> = 200.0..=5_000_000.0;
 /// How fast the rate of prompts sent to an endpoint forgets, in seconds: some answers' length.
 const RATE_MEMORY_S: f32 = 5.0;
+/// What an adapter's state is worth at least where it need not wait for a slot: see `lora_worth`.
+const LORA_ROOM: f32 = 0.7;
 /// Adapters sent to an endpoint since its last scrape that are remembered; more are not, and
 /// then count as not loaded until the scrape.
 const ADAPTERS_SINCE_MAX: usize = 16;
@@ -220,6 +222,7 @@ impl Slot {
         load: Option<&Load>,
         prompt_tokens: u32,
         uncached_tokens: u32,
+        lora: Option<f32>,
         now: Moment,
     ) -> Situation {
         let own_waiting = self.awaiting.len() as f32;
@@ -231,6 +234,8 @@ impl Slot {
             ahead_tokens: self.backlog_tokens(now),
             uncached_tokens: uncached_tokens as f32,
             prompt_tokens: prompt_tokens as f32,
+            context_tokens: self.inflight_tokens as f32,
+            adapter_blocked: lora.is_some_and(|worth| worth < LORA_ROOM),
             prefill_tokens_per_s: self.sent_rate.tokens_at(now) / RATE_MEMORY_S,
         }
     }

@@ -4,8 +4,9 @@
 //! An engine computes prompts in the order of arrival in steps that it shares with the batch, so the
 //! time to a first token is: a step or two (constant, longer with the batch and the cache that it
 //! reads), the prompts ahead and this one by length, attention by length times context, and, where the
-//! cache is full, a wait for others to end. The time between tokens is that of a step: weights
-//! (constant), sequences and the cache that they read, and the prefill that it is shared with.
+//! cache is full or the adapter has no slot, a wait for others to end. The time between tokens is that of a step: weights
+//! (constant), sequences and the context that each reads (a prompt that several share is held once and
+//! read by each), and the prefill that it is shared with.
 
 use super::regress::{Prior, Regression};
 
@@ -33,6 +34,10 @@ pub(crate) struct Situation {
     pub(crate) prompt_tokens: f32,
     /// Uncached prompt tokens per second that were sent there lately.
     pub(crate) prefill_tokens_per_s: f32,
+    /// Tokens of prompts and expected answers in flight there from here: what the batch reads.
+    pub(crate) context_tokens: f32,
+    /// Whether the request's adapter is not in the batch and has no room there.
+    pub(crate) adapter_blocked: bool,
 }
 
 /// A number that is finite and between 0 and `max`, whatever was given.
@@ -58,10 +63,10 @@ impl Situation {
 pub(super) struct Ttft;
 
 impl Ttft {
-    pub(super) const LEN: usize = 7;
+    pub(super) const LEN: usize = 8;
     /// Before anything is known: a coefficient may be this large, in milliseconds.
     pub(super) const PRIOR: Prior<{ Self::LEN }> = Prior {
-        deviation: [100.0, 100.0, 200.0, 100.0, 100.0, 100.0, 1_000.0],
+        deviation: [100.0, 100.0, 200.0, 100.0, 100.0, 100.0, 1_000.0, 5_000.0],
     };
 
     pub(super) fn of(s: &Situation) -> [f64; Self::LEN] {
@@ -75,6 +80,7 @@ impl Ttft {
             s.kv(),
             waiting / 8.0,
             waiting / 8.0 * (s.kv() - KV_TIGHT).max(0.0) / (1.0 - KV_TIGHT),
+            f64::from(u8::from(s.adapter_blocked)),
         ]
     }
 
@@ -89,10 +95,10 @@ impl Ttft {
 pub(super) struct Tpot;
 
 impl Tpot {
-    pub(super) const LEN: usize = 6;
+    pub(super) const LEN: usize = 7;
     /// As for [`Ttft::PRIOR`].
     pub(super) const PRIOR: Prior<{ Self::LEN }> = Prior {
-        deviation: [20.0, 10.0, 20.0, 20.0, 10.0, 20.0],
+        deviation: [20.0, 10.0, 20.0, 20.0, 10.0, 20.0, 20.0],
     };
 
     pub(super) fn of(s: &Situation) -> [f64; Self::LEN] {
@@ -105,6 +111,7 @@ impl Tpot {
             rate,
             batch * rate,
             bounded(s.ahead_tokens, TOKENS_MAX) / 1e4,
+            (bounded(s.context_tokens, TOKENS_MAX) + bounded(s.prompt_tokens, TOKENS_MAX)) / 1e5,
         ]
     }
 
@@ -113,8 +120,9 @@ impl Tpot {
         let rate = bounded(s.prefill_tokens_per_s, TOKENS_MAX) / 1e4;
         let coefficients = regression.coefficients();
         let each = (coefficients[1] + coefficients[4] * rate) / 32.0;
-        // What one sequence more reads of the cache is unknown; on average it is the mean.
-        let reads = coefficients[2] * s.kv() / s.batch().max(1.0);
-        (each + reads) * s.batch()
+        let reads = coefficients[6] * bounded(s.prompt_tokens, TOKENS_MAX) / 1e5;
+        // What one sequence more takes of the cache is unknown; on average it is the mean.
+        let held = coefficients[2] * s.kv() / s.batch().max(1.0);
+        (each + reads + held) * s.batch()
     }
 }

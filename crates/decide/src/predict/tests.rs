@@ -32,6 +32,8 @@ fn situation(rng: &mut Rng) -> Situation {
         uncached_tokens: prompt * rng.unit() as f32,
         prompt_tokens: prompt,
         prefill_tokens_per_s: rng.unit() as f32 * 10_000.0,
+        context_tokens: rng.unit() as f32 * 100_000.0,
+        adapter_blocked: false,
     }
 }
 
@@ -179,7 +181,7 @@ fn hostile() -> impl Strategy<Value = f32> {
 }
 
 fn any_situation() -> impl Strategy<Value = Situation> {
-    prop::array::uniform7(hostile()).prop_map(|n| Situation {
+    (prop::array::uniform8(hostile()), any::<bool>()).prop_map(|(n, blocked)| Situation {
         waiting: n[0],
         running: n[1],
         kv_used: n[2],
@@ -187,6 +189,8 @@ fn any_situation() -> impl Strategy<Value = Situation> {
         uncached_tokens: n[4],
         prompt_tokens: n[5],
         prefill_tokens_per_s: n[6],
+        context_tokens: n[7],
+        adapter_blocked: blocked,
     })
 }
 

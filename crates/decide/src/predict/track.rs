@@ -12,8 +12,12 @@ const QUANTILE_STEP_START: f64 = 0.2;
 const HIGH_MAX: f64 = 20.0;
 /// Weight of the last answer in the mean error that shows drift.
 const LEAN_GAIN: f64 = 0.1;
-/// A mean ratio beyond this or its inverse is drift.
+/// A mean ratio beyond this or its inverse is drift...
 const LEAN_MAX: f64 = 1.6;
+/// ...unless errors are usually so large that it need not be: this many times the usual error.
+const LEAN_SPREADS: f64 = 1.5;
+/// Weight of the last answer in the usual error.
+const SPREAD_GAIN: f64 = 0.01;
 /// Answers before drift is looked for, at the start and after each time that it was found.
 const LEAN_AFTER: u32 = 30;
 /// One answer counts in that mean as at most this ratio.
@@ -30,6 +34,8 @@ pub(super) struct ErrorTrack {
     log_high: f64,
     /// Moving mean of the logarithm.
     lean: f64,
+    /// Moving mean of its distance from 0: the usual error.
+    spread: f64,
     count: u32,
     since_drift: u32,
 }
@@ -57,7 +63,10 @@ impl ErrorTrack {
         self.log_high = (self.log_high + moved).clamp(0.0, HIGH_MAX.ln());
         let (least, most) = (-RATIO_MAX.ln(), RATIO_MAX.ln());
         self.lean += LEAN_GAIN * (log.clamp(least, most) - self.lean);
-        if self.since_drift < LEAN_AFTER || self.lean.abs() <= LEAN_MAX.ln() {
+        let gain = SPREAD_GAIN.max(1.0 / f64::from(self.count));
+        self.spread += gain * (log.abs().min(most) - self.spread);
+        let usual = LEAN_MAX.ln().max(LEAN_SPREADS * self.spread);
+        if self.since_drift < LEAN_AFTER || self.lean.abs() <= usual {
             return false;
         }
         self.lean = 0.0;
