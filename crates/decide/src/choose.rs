@@ -258,9 +258,18 @@ impl PoolState {
             let slot = &self.slots[at];
             let load = slot.fresh(now, stale_after);
             let uncached = ask.prompt_tokens.saturating_sub(f.hit_tokens);
-            let situation = slot.situation(load, ask.prompt_tokens, uncached, f.lora, now);
+            let mut situation = slot.situation(load, ask.prompt_tokens, uncached, f.lora, now);
+            situation.displaced = self.displaced(at);
             f.predicted = self.predictor.predict(at, &situation);
         }
+    }
+
+    /// What one more token in the endpoint's cache is likely to cost later: as much of it as is full
+    /// makes room, and as much of what was there would have been found by others as is now.
+    fn displaced(&self, at: usize) -> f32 {
+        let capacity = self.slots[at].prefix_capacity.max(1) as f32;
+        let full = self.index.held_by(at as u16) as f32 / capacity;
+        self.found.share() * full.min(1.0)
     }
 
     /// Positions of the winner and the fallbacks among the candidates.

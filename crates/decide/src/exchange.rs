@@ -40,6 +40,7 @@ impl PoolState {
         let next_hit = crate::exchange::hit_tokens(ask, held.hit_blocks + 1, &self.config);
         let expected = self.expected_output_tokens(ask);
         let uncached_tokens = ask.prompt_tokens - hit_tokens;
+        self.found.add(hit_tokens, ask.prompt_tokens);
         let latency = self.latency(at, ask, uncached_tokens, now);
         let adapter = self.adapter(ask.model).map(|(_, hash)| hash);
         let slot = &mut self.slots[usize::from(at)];

@@ -57,6 +57,8 @@ pub struct PoolState {
     pub(crate) cold_prompts: u64,
     pub(crate) output_tokens: f32,
     pub(crate) predictor: Predictor,
+    /// Prompt tokens that were found in a cache.
+    pub(crate) found: Found,
     pub(crate) gate: Gate,
     /// Requests that were let go by the gate and are not booked yet.
     pub(crate) coming: u32,
@@ -91,6 +93,27 @@ pub struct EndpointView {
     pub prefix_blocks_max: usize,
     /// Its prefill speed, measured or assumed.
     pub prefill_tokens_per_s: f32,
+}
+
+/// The share of prompt tokens found in a cache, of late.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Found {
+    hit_tokens: f32,
+    prompt_tokens: f32,
+}
+
+impl Found {
+    /// What is left of a request's weight after each further one: about 500 count.
+    const KEEP: f32 = 0.998;
+
+    pub(crate) fn add(&mut self, hit_tokens: u32, prompt_tokens: u32) {
+        self.hit_tokens = self.hit_tokens * Self::KEEP + hit_tokens as f32;
+        self.prompt_tokens = self.prompt_tokens * Self::KEEP + prompt_tokens as f32;
+    }
+
+    pub(crate) fn share(self) -> f32 {
+        self.hit_tokens / self.prompt_tokens.max(1.0)
+    }
 }
 
 /// How full the endpoints are whose metrics are known.
@@ -131,6 +154,7 @@ impl PoolState {
             cold_prompts: 0,
             output_tokens: OUTPUT_TOKENS,
             predictor: Predictor::default(),
+            found: Found::default(),
             gate: Gate::new(gate_limits(&pool.picker)),
             coming: 0,
         };

@@ -235,6 +235,7 @@ impl Slot {
             uncached_tokens: uncached_tokens as f32,
             prompt_tokens: prompt_tokens as f32,
             context_tokens: self.inflight_tokens as f32,
+            displaced: 0.0,
             adapter_blocked: lora.is_some_and(|worth| worth < LORA_ROOM),
             prefill_tokens_per_s: self.sent_rate.tokens_at(now) / RATE_MEMORY_S,
         }

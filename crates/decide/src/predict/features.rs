@@ -38,6 +38,9 @@ pub(crate) struct Situation {
     pub(crate) context_tokens: f32,
     /// Whether the request's adapter is not in the batch and has no room there.
     pub(crate) adapter_blocked: bool,
+    /// What is likely to be computed again for each token that is computed there now, because the
+    /// cache is full and something that others come back for makes room; 0 to 1.
+    pub(crate) displaced: f32,
 }
 
 /// A number that is finite and between 0 and `max`, whatever was given.
@@ -84,10 +87,13 @@ impl Ttft {
         ]
     }
 
-    /// Delay of the running requests, summed, while the prompt is prefilled.
+    /// Delay of the running requests, summed, while the prompt is prefilled; and of as many as run
+    /// now, and of one more, when what it displaces from the cache is computed again.
     pub(super) fn others(regression: &Regression<{ Self::LEN }>, s: &Situation) -> f64 {
         let own = bounded(s.uncached_tokens, TOKENS_MAX) / 1e3;
-        own * regression.coefficients()[1] * bounded(s.running, COUNT_MAX)
+        let running = bounded(s.running, COUNT_MAX);
+        let later = bounded(s.displaced, 1.0) * (running + 1.0);
+        own * regression.coefficients()[1] * (running + later)
     }
 }
 

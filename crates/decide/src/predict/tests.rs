@@ -34,6 +34,7 @@ fn situation(rng: &mut Rng) -> Situation {
         prefill_tokens_per_s: rng.unit() as f32 * 10_000.0,
         context_tokens: rng.unit() as f32 * 100_000.0,
         adapter_blocked: false,
+        displaced: 0.0,
     }
 }
 
@@ -181,7 +182,7 @@ fn hostile() -> impl Strategy<Value = f32> {
 }
 
 fn any_situation() -> impl Strategy<Value = Situation> {
-    (prop::array::uniform8(hostile()), any::<bool>()).prop_map(|(n, blocked)| Situation {
+    (prop::array::uniform9(hostile()), any::<bool>()).prop_map(|(n, blocked)| Situation {
         waiting: n[0],
         running: n[1],
         kv_used: n[2],
@@ -191,6 +192,7 @@ fn any_situation() -> impl Strategy<Value = Situation> {
         prefill_tokens_per_s: n[6],
         context_tokens: n[7],
         adapter_blocked: blocked,
+        displaced: n[8],
     })
 }
 
