@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 
 use forebay_model::{Moment, Topology};
 
-use crate::predict::Begun;
+use crate::predict::{Begun, Prediction};
 use crate::prefix::BlockHash;
 
 /// One request, as far as choosing an endpoint is concerned.
@@ -114,6 +114,12 @@ pub(crate) struct Claim {
 }
 
 impl Flight {
+    /// The latency that the request was predicted to have where it went, if enough was known.
+    #[must_use]
+    pub fn predicted(&self) -> Option<Prediction> {
+        self.latency.predicted
+    }
+
     /// Prompt tokens that the prefix index promised to be in the endpoint's cache.
     #[must_use]
     pub fn hit_tokens(&self) -> u32 {

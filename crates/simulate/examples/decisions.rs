@@ -55,6 +55,7 @@ fn arguments() -> Result<Arguments, String> {
         let mut value = || words.next().ok_or(format!("{word} needs a value"));
         match word.as_str() {
             "--tuning" => seeds = TUNING_SEEDS.to_vec(),
+            "--more-tuning" => seeds = (11..27).collect(),
             "--scenario" => {
                 let name = value()?;
                 let found = Scenario::named(&name).ok_or(format!("no scenario {name}"))?;

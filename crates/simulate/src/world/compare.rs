@@ -129,8 +129,7 @@ pub fn compare(scenarios: &[Scenario], policies: &[Named], seeds: &[u64]) -> Com
             let policy = &policies[cell.policy].1;
             let mut router = policy.router(scenario, world.servers.len(), seed);
             let outcome = run(&world, router.as_mut(), seed);
-            let mut score = outcome.score(scenario.slo);
-            score.accuracy = router.accuracy();
+            let score = outcome.score(scenario.slo);
             let mut done = done
                 .lock()
                 .unwrap_or_else(std::sync::PoisonError::into_inner);

@@ -273,7 +273,9 @@ impl<'a> Play<'a> {
         };
         match self.router.send(id, &seen, self.now) {
             Some(at) => {
-                self.passages[id as usize].sent = Some((self.now, at));
+                let passage = &mut self.passages[id as usize];
+                passage.sent = Some((self.now, at));
+                passage.predicted = self.router.predicted(id);
                 self.plan(self.now.plus(NETWORK), Event::Reaches(at, id));
             }
             None => self.refused(id),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use forebay_decide::PredictorAccuracy;
+use forebay_decide::Prediction;
 use forebay_model::Moment;
 
 use super::World;
@@ -31,6 +31,8 @@ pub struct Passage {
     pub cached_tokens: Option<u32>,
     /// Length of its answer, in tokens.
     pub output_tokens: u32,
+    /// The latency that it was predicted to have.
+    pub predicted: Option<Prediction>,
 }
 
 impl Passage {
@@ -47,6 +49,7 @@ impl Passage {
             prompt_tokens: 0,
             cached_tokens: None,
             output_tokens: 0,
+            predicted: None,
         }
     }
 
@@ -95,6 +98,38 @@ pub struct Outcome {
     measured_s: f64,
 }
 
+/// Predictions against what came.
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
+pub struct Predicted {
+    /// Predictions made.
+    pub count: u32,
+    /// Mean of |came − predicted| / came.
+    pub mape: f64,
+    /// Median of the same.
+    pub error_p50: f64,
+    /// Share that stayed below what 90 % should.
+    pub coverage: f64,
+}
+
+impl Predicted {
+    /// Of what came with its prediction and its high prediction, in milliseconds.
+    fn of(all: impl Iterator<Item = (f64, f32, f32)>) -> Self {
+        let (mut errors, mut covered) = (Vec::new(), 0.0);
+        for (came, predicted, high) in all {
+            errors.push((came - f64::from(predicted)).abs() / came.max(1e-3));
+            covered += f64::from(u8::from(came <= f64::from(high)));
+        }
+        errors.sort_unstable_by(f64::total_cmp);
+        let count = errors.len().max(1) as f64;
+        Self {
+            count: errors.len() as u32,
+            mape: errors.iter().sum::<f64>() / count,
+            error_p50: quantile(&errors, 0.5),
+            coverage: covered / count,
+        }
+    }
+}
+
 /// A run in numbers.
 #[derive(Clone, Copy, PartialEq, Debug, Default)]
 pub struct Score {
@@ -113,8 +148,10 @@ pub struct Score {
     pub requests: u32,
     /// ...and those that were refused.
     pub refused: u32,
-    /// How well the policy predicted latencies at the end, if it did.
-    pub accuracy: Option<PredictorAccuracy>,
+    /// How well the policy predicted times to first tokens...
+    pub ttft_predicted: Predicted,
+    /// ...and times between further ones.
+    pub tpot_predicted: Predicted,
 }
 
 impl Outcome {
@@ -156,7 +193,15 @@ impl Outcome {
             hit_rate: cached / prompt.max(1.0),
             requests: measured().count() as u32,
             refused: measured().filter(|p| p.refused).count() as u32,
-            accuracy: None,
+            ttft_predicted: Predicted::of(measured().filter_map(|p| {
+                let (predicted, (sent, _)) = (p.predicted?, p.sent?);
+                let came = p.first?.since(sent).as_secs_f64() * 1e3;
+                Some((came, predicted.ttft_ms, predicted.ttft_high_ms))
+            })),
+            tpot_predicted: Predicted::of(measured().filter_map(|p| {
+                let predicted = p.predicted?;
+                Some((p.tpot_ms()?, predicted.tpot_ms, predicted.tpot_high_ms))
+            })),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::compare::{Cell, Comparison};
-use super::outcome::Score;
+use super::outcome::{Predicted, Score};
 
 /// Ours counts as best within this share of the best.
 const MARGIN: f64 = 0.02;
@@ -108,31 +108,32 @@ pub(super) fn render(all: &Comparison) -> String {
     page
 }
 
-/// Prediction error of the last policy, in percent, and the share of answers below what 90 % of them
-/// should be.
+/// Prediction errors of the last policy, and the share of answers below what 90 % should be below.
 pub(super) fn accuracy(all: &Comparison) -> String {
     let mut page = String::from(
-        "| world | load | TTFT error % | TTFT coverage % | TPOT error % | TPOT coverage % | drifts |\n\
-         |---|---|---:|---:|---:|---:|---:|\n",
+        "| world | load | TTFT error: median | mean | below p90 | TPOT error: median | mean | below p90 |\n\
+         |---|---|---:|---:|---:|---:|---:|---:|\n",
     );
     let ours = all.policies.len().saturating_sub(1);
     for cell in all.cells.iter().filter(|cell| cell.policy == ours) {
         let scenario = &all.scenarios[cell.scenario];
-        let seen: Vec<_> = cell.scores.iter().filter_map(|s| s.accuracy).collect();
-        let mean = |value: fn(&forebay_decide::PredictorAccuracy) -> f32| {
-            100.0 * seen.iter().map(value).sum::<f32>() / seen.len().max(1) as f32
-        };
-        let drifts: u64 = seen.iter().map(|a| a.ttft.drifts + a.tpot.drifts).sum();
-        let _ = writeln!(
+        let _ = write!(
             page,
-            "| {} | {} | {:.0} | {:.0} | {:.0} | {:.0} | {drifts} |",
-            scenario.name,
-            scenario.loads[cell.load].0,
-            mean(|a| a.ttft.mape),
-            mean(|a| a.ttft.coverage),
-            mean(|a| a.tpot.mape),
-            mean(|a| a.tpot.coverage),
+            "| {} | {} |",
+            scenario.name, scenario.loads[cell.load].0
         );
+        for kind in [|s: &Score| s.ttft_predicted, |s: &Score| s.tpot_predicted] {
+            for value in [
+                |p: Predicted| p.error_p50,
+                |p: Predicted| p.mape,
+                |p: Predicted| p.coverage,
+            ] {
+                let sum: f64 = cell.scores.iter().map(|score| value(kind(score))).sum();
+                let mean = 100.0 * sum / cell.scores.len().max(1) as f64;
+                let _ = write!(page, " {mean:.0} % |");
+            }
+        }
+        page.push('\n');
     }
     page
 }

@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use forebay_decide::{
-    Ask, BlockHash, ChainSeed, End, Flight, Offer, PoolState, PredictorAccuracy, Rng, Ticket,
-    Waiter, chain,
+    Ask, BlockHash, ChainSeed, End, Flight, Offer, PoolState, Prediction, Rng, Ticket, Waiter,
+    chain,
 };
 use forebay_model::{
     AppProtocol, Endpoint, Load, Moment, ObjectName, PickerConfig, Pool, Role, Topology,
@@ -73,8 +73,8 @@ pub trait Router {
     /// An answer is complete.
     fn finish(&mut self, id: Id, end: End, now: Moment);
 
-    /// How well it predicts latencies, if it does.
-    fn accuracy(&self) -> Option<PredictorAccuracy> {
+    /// The latency that it predicted for a request that it sent, if it did.
+    fn predicted(&self, _id: Id) -> Option<Prediction> {
         None
     }
 }
@@ -229,7 +229,7 @@ impl Router for Forebay {
         }
     }
 
-    fn accuracy(&self) -> Option<PredictorAccuracy> {
-        Some(self.state.prediction_accuracy())
+    fn predicted(&self, id: Id) -> Option<Prediction> {
+        self.flights.get(&id)?.predicted()
     }
 }
