@@ -80,7 +80,7 @@ impl Refusal {
     pub(crate) fn not_picked(refusal: &PickRefusal) -> Self {
         let message = refusal.to_string();
         match refusal {
-            PickRefusal::Saturated { .. } => Self {
+            PickRefusal::Saturated { .. } | PickRefusal::SloOutOfReach { .. } => Self {
                 retry_after_s: Some(1),
                 dropped: Some("rejected-saturated"),
                 ..Self::new(StatusCode::TOO_MANY_REQUESTS, "saturated", message)
