@@ -5,6 +5,7 @@ use forebay_model::policy::{Filter, LoadLimits, PrefixAffinity, SignalFilter, Si
 use smallvec::SmallVec;
 
 use crate::choose::Candidates;
+use crate::latency;
 use crate::plan::Plan;
 use crate::pool::PoolState;
 use crate::report::{Exclusion, Refusal, Sticky};
@@ -49,6 +50,14 @@ impl PoolState {
                 Filter::Unsaturated { headroom } => {
                     let room = 1.0 + headroom;
                     candidates.keep_if_any(by, verdicts, |f| self.has_room(f, room));
+                }
+                Filter::SloHeadroom { exploration } => {
+                    if *exploration > 0.0 && rng.unit() < f64::from(*exploration) {
+                        continue;
+                    }
+                    let slo = look.ask.slo;
+                    candidates
+                        .keep_if_any(by, verdicts, |f| latency::keeps(slo, f).unwrap_or(true));
                 }
                 Filter::Near(least) => {
                     let Some(near) = look.ask.near else {
@@ -103,6 +112,7 @@ fn why(filter: &Filter) -> Exclusion {
         Filter::Session => Exclusion::Session,
         Filter::Load(_) | Filter::Signal(_) | Filter::Unsaturated { .. } => Exclusion::Load,
         Filter::ContextLength(_) => Exclusion::ContextLength,
+        Filter::SloHeadroom { .. } => Exclusion::Slo,
         Filter::Near(_) => Exclusion::Far,
     }
 }
