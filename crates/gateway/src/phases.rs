@@ -82,10 +82,7 @@ pub(crate) fn ask<'a>(
         session,
         priority: record.priority,
         stream: record.stream,
-        subset: None,
-        fields: &[],
-        near: None,
-        avoid: &[],
+        ..Ask::default()
     }
 }
 
