@@ -27,7 +27,7 @@ impl PoolState {
         for (filter, passes) in &plan.filters {
             let by = why(filter);
             match filter {
-                Filter::Labels(_) | Filter::Stage(_) => {
+                Filter::Labels(_) | Filter::LabelOrNone { .. } | Filter::Stage(_) => {
                     candidates.keep(by, verdicts, |f| passes[usize::from(f.slot)]);
                 }
                 Filter::PrefixAffinity(affinity) => {
@@ -106,7 +106,7 @@ fn rng_spares(affinity: &PrefixAffinity, rng: &mut Rng) -> bool {
 
 fn why(filter: &Filter) -> Exclusion {
     match filter {
-        Filter::Labels(_) => Exclusion::Label,
+        Filter::Labels(_) | Filter::LabelOrNone { .. } => Exclusion::Label,
         Filter::Stage(_) => Exclusion::Stage,
         Filter::PrefixAffinity(_) => Exclusion::ColdCache,
         Filter::Session => Exclusion::Session,

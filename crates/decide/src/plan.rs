@@ -74,6 +74,10 @@ impl Plan {
                 Filter::Labels(selector) => {
                     passes.extend(sites.iter().map(|site| selector.matches(&site.labels)));
                 }
+                Filter::LabelOrNone { label, values } => passes.extend(sites.iter().map(|site| {
+                    let value = site.labels.get(label);
+                    value.is_none_or(|value| values.contains(value))
+                })),
                 Filter::Stage(stage) => passes.extend(
                     sites
                         .iter()

@@ -455,7 +455,7 @@ fn outgoing(
         (body, _, _) => return body.outgoing(&ex.worker),
     };
     let bytes = renamed(&peeked, model, name);
-    (Outgoing::whole(bytes), Some(peeked))
+    (peeked.outgoing_as(bytes), Some(peeked))
 }
 
 /// The same for those who only look at it.
@@ -463,7 +463,7 @@ fn preview(body: &ClientBody, model: Option<ModelAt>, served: Option<&str>) -> O
     let ClientBody::Read(peeked) = body else {
         return Outgoing::Empty;
     };
-    Outgoing::whole(match (model, served) {
+    peeked.outgoing_as(match (model, served) {
         (Some(model), Some(name)) => renamed(peeked, model, name),
         (_, None) | (None, _) => peeked.bytes.clone(),
     })

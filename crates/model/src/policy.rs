@@ -39,7 +39,7 @@ impl Default for Profile {
 
 /// Which profile a request gets, where there are several.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "kebab-case", rename_all_fields = "camelCase")]
 pub enum ProfileBy {
     /// The first.
     #[default]
@@ -56,10 +56,17 @@ pub enum ProfileBy {
 
 /// Leaves endpoints out before any is scored.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "kebab-case", rename_all_fields = "camelCase")]
 pub enum Filter {
     /// Pods with these labels.
     Labels(LabelSelector),
+    /// Pods whose label has one of the values, or that do not have it.
+    LabelOrNone {
+        /// The label.
+        label: String,
+        /// The values.
+        values: Vec<String>,
+    },
     /// Pods that do this part of an inference.
     Stage(Stage),
     /// Those that hold most of the prompt, as long as they are not far behind.
@@ -229,7 +236,7 @@ pub struct SignalFilter {
 
 /// Which values of a signal pass.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "kebab-case", rename_all_fields = "camelCase")]
 pub enum SignalTest {
     /// Those below.
     LessThan(f32),
@@ -309,7 +316,7 @@ pub enum SloAdmission {
 
 /// How full a pool is.
 #[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "kebab-case", rename_all_fields = "camelCase")]
 pub enum Saturation {
     /// By what the endpoints report: the mean of the larger of queue length and KV use, each
     /// against its limit.

@@ -165,6 +165,11 @@ impl<'a> Fields<'a> {
         Some(Fields::of(value, &self.path(name), self.faults))
     }
 
+    /// The fields of `item`, which stands at `at` within this object.
+    pub(super) fn within(&self, item: Value, at: &str) -> Fields<'a> {
+        Fields::of(item, at, self.faults)
+    }
+
     /// The items of the list `name`, each with its place; none if it is not there.
     pub(super) fn list(&mut self, name: &'static str) -> Vec<(String, Value)> {
         let at = self.path(name);

@@ -6,9 +6,20 @@
 //! Pure text to values; who reads files and follows them is elsewhere. `document.rs` holds the
 //! shapes of the versions, `lower.rs` follows references. docs/picker-config.md lists every plugin.
 
+mod admission;
 mod document;
 mod fields;
+mod filters;
+mod flow;
+mod lower;
+mod parts;
+mod producers;
+mod refused;
+mod scorers;
+#[cfg(test)]
+mod tests;
 mod units;
+mod words;
 
 use forebay_model::PickerConfig;
 use forebay_model::snapshot::Problem;
@@ -25,6 +36,13 @@ pub(crate) const OBJECT: &str = "EndpointPickerConfig";
 const MALFORMED: &str = crate::reason::MALFORMED;
 /// A field that there is not.
 const UNKNOWN_FIELD: &str = "NoSuchField";
+
+/// A reference that leads nowhere, or to something else.
+const UNRESOLVED: &str = "Unresolved";
+/// Plugins that there is nothing like here.
+const NO_EQUIVALENT: &str = "NoEquivalent";
+/// Worth knowing.
+const NOTE: &str = "Note";
 
 /// Bytes of one document; a larger one is not read. A ConfigMap holds 1 MiB.
 pub const TEXT_BYTES_MAX: usize = 1 << 20;
@@ -63,15 +81,11 @@ pub struct Became {
 pub fn read(text: &str) -> Result<Loaded, Vec<Problem>> {
     let faults = Faults::default();
     let document = parse(text, &faults).and_then(|value| Document::read(value, &faults));
+    let loaded = document.map(|document| lower::lower(&document, &faults));
     let faults = faults.into_inner();
-    match document {
-        Some(document) if faults.is_empty() => Ok(Loaded {
-            picker: PickerConfig::default(),
-            version: document.version,
-            plugins: Vec::new(),
-            notes: Vec::new(),
-        }),
-        _ => Err(faults),
+    match loaded {
+        Some(loaded) if faults.is_empty() => Ok(loaded),
+        Some(_) | None => Err(faults),
     }
 }
 
