@@ -509,7 +509,7 @@ spec:
 
     world.delete("gateway", "apart");
     wait_for("everything goes with the Gateway", || {
-        let left = all("services,serviceaccounts,deployments").len();
+        let left = all("services,serviceaccounts,deployments,rolebindings").len();
         (left == 0 && bindings().is_empty()).then_some(())
     });
 }
