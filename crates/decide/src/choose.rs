@@ -69,10 +69,15 @@ impl PoolState {
             panic,
         };
         self.facts(ask, now, &verdicts, &depths, &mut candidates.facts);
+        if plan.predicts || ask.slo.is_some() {
+            self.predict(ask, now, &mut candidates.facts);
+        }
+        self.admit_by_slo(ask, &candidates.facts)?;
         let look = Look {
             ask,
             slots: &self.slots,
             sites: &self.sites,
+            output_tokens: self.expected_output_tokens(ask),
         };
         if plan.sticky {
             candidates.keep_sticky(&self.config, &mut verdicts);
@@ -234,6 +239,7 @@ impl PoolState {
                 lora: adapter.and_then(|(name, hash)| lora_worth(slot, load?, name, hash)),
                 had_session: session
                     .is_some_and(|s| usize::from(s.slot) == at && s.generation == slot.generation),
+                predicted: None,
             }
         };
         facts.reserve(self.by_address.len());
@@ -242,6 +248,28 @@ impl PoolState {
                 facts.push(fact(at, slot));
             }
         }
+    }
+
+    /// Adds what latency the request is predicted to have at each candidate.
+    fn predict(&self, ask: &Ask<'_>, now: Moment, facts: &mut [Facts]) {
+        let stale_after = self.stale_after();
+        for f in facts {
+            let at = usize::from(f.slot);
+            let slot = &self.slots[at];
+            let load = slot.fresh(now, stale_after);
+            let uncached = ask.prompt_tokens.saturating_sub(f.hit_tokens);
+            let mut situation = slot.situation(load, ask.prompt_tokens, uncached, f.lora, now);
+            situation.displaced = self.displaced(at);
+            f.predicted = self.predictor.predict(at, &situation);
+        }
+    }
+
+    /// What one more token in the endpoint's cache is likely to cost later: as much of it as is full
+    /// makes room, and as much of what was there would have been found by others as is now.
+    fn displaced(&self, at: usize) -> f32 {
+        let capacity = self.slots[at].prefix_capacity.max(1) as f32;
+        let full = self.index.held_by(at as u16) as f32 / capacity;
+        self.found.share() * full.min(1.0)
     }
 
     /// Positions of the winner and the fallbacks among the candidates.
@@ -341,6 +369,7 @@ impl PoolState {
                     total: 0.0,
                     hit_blocks: 0,
                     prefill_ms: 0.0,
+                    predicted: None,
                 },
             })
             .collect()
@@ -376,6 +405,7 @@ impl PoolState {
             total: totals.totals[at],
             hit_blocks: base_blocks(usize::from(facts.hit_blocks)) as u32,
             prefill_ms: facts.prefill_ms,
+            predicted: facts.predicted,
         }
     }
 }
@@ -443,7 +473,12 @@ fn readmit(verdicts: &mut [Option<Exclusion>], whom: Exclusion) {
 
 /// Adapter in the batch 1, room for one more 0.8, others wait for it already 0.6, else 0: the
 /// values of the Inference Extension.
-fn lora_worth(slot: &Slot, load: &forebay_model::Load, name: &str, hash: u64) -> Option<f32> {
+pub(crate) fn lora_worth(
+    slot: &Slot,
+    load: &forebay_model::Load,
+    name: &str,
+    hash: u64,
+) -> Option<f32> {
     let lora = load.lora.as_ref()?;
     let named = |names: &[std::sync::Arc<str>]| names.iter().any(|n| **n == *name);
     Some(if named(&lora.running) || slot.was_sent_adapter(hash) {

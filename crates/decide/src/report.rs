@@ -10,6 +10,8 @@ use forebay_model::picker::{PickerKind, Scorer, WeightedScorer};
 use serde::Serialize;
 use smallvec::SmallVec;
 
+use crate::predict::Prediction;
+
 /// Pools with more endpoints than this get a report on the best [`REPORTED_BEST`] only, so that
 /// a pick among a thousand does not spend its time on describing the others.
 pub const REPORTED_ALL_UP_TO: usize = 32;
@@ -82,6 +84,8 @@ pub struct Considered {
     pub hit_blocks: u32,
     /// Time until this prompt would be prefilled, in milliseconds, if decode did not interfere.
     pub prefill_ms: f32,
+    /// The latency that it is predicted to have, if that was asked for and enough is known.
+    pub predicted: Option<Prediction>,
 }
 
 /// Why an endpoint was left out.
@@ -114,6 +118,8 @@ pub enum Exclusion {
     ContextLength,
     /// Others are closer to the endpoint that does the request's other part.
     Far,
+    /// Others are predicted to keep the request's SLO.
+    Slo,
 }
 
 /// What decided between the candidates.
@@ -183,6 +189,7 @@ impl Counts {
             | Exclusion::Session
             | Exclusion::Load
             | Exclusion::ContextLength
+            | Exclusion::Slo
             | Exclusion::Far => &mut self.filtered,
         };
         *counter += 1;
@@ -222,6 +229,13 @@ pub enum Refusal {
         /// From where on requests like it are shed.
         limit: f32,
     },
+    /// No endpoint is predicted to keep the request's SLO.
+    SloOutOfReach {
+        /// Time to the first token that nine of ten such requests would have at the best, in ms.
+        ttft_ms: f32,
+        /// The same of the time between tokens.
+        tpot_ms: f32,
+    },
 }
 
 impl Refusal {
@@ -235,6 +249,7 @@ impl Refusal {
             Self::Filtered { .. } => "filtered",
             Self::UnknownProfile => "unknown-profile",
             Self::Saturated { .. } => "saturated",
+            Self::SloOutOfReach { .. } => "slo-out-of-reach",
         }
     }
 }
@@ -278,6 +293,12 @@ impl fmt::Display for Refusal {
                 "the pool is saturated ({saturation:.2}, limit {limit:.2}) and requests of \
                  priority {priority} are shed: retry later or raise the objective's priority"
             ),
+            Self::SloOutOfReach { ttft_ms, tpot_ms } => write!(
+                f,
+                "no endpoint is predicted to keep the request's SLO: nine of ten would have their \
+                 first token within {ttft_ms:.0} ms and further ones {tpot_ms:.1} ms apart: retry \
+                 later, or ask for less"
+            ),
         }
     }
 }
@@ -312,6 +333,7 @@ impl fmt::Display for Exclusion {
             Self::Load => "beyond a limit of a filter",
             Self::ContextLength => "not for prompts of this length",
             Self::Far => "others are closer to the request's other endpoint",
+            Self::Slo => "others are predicted to keep the request's SLO",
         })
     }
 }
@@ -348,6 +370,13 @@ impl fmt::Display for Report {
                 " {:.3}: holds {}/{} blocks, prefill in {:.0} ms",
                 endpoint.total, endpoint.hit_blocks, self.prompt_blocks, endpoint.prefill_ms
             )?;
+            if let Some(p) = endpoint.predicted {
+                write!(
+                    f,
+                    ", predicted {:.0} ms to the first token and {:.1} ms between",
+                    p.ttft_ms, p.tpot_ms
+                )?;
+            }
             for (scorer, score) in self.scorers.iter().zip(&endpoint.scores) {
                 write!(
                     f,
@@ -383,6 +412,8 @@ pub fn name(scorer: &Scorer) -> &'static str {
         Scorer::PrefillShare { .. } => "prefill-share",
         Scorer::ActiveRequests { .. } => "active-requests",
         Scorer::ContextLength { .. } => "context-length",
+        Scorer::Latency(_) => "latency",
+        Scorer::AddedDelay => "added-delay",
         Scorer::Near => "near",
         Scorer::HeaderLabel { .. } => "header-label",
         Scorer::Signal { .. } => "signal",

@@ -39,6 +39,7 @@ fn main() {
 fn scraping() {
     let live = Arc::new(ArcSwap::from_pointee(configured(&endpoints())));
     let settings = Settings {
+        llm_d_names: false,
         access_log: Format::Off,
         otlp: None,
     };
@@ -219,6 +220,7 @@ fn configured(endpoints: &[SocketAddr]) -> Live {
 fn settling(what: &str, access_log: Format) {
     let settings = Settings {
         access_log,
+        llm_d_names: false,
         otlp: None,
     };
     let telemetry = Telemetry::with_log_sink(&settings, Box::new(io::sink())).expect("a thread");

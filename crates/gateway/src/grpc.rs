@@ -28,7 +28,7 @@ pub(crate) enum Code {
 
 impl Code {
     /// What a refusal with this status is in gRPC.
-    fn of(status: StatusCode, reason: &str) -> Self {
+    pub(crate) fn of(status: StatusCode, reason: &str) -> Self {
         match status.as_u16() {
             401 => Self::Unauthenticated,
             403 => Self::PermissionDenied,

@@ -368,6 +368,16 @@ impl Settle {
         Held::new(Rc::clone(&self.worker))
     }
 
+    /// The record as it stands; `None` once the exchange is settled.
+    pub(crate) fn record(&mut self) -> Option<&mut Record> {
+        self.record.is_open().then_some(&mut *self.record)
+    }
+
+    /// Puts another flight in the place of the one that is booked, and gives that back.
+    pub(crate) fn rebook(&mut self, flight: InFlight) -> Option<InFlight> {
+        self.flight.replace(flight)
+    }
+
     /// Whether the client looks for the outcome in trailers, and would see them.
     fn ends_in_trailers(&self) -> bool {
         self.record.is_open() && self.record.grpc && self.record.http2
@@ -412,13 +422,19 @@ impl Settle {
         true
     }
 
-    fn bytes_out(&mut self, bytes: usize) {
+    pub(crate) fn bytes_out(&mut self, bytes: usize) {
         if self.record.is_open() {
             self.record.bytes_out += bytes as u64;
         }
     }
 
-    fn now(&mut self, ending: Ending, kind: EndKind, observer: Option<ResponseObserver>) {
+    /// Settles the exchange, once.
+    pub(crate) fn now(
+        &mut self,
+        ending: Ending,
+        kind: EndKind,
+        observer: Option<ResponseObserver>,
+    ) {
         let Some(mut record) = self.record.take().into_inner() else {
             return;
         };

@@ -181,6 +181,7 @@ struct Watched {
 
 fn watched(live: Arc<ArcSwap<Live>>) -> Watched {
     let settings = telemetry::Settings {
+        llm_d_names: false,
         access_log: telemetry::Format::Off,
         otlp: None,
     };

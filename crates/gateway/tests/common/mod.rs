@@ -85,6 +85,7 @@ impl World {
     ) -> Self {
         watch_for_panics();
         let reports = TelemetrySettings {
+            llm_d_names: false,
             access_log,
             otlp: None,
         };
