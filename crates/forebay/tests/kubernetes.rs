@@ -307,6 +307,7 @@ fn every_gateway_gets_a_service_whose_ports_outlive_the_process() {
         "127.0.0.2",
         "--gateway-selector",
         "app.kubernetes.io/name=forebay",
+        "--gateway-service-accounts",
     ];
     let start = || world.forebay_with(world.cluster.kubeconfig(), &arguments);
     let mut forebay = start();
@@ -341,6 +342,23 @@ fn every_gateway_gets_a_service_whose_ports_outlive_the_process() {
         ports
     };
     wait_for("Services", || (ports().len() == 3).then_some(()));
+    // Metadata of the Gateway beside it, whatever its pods are.
+    let marked = || {
+        let labels = "gateway.networking.k8s.io/gateway-name=second,team=a";
+        let note = r"jsonpath={.items[*].metadata.annotations.example\.com/note}";
+        let get = [
+            "get",
+            "serviceaccounts",
+            "-n",
+            &namespace,
+            "-l",
+            labels,
+            "-o",
+            note,
+        ];
+        world.cluster.kubectl(&get)
+    };
+    wait_for("a ServiceAccount", || (marked() == "kept").then_some(()));
     let first = ports();
     let bound = |line: &str| -> u16 {
         let number = line.rsplit(':').next().expect("a port");
@@ -384,6 +402,9 @@ fn every_gateway_gets_a_service_whose_ports_outlive_the_process() {
     world.delete("gateway", "second");
     wait_for("its Service goes with it", || {
         (ports().len() == 1).then_some(())
+    });
+    wait_for("and its ServiceAccount", || {
+        marked().is_empty().then_some(())
     });
     drop(forebay);
 }
@@ -448,7 +469,8 @@ spec:
         let held = conditions(&gateway["status"]["conditions"]);
         held.contains(&"Programmed=True".to_owned()).then_some(())
     });
-    assert_eq!(all("services,serviceaccounts,deployments").len(), 3);
+    let beside = all("services,serviceaccounts,deployments,rolebindings");
+    assert_eq!(beside.len(), 4, "{beside:?}");
     let bindings = || {
         let labels = format!("forebay.dev/gateway-namespace={namespace}");
         let names = ["get", "clusterrolebindings", "-l", &labels, "-o", "name"];
@@ -487,7 +509,7 @@ spec:
 
     world.delete("gateway", "apart");
     wait_for("everything goes with the Gateway", || {
-        let left = all("services,serviceaccounts,deployments").len();
+        let left = all("services,serviceaccounts,deployments,rolebindings").len();
         (left == 0 && bindings().is_empty()).then_some(())
     });
 }

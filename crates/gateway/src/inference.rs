@@ -376,7 +376,7 @@ impl Sending<'_> {
                     SendError::Connect(_) | SendError::Tls(_) => FailureKind::Connect,
                     SendError::Timeout(_) => FailureKind::Timeout,
                     SendError::Reset(_) | SendError::Protocol(_) => FailureKind::Reset,
-                    SendError::ClientBody | SendError::ClientStalled(_) => {
+                    SendError::ClientBody(_) | SendError::ClientStalled(_) => {
                         return Err(Refusal::not_sent(&error, "client"));
                     }
                     SendError::Picker(_) => return Err(Refusal::not_sent(&error, "picker")),

@@ -198,7 +198,7 @@ impl Relay {
     fn broke(&mut self, error: SendError) -> Poll<Option<Result<Frame<Bytes>, SendError>>> {
         let (ending, kind) = match error {
             SendError::Timeout(_) => (Ending::TimedOut, EndKind::Failed(FailureKind::Timeout)),
-            SendError::ClientBody => (Ending::ClientGone, EndKind::Cancelled),
+            SendError::ClientBody(_) => (Ending::ClientGone, EndKind::Cancelled),
             SendError::ClientStalled(_) => (Ending::TimedOut, EndKind::Cancelled),
             SendError::Picker(_) => (Ending::PickerFailed, EndKind::Cancelled),
             SendError::Connect(_)

@@ -133,7 +133,7 @@ impl Refusal {
             SendError::Timeout(_) => {
                 Self::new(StatusCode::GATEWAY_TIMEOUT, "upstream_timeout", message)
             }
-            SendError::ClientBody => Self::bad_request("client_body", message),
+            SendError::ClientBody(_) => Self::bad_request("client_body", message),
             SendError::ClientStalled(limit) => Self::body_stalled(*limit),
             SendError::Connect(_) => Self {
                 retry_after_s: Some(1),

@@ -184,7 +184,7 @@ async fn connect(
                 | SendError::Timeout(_)
                 | SendError::Reset(_)
                 | SendError::Protocol(_)
-                | SendError::ClientBody
+                | SendError::ClientBody(_)
                 | SendError::ClientStalled(_)
                 | SendError::Picker(_),
             ) => reason = "upstream_connect",

@@ -81,8 +81,8 @@ pub(super) async fn send(
     let parsed = std::future::poll_fn(|cx| {
         // A failed upload is not yet a failed exchange: the endpoint may have answered before it
         // stopped reading (413, for one). Only the client's own failure ends it at once.
-        if let Poll::Ready(Err(SendError::ClientBody)) = upload.poll(&mut io, cx) {
-            return Poll::Ready(Err(SendError::ClientBody));
+        if let Poll::Ready(Err(error @ SendError::ClientBody(_))) = upload.poll(&mut io, cx) {
+            return Poll::Ready(Err(error));
         }
         poll_head(&mut io, &mut buf, cx)
     })

@@ -77,7 +77,12 @@ impl Drop for Counting {
 pub struct H2Body {
     incoming: Incoming,
     counting: Counting,
+    client: ClientsPart,
 }
+
+/// What has broken the client's body, if it still streams: hyper resets the stream then and says no
+/// more, and the endpoint must not be blamed for it.
+type ClientsPart = Option<Rc<Cell<Option<&'static str>>>>;
 
 impl H2Body {
     pub(super) fn poll_frame(
@@ -85,7 +90,7 @@ impl H2Body {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, SendError>>> {
         let frame = Pin::new(&mut self.incoming).poll_frame(cx);
-        frame.map_err(|e| broke(e, &self.counting.0))
+        frame.map_err(|e| broke(e, &self.counting.0, &self.client))
     }
 
     pub(super) fn length(&self) -> Option<u64> {
@@ -104,8 +109,12 @@ pub(super) async fn send(
     body: Outgoing,
 ) -> Result<Answer, SendError> {
     let counting = Counting::begin(&conn.load);
+    let client = match &body {
+        Outgoing::Stream(streamed) => Some(streamed.broken()),
+        Outgoing::Empty | Outgoing::Whole { .. } => None,
+    };
     let request = request(conn.scheme, head, body)?;
-    let broke = |e| broke(e, &counting.0);
+    let broke = |e| broke(e, &counting.0, &client);
     conn.sender.ready().await.map_err(broke)?;
     let sent = conn.sender.send_request(request).await;
     let (mut parts, incoming) = sent.map_err(broke)?.into_parts();
@@ -113,12 +122,19 @@ pub(super) async fn send(
     Ok(Answer {
         status: parts.status,
         headers: parts.headers,
-        body: AnswerBody::H2(Box::new(H2Body { incoming, counting })),
+        body: AnswerBody::H2(Box::new(H2Body {
+            incoming,
+            counting,
+            client,
+        })),
     })
 }
 
-/// What broke a connection or a stream of it: TLS, or the endpoint.
-fn broke(error: hyper::Error, conn: &Load) -> SendError {
+/// What broke a connection or a stream of it: the client, TLS, or the endpoint.
+fn broke(error: hyper::Error, conn: &Load, client: &ClientsPart) -> SendError {
+    if let Some(what) = client.as_ref().and_then(|broken| broken.get()) {
+        return SendError::ClientBody(what);
+    }
     match conn.tls_fault.get() {
         Some(what) => SendError::Tls(io::Error::other(what.clone())),
         None => SendError::Reset(io::Error::other(error)),

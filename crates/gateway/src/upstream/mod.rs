@@ -217,8 +217,8 @@ pub enum SendError {
     Protocol(&'static str),
     /// A time limit.
     Timeout(&'static str),
-    /// The client's own body broke; no other endpoint can help.
-    ClientBody,
+    /// The client's own body broke, and how; no other endpoint can help.
+    ClientBody(&'static str),
     /// No byte of the client's own body came for so long.
     ClientStalled(Duration),
     /// The picker that the response goes through failed, or ended it.
@@ -235,7 +235,7 @@ impl SendError {
             Self::Reset(_) => "reset",
             Self::Protocol(_) => "protocol",
             Self::Timeout(_) => "timeout",
-            Self::ClientBody => "client_body",
+            Self::ClientBody(_) => "client_body",
             Self::ClientStalled(_) => "body_timeout",
             Self::Picker(_) => "picker",
         }
@@ -250,7 +250,7 @@ impl std::fmt::Display for SendError {
             Self::Reset(e) => write!(f, "connection broke before the response: {e}"),
             Self::Protocol(what) => write!(f, "the endpoint broke HTTP: {what}"),
             Self::Timeout(what) => write!(f, "time limit: {what}"),
-            Self::ClientBody => f.write_str("the client's body broke"),
+            Self::ClientBody(what) => f.write_str(what),
             Self::ClientStalled(limit) => {
                 write!(f, "no byte of the body came for {} s", limit.as_secs())
             }

@@ -16,7 +16,7 @@ use http_body::{Body as _, Frame};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
-use super::trailers::{self, TRAILERS_BYTES_MAX, TRAILERS_MAX};
+use super::trailers;
 
 /// Why the rest of a client's body does not go on.
 #[derive(Debug)]
@@ -27,15 +27,19 @@ pub enum BadBody {
     Trailers,
 }
 
+impl BadBody {
+    /// It in a sentence.
+    pub(crate) fn what(&self) -> &'static str {
+        match self {
+            Self::Broken(_) => "the client's body broke",
+            Self::Trailers => "a request has at most 64 trailers, of 16 KiB together",
+        }
+    }
+}
+
 impl std::fmt::Display for BadBody {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Broken(_) => f.write_str("the client's body broke"),
-            Self::Trailers => write!(
-                f,
-                "a request has at most {TRAILERS_MAX} trailers of {TRAILERS_BYTES_MAX} bytes"
-            ),
-        }
+        f.write_str(self.what())
     }
 }
 
@@ -56,6 +60,8 @@ pub struct Streamed {
     stall_limit: Duration,
     // Shared with the watch, which another task may hold: hyper's, towards an HTTP/2 endpoint.
     waits_since: Rc<Cell<Option<Instant>>>,
+    /// What broke it, for those who hear of a stream that was reset alone.
+    broken: Rc<Cell<Option<&'static str>>>,
 }
 
 impl Streamed {
@@ -67,6 +73,7 @@ impl Streamed {
             body,
             stall_limit,
             waits_since: Rc::default(),
+            broken: Rc::default(),
         }
     }
 
@@ -88,16 +95,16 @@ impl Streamed {
         }
         poll.map(|frame| {
             frame.map(|frame| {
-                let mut frame = frame.map_err(BadBody::Broken)?;
-                if let Some(fields) = frame.trailers_mut() {
-                    if !trailers::fit(fields) {
-                        return Err(BadBody::Trailers);
-                    }
-                    trailers::settle(fields);
-                }
-                Ok(frame)
+                let frame = frame.map_err(BadBody::Broken).and_then(settled);
+                self.broken.set(frame.as_ref().err().map(BadBody::what));
+                frame
             })
         })
+    }
+
+    /// Tells, now or later, what has broken it.
+    pub(super) fn broken(&self) -> Rc<Cell<Option<&'static str>>> {
+        Rc::clone(&self.broken)
     }
 
     pub(super) fn is_end_stream(&self) -> bool {
@@ -120,4 +127,15 @@ impl Streamed {
             }
         }
     }
+}
+
+/// A frame as it goes on: trailers without those that are not passed on.
+fn settled(mut frame: Frame<Bytes>) -> Result<Frame<Bytes>, BadBody> {
+    if let Some(fields) = frame.trailers_mut() {
+        if !trailers::fit(fields) {
+            return Err(BadBody::Trailers);
+        }
+        trailers::settle(fields);
+    }
+    Ok(frame)
 }

@@ -111,7 +111,9 @@ impl Upload {
                         }
                     }
                 },
-                Poll::Ready(Some(Err(_))) => return Poll::Ready(Err(SendError::ClientBody)),
+                Poll::Ready(Some(Err(bad))) => {
+                    return Poll::Ready(Err(SendError::ClientBody(bad.what())));
+                }
                 Poll::Ready(None) => {
                     self.source = None;
                     if self.chunked {
