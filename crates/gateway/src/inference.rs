@@ -38,7 +38,7 @@ use crate::relay::{Body, Passing, Relay, Settle};
 use crate::respond::Refusal;
 use crate::told::ToldFields;
 use crate::upstream::{self, Answer, AnswerBody, Head, Outgoing, Peer, SendError};
-use crate::{catalogue, clock, tunnel};
+use crate::{catalogue, clock, slo, tunnel};
 
 /// Endpoints tried for one request, the first included. More would let a broken request wear out
 /// a whole pool.
@@ -209,6 +209,7 @@ pub(crate) async fn serve(
         session,
         priority: ex.record.priority,
         stream: ex.record.stream,
+        slo: slo::of(&onward.head.headers),
         subset: None,
         fields: &told.as_texts(),
         near: None,

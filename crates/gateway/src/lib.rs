@@ -34,6 +34,7 @@ mod service;
 pub mod settings;
 pub mod shared;
 pub mod signals;
+mod slo;
 mod stream;
 pub mod telemetry;
 mod tls;
