@@ -263,6 +263,7 @@ pub(crate) fn test_record() -> Record {
                 total,
                 hit_blocks,
                 prefill_ms,
+                predicted: None,
             }
         };
     let at = |ms: u64| Moment::from_millis(1_000 + ms);
