@@ -91,6 +91,9 @@ enum Bench {
     Rollout(bench::rollout::Args),
     /// The gateway in front of a large cluster's API server
     Scale(bench::scale::Args),
+    /// What routing policies decide, ours and others', in simulated worlds
+    #[command(alias = "quality")]
+    Decisions(bench::decisions::Args),
     /// Memory of idle pools and of requests under way, CPU of scraping
     Footprint(bench::footprint::Args),
 }
@@ -103,6 +106,7 @@ fn main() -> ExitCode {
         Chore::Bench { what } => match what {
             Bench::Proxy(args) => bench::run(&args),
             Bench::Footprint(args) => bench::footprint::run(&args),
+            Bench::Decisions(args) => bench::decisions::run(&args),
             Bench::Rollout(args) => bench::rollout::run(&args),
             Bench::Scale(args) => bench::scale::run(&args),
         },

@@ -247,7 +247,7 @@ impl Default for PickerConfig {
             prefix_index_bytes_max: 64 << 20,
             prefix_blocks_per_endpoint: 31_250,
             load_stale_after_ms: 2_000,
-            sticky_share: 0.8,
+            sticky_share: 1.0,
             sticky_backlog_max_ms: 4_000,
             shed_at_saturation: 1.0,
             queue_at_saturation: Some(1.0),

@@ -1,7 +1,8 @@
 //! Compares what routing policies decide, in simulated worlds in virtual time.
-//! Usage: `decisions [--tuning] [--scenario NAME]... [--variant NAME=JSON]... [--load NAME] [--only NAME]...`
+//! Usage: `decisions [--tuning | --more-tuning] [--scenario NAME]... [--variant NAME=JSON]...
+//! [--only NAME]... [--out PAGE]`
 //!
-//! A variant is Forebay's policy with other settings (`{"stickyShare": 0.7}`), beside those of the
+//! Evaluates with the seeds of the published table, or with others to tune on. A variant is Forebay's policy with other settings (`{"stickyShare": 0.7}`), beside those of the
 //! published table.
 
 use std::process::ExitCode;
@@ -15,6 +16,7 @@ struct Arguments {
     seeds: Vec<u64>,
     scenarios: Vec<Scenario>,
     policies: Vec<Named>,
+    out: Option<String>,
 }
 
 fn main() -> ExitCode {
@@ -22,10 +24,13 @@ fn main() -> ExitCode {
         Ok(arguments) => {
             let began = Instant::now();
             let comparison = compare(&arguments.scenarios, &arguments.policies, &arguments.seeds);
-            println!("{}", comparison.page());
-            println!("{}", comparison.accuracy());
-            for line in comparison.shortfalls() {
-                println!("* {line}");
+            let part = comparison.part();
+            println!("{part}");
+            if let Some(out) = &arguments.out
+                && let Err(problem) = write(out, &part)
+            {
+                eprintln!("{out}: {problem}");
+                return ExitCode::FAILURE;
             }
             let cpu_s = comparison.cpu.as_secs_f64();
             eprintln!(
@@ -50,6 +55,7 @@ fn arguments() -> Result<Arguments, String> {
     let mut policies = published();
     let mut variants: Vec<Named> = Vec::new();
     let mut only = Vec::new();
+    let mut out = None;
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or_else(|| format!("{word} needs a value"));
@@ -68,6 +74,7 @@ fn arguments() -> Result<Arguments, String> {
                     serde_json::from_str(json).map_err(|error| format!("{name}: {error}"))?;
                 variants.push((name.to_owned(), Policy::Forebay(Box::new(config))));
             }
+            "--out" => out = Some(value()?),
             "--only" => only.push(value()?),
             _ => return Err(format!("unknown argument {word}")),
         }
@@ -83,5 +90,24 @@ fn arguments() -> Result<Arguments, String> {
         seeds,
         scenarios,
         policies,
+        out,
     })
+}
+
+/// Replaces the page's part between its marks, or adds it at the end.
+fn write(page: &str, part: &str) -> std::io::Result<()> {
+    const MARKS: [&str; 2] = [
+        "<!-- bench decisions: begin -->",
+        "<!-- bench decisions: end -->",
+    ];
+    let old = std::fs::read_to_string(page)?;
+    let marked = format!("{}\n\n{}\n\n{}", MARKS[0], part.trim(), MARKS[1]);
+    let new = match (old.find(MARKS[0]), old.find(MARKS[1])) {
+        (Some(from), Some(to)) if from < to => {
+            let after = &old[to + MARKS[1].len()..];
+            format!("{}{marked}{after}", &old[..from])
+        }
+        _ => format!("{}\n\n{marked}\n", old.trim_end()),
+    };
+    std::fs::write(page, new)
 }

@@ -8,6 +8,7 @@
 
 mod bodies;
 mod configs;
+pub(crate) mod decisions;
 pub(crate) mod footprint;
 mod http1;
 pub(crate) mod load;

@@ -214,6 +214,7 @@ fn a_share_of_a_prompt_is_counted_by_length_not_by_blocks() {
 fn sticky_keeps_to_the_cache_until_it_is_saturated() {
     let config = PickerConfig {
         scorers: vec![],
+        sticky_share: 0.8,
         sticky_backlog_max_ms: 1_000,
         ..PickerConfig::default()
     };

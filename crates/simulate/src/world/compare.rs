@@ -161,21 +161,10 @@ pub fn compare(scenarios: &[Scenario], policies: &[Named], seeds: &[u64]) -> Com
 }
 
 impl Comparison {
-    /// The comparison as Markdown.
+    /// The comparison as a part of a Markdown page: tables, prediction errors, and a line for each
+    /// number in which the last policy is neither best nor within 2 % of the best.
     #[must_use]
-    pub fn page(&self) -> String {
+    pub fn part(&self) -> String {
         page::render(self)
-    }
-
-    /// How well the last policy predicted latencies, as Markdown.
-    #[must_use]
-    pub fn accuracy(&self) -> String {
-        page::accuracy(self)
-    }
-
-    /// A line for each number in which the last policy is neither best nor within 2 % of the best.
-    #[must_use]
-    pub fn shortfalls(&self) -> Vec<String> {
-        page::shortfalls(self)
     }
 }

@@ -81,7 +81,13 @@ fn best_of(cells: &[&Cell], column: &Column) -> f64 {
 }
 
 pub(super) fn render(all: &Comparison) -> String {
-    let mut page = String::new();
+    let seeds: Vec<String> = all.seeds.iter().map(u64::to_string).collect();
+    let mut page = format!(
+        "All numbers are SIMULATED. Each is the mean of {} runs (seeds {}), ± half of what lies between the \
+         lowest and the highest; all policies play the same traffic. **Bold** is the best, or within 2 % of it.\n\n",
+        seeds.len(),
+        seeds.join(", ")
+    );
     for (at, scenario) in all.scenarios.iter().enumerate() {
         let _ = writeln!(
             page,
@@ -105,11 +111,23 @@ pub(super) fn render(all: &Comparison) -> String {
             table(&mut page, all, &cells);
         }
     }
+    page.push_str(
+        "### Prediction\n\nErrors of the latencies that Forebay predicted when requests began.\n\n",
+    );
+    page.push_str(&accuracy(all));
+    page.push_str("\n### Not best\n\n");
+    let shortfalls = shortfalls(all);
+    if shortfalls.is_empty() {
+        page.push_str("Forebay is best or within 2 % of the best in every number.\n");
+    }
+    for line in shortfalls {
+        let _ = writeln!(page, "* {line}");
+    }
     page
 }
 
 /// Prediction errors of the last policy, and the share of answers below what 90 % should be below.
-pub(super) fn accuracy(all: &Comparison) -> String {
+fn accuracy(all: &Comparison) -> String {
     let mut page = String::from(
         "| world | load | TTFT error: median | mean | below p90 | TPOT error: median | mean | below p90 |\n\
          |---|---|---:|---:|---:|---:|---:|---:|\n",
@@ -164,7 +182,7 @@ fn table(page: &mut String, all: &Comparison, cells: &[&Cell]) {
 
 /// Where the last policy is not the best or within the margin of it: scenario, load, column, and
 /// how far it is behind whom.
-pub(super) fn shortfalls(all: &Comparison) -> Vec<String> {
+fn shortfalls(all: &Comparison) -> Vec<String> {
     let mut lines = Vec::new();
     let ours = all.policies.len().saturating_sub(1);
     for (at, scenario) in all.scenarios.iter().enumerate() {

@@ -19,7 +19,7 @@ fn small() -> Scenario {
     talk.system_tokens = 2_000;
     talk.question_tokens = crate::load::Distribution::fixed(200.0);
     talk.output_tokens = crate::load::Distribution::fixed(50.0);
-    scenario.loads = [("moderate", 20.0), ("high", 40.0)];
+    scenario.loads = [("moderate", 30.0), ("high", 50.0)];
     (scenario.warm_up_s, scenario.measured_s) = (5, 15);
     scenario
 }
@@ -64,9 +64,9 @@ fn ours_beats_turns_on_shared_prefixes() {
     let comparison = compare(&[scenario], &policies, &[1, 2]);
     for pair in comparison.cells.chunks(2) {
         for (turns, ours) in pair[0].scores.iter().zip(&pair[1].scores) {
-            assert!(ours.hit_rate > turns.hit_rate + 0.15, "{turns:?} {ours:?}");
+            assert!(ours.hit_rate > turns.hit_rate + 0.3, "{turns:?} {ours:?}");
             assert!(
-                ours.ttft_p95_ms < 0.75 * turns.ttft_p95_ms,
+                ours.ttft_p95_ms < 0.9 * turns.ttft_p95_ms,
                 "{turns:?} {ours:?}"
             );
             assert!(
