@@ -123,8 +123,9 @@ pub struct Decision {
     pub metadata: Option<Struct>,
     /// The body in place of the one that came.
     pub body: Option<Bytes>,
-    /// Which parts of the response to show; `None` leaves it as it is.
-    pub response: Option<Wanted>,
+    /// Whether the body of the response has to be seen. Proxies that show heads of responses are told
+    /// again with that.
+    pub shows_response: bool,
 }
 
 /// What of a response has to be seen.
@@ -214,6 +215,9 @@ pub struct Machine {
     body_bytes_max: usize,
     at: At,
     request: Mode,
+    /// As the proxy told.
+    offered: Mode,
+    /// As far as is known by now.
     response: Mode,
     /// The proxy told how it sends bodies.
     told: bool,
@@ -272,6 +276,7 @@ impl Machine {
             at: At::Start,
             // As pickers are asked where nobody tells: the only mode that fits the protocol.
             request: Mode::Duplex,
+            offered: Mode::Duplex,
             response: Mode::Duplex,
             told: false,
             held: Held::default(),
@@ -368,7 +373,8 @@ impl Machine {
         if let Some(config) = config {
             self.told = true;
             self.request = Mode::of(config.request_body_mode);
-            self.response = Mode::of(config.response_body_mode);
+            self.offered = Mode::of(config.response_body_mode);
+            self.response = self.offered;
             eager = config.send_body_without_waiting_for_header_response;
         }
         self.at = At::Deciding;
@@ -484,9 +490,12 @@ impl Machine {
             mutation,
             metadata,
             body,
-            response,
+            shows_response,
         } = decision;
-        let mode_override = response.and_then(|wanted| self.wanting(wanted));
+        let mode_override = match shows_response {
+            true => self.wanting(Wanted::Bodies),
+            false => None,
+        };
         let common = CommonResponse {
             header_mutation: Some(mutation),
             clear_route_cache: true,
@@ -556,45 +565,36 @@ impl Machine {
         })));
     }
 
-    /// How to show what is wanted of the response; `None` where it is shown anyway, or cannot be.
+    /// How to show what is wanted of the response; `None` where it is shown anyway, or where nothing is
+    /// known of what it would take the place of.
     fn wanting(&mut self, wanted: Wanted) -> Option<ProcessingMode> {
-        let shown = self.response != Mode::None;
-        let response = match (wanted, shown) {
-            (Wanted::Head, true) => Mode::None,
-            (Wanted::Bodies, false) if self.request == Mode::Duplex => Mode::Duplex,
-            (Wanted::Bodies, false) => Mode::Streamed,
-            (Wanted::Head, false) | (Wanted::Bodies, true) => return None,
+        let response = match (wanted, self.offered) {
+            (Wanted::Head, Mode::None) => return None,
+            (Wanted::Head, _) => Mode::None,
+            (Wanted::Bodies, Mode::None) if self.request == Mode::Duplex => Mode::Duplex,
+            (Wanted::Bodies, Mode::None) => Mode::Streamed,
+            (Wanted::Bodies, _) => return None,
         };
         if !self.told {
-            // What it would answer in place of the rest is not known.
             return None;
         }
-        // A proxy that does not let its mode be changed goes on as before. What comes is told from
-        // what was asked for by its coming, and only then matters in which mode.
+        // Of a proxy that does not let its mode be changed bodies go on coming, or not, as before.
         if wanted == Wanted::Bodies {
             self.response = response;
         }
-        let trailers = match (self.request, response) {
-            (Mode::Duplex, _) | (_, Mode::Duplex) => HeaderSendMode::Send,
-            _ => HeaderSendMode::Skip,
+        let trailers = |mode| match mode {
+            Mode::Duplex => HeaderSendMode::Send.into(),
+            Mode::None | Mode::Streamed | Mode::Buffered | Mode::Partial => {
+                HeaderSendMode::Skip.into()
+            }
         };
         Some(ProcessingMode {
             request_header_mode: HeaderSendMode::Send.into(),
             response_header_mode: HeaderSendMode::Send.into(),
             request_body_mode: self.request.on_the_wire().into(),
             response_body_mode: response.on_the_wire().into(),
-            request_trailer_mode: match self.request {
-                Mode::Duplex => HeaderSendMode::Send.into(),
-                Mode::None | Mode::Streamed | Mode::Buffered | Mode::Partial => {
-                    HeaderSendMode::Skip.into()
-                }
-            },
-            response_trailer_mode: match response {
-                Mode::Duplex => trailers.into(),
-                Mode::None | Mode::Streamed | Mode::Buffered | Mode::Partial => {
-                    HeaderSendMode::Skip.into()
-                }
-            },
+            request_trailer_mode: trailers(self.request),
+            response_trailer_mode: trailers(response),
         })
     }
 
@@ -606,9 +606,19 @@ impl Machine {
         Ok(Step::ResponseHead(head))
     }
 
-    /// The head of the response goes on like this.
-    pub fn response_head(&mut self, mutation: HeaderMutation, out: &mut Replies) {
-        if mutation == HeaderMutation::default() {
+    /// The head of the response goes on like this; `wanted` is what is to be shown of the rest.
+    pub fn response_head(
+        &mut self,
+        mutation: HeaderMutation,
+        wanted: Option<Wanted>,
+        out: &mut Replies,
+    ) {
+        let mode_override = match self.response_over {
+            // Nothing follows.
+            true => None,
+            false => wanted.and_then(|wanted| self.wanting(wanted)),
+        };
+        if mutation == HeaderMutation::default() && mode_override.is_none() {
             return out.push(Reply::Pass(Part::ResponseHead));
         }
         let common = CommonResponse {
@@ -616,6 +626,7 @@ impl Machine {
             ..CommonResponse::default()
         };
         out.push(Reply::Message(Box::new(ProcessingResponse {
+            mode_override,
             response: Some(Response::ResponseHeaders(HeadersResponse {
                 response: Some(common),
             })),

@@ -76,6 +76,7 @@ struct Exchange {
     /// Names of the model: what the server saw, what the client asked for.
     renamed: Option<(Arc<str>, Box<str>)>,
     response: Shown,
+    body_began: bool,
     observer: Option<ResponseObserver>,
     restorer: Option<ModelRestorer>,
 }
@@ -163,11 +164,11 @@ impl<'a> Call<'a> {
                     }
                 }
                 Step::ResponseHead(head) => {
-                    let mutation = match &mut self.exchange {
+                    let (mutation, wanted) = match &mut self.exchange {
                         Some(exchange) => exchange.head(self.worker, self.manner, &head),
-                        None => HeaderMutation::default(),
+                        None => (HeaderMutation::default(), Some(Wanted::Head)),
                     };
-                    self.machine.response_head(mutation, &mut replies);
+                    self.machine.response_head(mutation, wanted, &mut replies);
                 }
                 Step::ResponseBody(piece, end) => {
                     let other = match &mut self.exchange {
@@ -239,6 +240,7 @@ impl<'a> Call<'a> {
                     stream: exchange.stream,
                     renamed: exchange.renamed,
                     response: Shown::Nothing,
+                    body_began: false,
                     observer: None,
                     restorer: None,
                 });
@@ -463,12 +465,9 @@ impl Asking<'_> {
             set_headers.push(answer::set("content-length", body.len().to_string()));
         }
         let generates = record.api.body() != BodyKind::Opaque;
-        let wanted = match generates && (restores || self.manner.response_bodies) {
-            true => Wanted::Bodies,
-            false => Wanted::Head,
-        };
+        let shows_response = generates && (restores || self.manner.response_bodies);
         // Usage is read in passing, which needs the answer as it is.
-        if generates && self.noted.accepts_encodings && (self.bodies || wanted == Wanted::Bodies) {
+        if generates && self.noted.accepts_encodings && (self.bodies || shows_response) {
             remove_headers.push("accept-encoding".to_owned());
         }
         Decision {
@@ -478,14 +477,19 @@ impl Asking<'_> {
             },
             metadata: Some(metadata),
             body,
-            response: Some(wanted),
+            shows_response,
         }
     }
 }
 
 impl Exchange {
     /// Takes note of the head of the response.
-    fn head(&mut self, worker: &Rc<Worker>, manner: &Manner, head: &Head) -> HeaderMutation {
+    fn head(
+        &mut self,
+        worker: &Rc<Worker>,
+        manner: &Manner,
+        head: &Head,
+    ) -> (HeaderMutation, Option<Wanted>) {
         let status = head::status(head);
         self.response = Shown::Head(status);
         let served = head::served(head);
@@ -510,10 +514,19 @@ impl Exchange {
         if manner.test_selection {
             super::test_selection::report(served, &mut mutation);
         }
+        let wanted =
+            match self.restorer.is_some() || (self.observer.is_some() && manner.response_bodies) {
+                true => Wanted::Bodies,
+                false => Wanted::Head,
+            };
+        if wanted == Wanted::Head && self.stream {
+            // As close to the first token as can be told.
+            self.settle.first_byte(clock::now());
+        }
         if head.headers.end_of_stream {
             self.finish(Ending::Complete);
         }
-        mutation
+        (mutation, Some(wanted))
     }
 
     /// Another endpoint than the first one answered: those before it did not.
@@ -563,6 +576,7 @@ impl Exchange {
     /// Takes note of a piece of the response; what goes on in its place, if it changes.
     fn piece(&mut self, piece: &Bytes, end: bool) -> Option<Bytes> {
         let now = clock::now();
+        self.body_began = true;
         if !piece.is_empty() {
             let first = self.settle.first_byte(now);
             self.settle.bytes_out(piece.len());
@@ -600,18 +614,12 @@ impl Exchange {
     }
 
     fn closed(&mut self) {
-        let body_shown = !self.observed_nothing();
-        match (self.response, body_shown) {
+        match (self.response, self.body_began) {
             // Of what is not shown, the end of the call is all that there is to learn.
             (Shown::Nothing, _) | (Shown::Head(_), false) => self.finish(Ending::Complete),
             (Shown::Head(_), true) => self.finish(Ending::ClientGone),
             (Shown::All, _) => {}
         }
-    }
-
-    fn observed_nothing(&mut self) -> bool {
-        let record = self.settle.record();
-        record.is_none_or(|record| record.first_byte.is_none())
     }
 
     fn finish(&mut self, ending: Ending) {
