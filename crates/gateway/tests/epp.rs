@@ -650,9 +650,7 @@ fn a_call_under_way_is_answered_while_the_process_drains() {
         BodySendMode::FullDuplexStreamed,
     ));
     call.say(piece("{", false));
-    eventually("the call has come", || {
-        bed.world.counts("client", 1)
-    });
+    eventually("the call has come", || bed.world.counts("client", 1));
     bed.world.gateway.drain();
     let refuses = || std::net::TcpStream::connect(bed.epp.address).is_err();
     eventually("nobody is taken any more", refuses);

