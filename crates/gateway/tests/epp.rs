@@ -301,13 +301,18 @@ fn the_answer_names_an_ordered_list_in_field_and_metadata() {
     let bed = Bed::of(pool);
     let mut call = bed.call();
     let answer = call.ask(
-        &[("x-request-id", "r1"), ("x-gateway-model-name", "x")],
+        &[
+            ("x-request-id", "r1"),
+            ("x-gateway-model-name", "x"),
+            ("x-llm-d-inference-fairness-id", "t"),
+        ],
         &body("tiny", "hi"),
     );
     let list = picked(&answer);
     assert_eq!(list.len(), 3);
     let mutation = common(&answer).header_mutation.as_ref().unwrap();
-    assert_eq!(mutation.remove_headers, ["x-gateway-model-name"]);
+    // Routes match on the model, and are looked for again.
+    assert_eq!(mutation.remove_headers, ["x-llm-d-inference-fairness-id"]);
     let Some(Response::RequestBody(_)) = call.hear().response else {
         panic!("the body comes behind the head");
     };

@@ -60,7 +60,6 @@ impl Default for Setup {
 /// A running Envoy.
 pub(crate) struct Envoy {
     pub(crate) address: SocketAddr,
-    pub(crate) admin: SocketAddr,
     _program: Program,
     _folder: TempDir,
 }
@@ -101,7 +100,6 @@ impl Envoy {
         });
         Self {
             address,
-            admin,
             _program: program,
             _folder: folder,
         }
