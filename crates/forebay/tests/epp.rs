@@ -13,13 +13,39 @@ use std::process::Stdio;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use support::{
-    Answer, Ending, Load, MODEL, Program, chat, exchange, failed, forebay, free_port, get,
-    manifests, sim, skip, wait_for,
+    Answer, Ending, Load, MODEL, Program, exchange, failed, forebay, free_port, get, manifests,
+    sim, skip, wait_for,
 };
 
 use envoy::{Cluster, Envoy, Setup};
 
 const CHAT: &str = "POST /v1/chat/completions HTTP/1.1\r\n";
+
+/// Where a picker listens.
+#[derive(Clone, Copy)]
+struct Ports {
+    calls: u16,
+    health: u16,
+    admin: u16,
+}
+
+impl Ports {
+    fn free() -> Self {
+        Self {
+            calls: free_port(1),
+            health: free_port(1),
+            admin: free_port(1),
+        }
+    }
+
+    fn calls(self) -> SocketAddr {
+        ([127, 0, 0, 1], self.calls).into()
+    }
+
+    fn admin(self) -> SocketAddr {
+        ([127, 0, 0, 1], self.admin).into()
+    }
+}
 
 /// Simulated servers with a picker.
 struct Bed {
@@ -27,9 +53,7 @@ struct Bed {
     servers: Vec<SocketAddr>,
     sims: Vec<Option<Program>>,
     picker: Option<Program>,
-    port: u16,
-    health: u16,
-    admin: SocketAddr,
+    ports: Ports,
     tls: bool,
 }
 
@@ -47,52 +71,52 @@ impl Bed {
             servers,
             sims,
             picker: None,
-            port: free_port(1),
-            health: free_port(1),
-            admin: ([127, 0, 0, 1], free_port(1)).into(),
+            ports: Ports::free(),
             tls,
         };
-        bed.start_picker();
+        bed.picker = Some(bed.start_picker(bed.ports));
         bed
     }
 
-    fn picker(&self) -> SocketAddr {
-        ([127, 0, 0, 1], self.port).into()
-    }
-
-    fn start_picker(&mut self) {
-        let (port, health) = (self.port.to_string(), self.health.to_string());
-        let metrics = self.admin.port().to_string();
-        self.picker = Some(Program::start(
+    fn start_picker(&self, ports: Ports) -> Program {
+        let (calls, health) = (ports.calls.to_string(), ports.health.to_string());
+        let picker = Program::start(
             forebay()
                 .args(["epp", "--bind", "127.0.0.1", "--pool-name", "sims"])
-                .args(["--grpc-port", &port, "--grpc-health-port", &health])
-                .args(["--metrics-port", &metrics, "--log", "error", "--seed", "1"])
+                .args(["--grpc-port", &calls, "--grpc-health-port", &health])
+                .args(["--metrics-port", &ports.admin.to_string()])
+                .args(["--log", "error", "--seed", "1", "--lame-duck", "500ms"])
                 .arg(format!("--secure-serving={}", self.tls))
                 .args(["--test-selection", "--config"])
                 .arg(self.folder.path())
                 .stderr(Stdio::inherit()),
-        ));
-        wait_for("the picker is ready", || get(self.admin, "/readyz").ok());
+        );
+        wait_for("the picker is ready", || get(ports.admin(), "/readyz").ok());
         wait_for("every server is scraped", || {
-            let pools: Value = serde_json::from_str(&get(self.admin, "/debug/pools").ok()?).ok()?;
+            let pools: Value =
+                serde_json::from_str(&get(ports.admin(), "/debug/pools").ok()?).ok()?;
             let all = pools[0]["endpoints"].as_array()?;
             all.iter().all(|e| !e["running"].is_null()).then_some(())
         });
+        picker
     }
 
     fn envoy(&self, program: &PathBuf, setup: &Setup) -> Envoy {
+        self.envoy_of(program, setup, &[self.ports.calls()])
+    }
+
+    fn envoy_of(&self, program: &PathBuf, setup: &Setup, pickers: &[SocketAddr]) -> Envoy {
         let setup = Setup {
             tls: self.tls,
             ..setup.clone()
         };
-        Envoy::start(program, &setup, &self.servers, self.picker())
+        Envoy::start(program, &setup, &self.servers, pickers)
     }
 
     /// The last decision of the picker on a request with this id.
     fn decision(&self, id: &str) -> Value {
         wait_for("the decision is settled", || {
-            let all = get(self.admin, &format!("/debug/decisions?id={id}")).ok()?;
+            let all = get(self.ports.admin(), &format!("/debug/decisions?id={id}")).ok()?;
             let all: Value = serde_json::from_str(&all).ok()?;
             let first = all.as_array().and_then(|all| all.first()).cloned();
             first.filter(|decision| decision["end"] == "complete")
@@ -236,7 +260,7 @@ fn thousands_of_streams_at_once_are_served() {
             assert!(whole, "after {done}: {text}");
             done += 1;
         }
-        let metrics = get(bed.admin, "/metrics").expect("metrics");
+        let metrics = get(bed.ports.admin(), "/metrics").expect("metrics");
         assert!(metrics.contains("forebay_connections"), "{metrics}");
     });
 }
@@ -297,53 +321,87 @@ fn refusals_reach_the_client_with_their_reason() {
     });
 }
 
+/// Of a body that it has shown Envoy keeps nothing in the mode FULL_DUPLEX_STREAMED, so that it cannot go
+/// on without an answer, whatever it is told.
+fn failing_open() -> Setup {
+    Setup {
+        request: "BUFFERED",
+        response: "NONE",
+        fail_open: true,
+        ..Setup::default()
+    }
+}
+
 #[test]
 fn without_a_picker_the_proxy_fails_as_it_is_told_to() {
     with_envoy("epp failure modes", |program| {
         let mut bed = Bed::start(2, false);
         let close = bed.envoy(program, &Setup::default());
-        let open = bed.envoy(
-            program,
-            &Setup {
-                fail_open: true,
-                ..Setup::default()
-            },
-        );
+        let open = bed.envoy(program, &failing_open());
         let ask = |envoy: &Envoy| exchange(envoy.address, CHAT, &body(false, "hi")).status;
         assert_eq!((ask(&close), ask(&open)), (200, 200));
         bed.picker.take().expect("started").kill();
         let (closed, opened) = (ask(&close), ask(&open));
         assert!(closed >= 500, "{closed}");
         assert_eq!(opened, 200);
-        bed.start_picker();
+        let _again = bed.start_picker(bed.ports);
         wait_for("it is asked again", || (ask(&close) == 200).then_some(()));
     });
 }
 
+#[track_caller]
+fn assert_whole(load: Load) {
+    let chats = load.end();
+    let broken = chats.iter().filter(|chat| chat.ending != Ending::Complete);
+    assert_eq!(
+        broken.count(),
+        0,
+        "of {}: {:?}",
+        chats.len(),
+        failed(&chats).first()
+    );
+}
+
 #[test]
-fn a_picker_is_replaced_under_load_without_a_failed_request() {
+fn a_picker_that_is_alone_is_replaced_under_load_without_a_failed_request() {
     with_envoy("epp restart", |program| {
         let mut bed = Bed::start(2, false);
-        let setup = Setup {
-            fail_open: true,
-            ..Setup::default()
-        };
-        let envoy = bed.envoy(program, &setup);
+        let envoy = bed.envoy(program, &failing_open());
         let load = Load::start(envoy.address, 8, 8);
         load.wait_for_more(40);
         for _ in 0..2 {
             let mut old = bed.picker.take().expect("started");
             old.signal(Signal::TERM);
             wait_for("it has ended", || old.ended());
-            bed.start_picker();
+            load.wait_for_more(40);
+            bed.picker = Some(bed.start_picker(bed.ports));
             load.wait_for_more(40);
         }
-        let chats = load.end();
-        assert!(failed(&chats).is_empty(), "{:?}", failed(&chats));
-        let whole = chats.iter().filter(|chat| chat.ending == Ending::Complete);
-        assert_eq!(whole.count(), chats.len());
-        let after = chat(envoy.address, "and now", 2);
-        assert_eq!(after.ending, Ending::Complete);
+        assert_whole(load);
+    });
+}
+
+#[test]
+fn two_pickers_are_replaced_in_turn_under_load_without_a_failed_request() {
+    with_envoy("epp rollout", |program| {
+        let mut bed = Bed::start(2, true);
+        let other_ports = Ports::free();
+        let mut first = bed.picker.take().expect("started");
+        let mut second = bed.start_picker(other_ports);
+        let pickers = [bed.ports.calls(), other_ports.calls()];
+        let envoy = bed.envoy_of(program, &Setup::default(), &pickers);
+        let load = Load::start(envoy.address, 8, 8);
+        load.wait_for_more(40);
+        let replace = |picker: &mut Program, ports: Ports| {
+            picker.signal(Signal::TERM);
+            wait_for("it has ended", || picker.ended());
+            load.wait_for_more(40);
+            *picker = bed.start_picker(ports);
+            load.wait_for_more(40);
+        };
+        replace(&mut first, bed.ports);
+        replace(&mut second, other_ports);
+        assert_whole(load);
     });
 }
 
@@ -380,7 +438,7 @@ fn the_picker_sends_to_envoy_at_once() {
             };
             let stream = TcpStream::from(copy);
             let local = stream.local_addr().map(|address| address.port());
-            if local.is_ok_and(|port| port == bed.port) && stream.peer_addr().is_ok() {
+            if local.is_ok_and(|port| port == bed.ports.calls) && stream.peer_addr().is_ok() {
                 found += 1;
                 assert!(stream.nodelay().expect("an option"));
             }

@@ -65,18 +65,18 @@ pub(crate) struct Envoy {
 }
 
 impl Envoy {
-    /// Starts one in front of `servers`, which asks `picker`, and waits until it listens.
+    /// Starts one in front of `servers`, which asks `pickers`, and waits until it listens.
     pub(crate) fn start(
         program: &PathBuf,
         setup: &Setup,
         servers: &[SocketAddr],
-        picker: SocketAddr,
+        pickers: &[SocketAddr],
     ) -> Self {
         let local = |port| SocketAddr::from(([127, 0, 0, 1], port));
         let (address, admin) = (local(free_port(1)), local(free_port(1)));
         let folder = tempfile::tempdir().expect("a temporary folder");
         let file = folder.path().join("envoy.yaml");
-        let text = config(setup, address, admin, servers, picker);
+        let text = config(setup, address, admin, servers, pickers);
         fs::write(&file, text).expect("a writable folder");
         let log = fs::File::create(folder.path().join("log")).expect("a writable folder");
         let mut command = Command::new(program);
@@ -129,8 +129,9 @@ fn config(
     address: SocketAddr,
     admin: SocketAddr,
     servers: &[SocketAddr],
-    picker: SocketAddr,
+    pickers: &[SocketAddr],
 ) -> String {
+    let pickers: Vec<String> = pickers.iter().map(endpoint).collect();
     let hint = setup.subset.as_ref().map_or(String::new(), |value| {
         format!(
             "
@@ -180,7 +181,9 @@ static_resources:
           - name: envoy.filters.http.ext_proc
             typed_config:
               \"@type\": type.googleapis.com/envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor
-              grpc_service: {{envoy_grpc: {{cluster_name: picker, authority: picker.test}}}}
+              grpc_service:
+                envoy_grpc: {{cluster_name: picker, authority: picker.test}}
+                retry_policy: {{retry_on: \"connect-failure,refused-stream,unavailable,reset\", num_retries: 2}}
               failure_mode_allow: {fail_open}
               allow_mode_override: true
               message_timeout: 1000s
@@ -203,6 +206,13 @@ static_resources:
     type: STATIC
     connect_timeout: 5s
     {LIMITS}
+    health_checks:
+    - timeout: 1s
+      interval: 0.2s
+      no_traffic_interval: 0.2s
+      unhealthy_threshold: 1
+      healthy_threshold: 1
+      grpc_health_check: {{service_name: envoy.service.ext_proc.v3.ExternalProcessor}}
     typed_extension_protocol_options:
       envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
         \"@type\": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
@@ -223,7 +233,7 @@ static_resources:
         response = setup.response,
         request_trailers = trailers(setup.request),
         response_trailers = trailers(setup.response),
-        picker = endpoint(&picker),
+        picker = pickers.join(", "),
         pool = pool(setup.cluster, servers),
     )
 }
