@@ -4,14 +4,16 @@
 //! by `PoolState::begin`. Formulas are in `score.rs`, standings in `health.rs`.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use forebay_model::Moment;
-use forebay_model::picker::{PickerConfig, PickerKind, Scorer};
+use forebay_model::picker::{PickerConfig, PickerKind};
 use smallvec::SmallVec;
 
 use crate::ask::Ask;
 use crate::exchange::hit_tokens;
 use crate::health::Standing;
+use crate::plan::Plan;
 use crate::pool::PoolState;
 use crate::prefix::base_blocks;
 use crate::report::{
@@ -19,7 +21,7 @@ use crate::report::{
     Refusal, Report, Sticky,
 };
 use crate::rng::Rng;
-use crate::score::{self, Facts};
+use crate::score::{self, Facts, Look};
 use crate::slot::Slot;
 
 /// Totals this close are equal: far below any difference that a scorer means, far above what
@@ -31,9 +33,9 @@ type Verdicts = SmallVec<[Option<Exclusion>; 128]>;
 
 // These are filled in place: as return values their kilobytes would be copied.
 
-struct Candidates {
-    facts: SmallVec<[Facts; 32]>,
-    sticky: Sticky,
+pub(crate) struct Candidates {
+    pub(crate) facts: SmallVec<[Facts; 32]>,
+    pub(crate) sticky: Sticky,
     panic: bool,
 }
 
@@ -50,7 +52,11 @@ impl PoolState {
     ///
     /// A [`Refusal`] if no endpoint may take the request or the pool is too full for it.
     pub fn choose(&self, ask: &Ask<'_>, now: Moment, rng: &mut Rng) -> Result<Pick, Refusal> {
+        let plan = self.plan(ask)?;
         self.shed(ask.priority, now)?;
+        if ask.avoid.is_empty() {
+            self.shed_gradually(ask.priority, now, rng)?;
+        }
         let mut verdicts = Verdicts::new();
         verdicts.resize(self.slots.len(), None);
         let panic = self.rule_out(ask, now, &mut verdicts)?;
@@ -63,13 +69,28 @@ impl PoolState {
             panic,
         };
         self.facts(ask, now, &verdicts, &depths, &mut candidates.facts);
-        candidates.keep_sticky(&self.config, &mut verdicts);
+        if plan.predicts || ask.slo.is_some() {
+            self.predict(ask, now, &mut candidates.facts);
+        }
+        self.admit_by_slo(ask, &candidates.facts)?;
+        let look = Look {
+            ask,
+            slots: &self.slots,
+            sites: &self.sites,
+            output_tokens: self.expected_output_tokens(ask),
+        };
+        if plan.sticky {
+            candidates.keep_sticky(&self.config, &mut verdicts);
+        }
+        if !plan.filters.is_empty() {
+            self.filter(plan, look, &mut candidates, &mut verdicts, rng)?;
+        }
         let mut totals = Totals {
             columns: SmallVec::new(),
             totals: SmallVec::new(),
         };
-        self.totals(&candidates.facts, &mut totals);
-        let (order, reason) = self.order(&candidates.facts, &totals.totals, rng);
+        score_all(plan, look, &candidates.facts, &mut totals);
+        let (order, reason) = self.order(plan, &candidates.facts, &totals.totals, rng);
         let choice = |&at: &usize| {
             let facts = &candidates.facts[at];
             Choice {
@@ -80,7 +101,7 @@ impl PoolState {
         };
         Ok(Pick {
             order: order.iter().map(choice).collect(),
-            report: self.report(ask, &candidates, &verdicts, &totals, reason),
+            report: self.report(plan, ask, &candidates, &verdicts, &totals, reason),
         })
     }
 
@@ -195,19 +216,20 @@ impl PoolState {
         let fact = |at: usize, slot: &Slot| {
             let load = slot.fresh(now, self.stale_after());
             let hit_blocks = depths[at];
-            let uncached = ask.prompt_tokens.saturating_sub(hit_tokens(
-                ask,
-                usize::from(hit_blocks),
-                &self.config,
-            ));
+            let hit_tokens = hit_tokens(ask, usize::from(hit_blocks), &self.config);
+            let uncached = ask.prompt_tokens.saturating_sub(hit_tokens) as f32;
             let ms_per_token = 1_000.0 / slot.speed.tokens_per_s();
-            let backlog_ms = slot.backlog_tokens(now) * ms_per_token;
+            let backlog_tokens = slot.backlog_tokens(now);
+            let backlog_ms = backlog_tokens * ms_per_token;
             Facts {
                 slot: at as u16,
                 hit_blocks,
                 hit_share: base_blocks(usize::from(hit_blocks)) as f32 / prompt_blocks,
+                hit_tokens,
+                uncached_tokens: uncached,
+                backlog_tokens,
                 backlog_ms,
-                prefill_ms: backlog_ms + uncached as f32 * ms_per_token,
+                prefill_ms: backlog_ms + uncached * ms_per_token,
                 waiting: load.and_then(|load| slot.waiting(load)),
                 running: load.and_then(|load| slot.running(load)),
                 kv_used: load.and_then(|load| slot.kv_used(load)),
@@ -217,6 +239,7 @@ impl PoolState {
                 lora: adapter.and_then(|(name, hash)| lora_worth(slot, load?, name, hash)),
                 had_session: session
                     .is_some_and(|s| usize::from(s.slot) == at && s.generation == slot.generation),
+                predicted: None,
             }
         };
         facts.reserve(self.by_address.len());
@@ -227,32 +250,40 @@ impl PoolState {
         }
     }
 
-    fn totals(&self, facts: &[Facts], Totals { columns, totals }: &mut Totals) {
-        columns.resize(facts.len() * self.scorers.len(), 0.0);
-        totals.resize(facts.len(), 0.0);
-        for (scorer, column) in self
-            .scorers
-            .iter()
-            .zip(columns.chunks_exact_mut(facts.len()))
-        {
-            score::score(scorer.scorer, facts, column);
-            for (total, score) in totals.iter_mut().zip(column) {
-                *total += scorer.weight * *score;
-            }
+    /// Adds what latency the request is predicted to have at each candidate.
+    fn predict(&self, ask: &Ask<'_>, now: Moment, facts: &mut [Facts]) {
+        let stale_after = self.stale_after();
+        for f in facts {
+            let at = usize::from(f.slot);
+            let slot = &self.slots[at];
+            let load = slot.fresh(now, stale_after);
+            let uncached = ask.prompt_tokens.saturating_sub(f.hit_tokens);
+            let mut situation = slot.situation(load, ask.prompt_tokens, uncached, f.lora, now);
+            situation.displaced = self.displaced(at);
+            f.predicted = self.predictor.predict(at, &situation);
         }
+    }
+
+    /// What one more token in the endpoint's cache is likely to cost later: as much of it as is full
+    /// makes room, and as much of what was there would have been found by others as is now.
+    fn displaced(&self, at: usize) -> f32 {
+        let capacity = self.slots[at].prefix_capacity.max(1) as f32;
+        let full = self.index.held_by(at as u16) as f32 / capacity;
+        self.found.share() * full.min(1.0)
     }
 
     /// Positions of the winner and the fallbacks among the candidates.
     fn order(
         &self,
+        plan: &Plan,
         facts: &[Facts],
         totals: &[f32],
         rng: &mut Rng,
     ) -> (SmallVec<[usize; 3]>, Reason) {
         let mut order: SmallVec<[usize; 3]> = SmallVec::new();
-        let mut reason = Reason::from(self.config.picker);
+        let mut reason = Reason::from(plan.picker);
         let all = 0..totals.len();
-        let winner = match self.config.picker {
+        let winner = match plan.picker {
             PickerKind::MaxScore => {
                 let (winner, tied) = best(all, totals, rng);
                 if tied {
@@ -269,7 +300,7 @@ impl PoolState {
             PickerKind::Random => Some(rng.below(totals.len())),
         };
         order.extend(winner);
-        for _ in 1..self.config.endpoints_max.min(totals.len()) {
+        for _ in 1..plan.endpoints_max.min(totals.len()) {
             let rest = (0..totals.len()).filter(|at| !order.contains(at));
             let (next, _) = best(rest, totals, rng);
             order.extend(next);
@@ -282,6 +313,7 @@ impl PoolState {
 
     fn report(
         &self,
+        plan: &Plan,
         ask: &Ask<'_>,
         candidates: &Candidates,
         verdicts: &[Option<Exclusion>],
@@ -305,7 +337,8 @@ impl PoolState {
             self.describe_best(candidates, totals)
         };
         Report {
-            scorers: self.scorers.clone(),
+            scorers: Arc::clone(&plan.scorers),
+            profile: plan.name.clone(),
             reason,
             sticky: candidates.sticky,
             panic: candidates.panic,
@@ -336,6 +369,7 @@ impl PoolState {
                     total: 0.0,
                     hit_blocks: 0,
                     prefill_ms: 0.0,
+                    predicted: None,
                 },
             })
             .collect()
@@ -371,6 +405,7 @@ impl PoolState {
             total: totals.totals[at],
             hit_blocks: base_blocks(usize::from(facts.hit_blocks)) as u32,
             prefill_ms: facts.prefill_ms,
+            predicted: facts.predicted,
         }
     }
 }
@@ -413,6 +448,23 @@ impl Candidates {
     }
 }
 
+fn score_all(
+    plan: &Plan,
+    look: Look<'_>,
+    facts: &[Facts],
+    Totals { columns, totals }: &mut Totals,
+) {
+    columns.resize(facts.len() * plan.scorers.len(), 0.0);
+    totals.resize(facts.len(), 0.0);
+    let scorers = plan.scorers.iter();
+    for (scorer, column) in scorers.zip(columns.chunks_exact_mut(facts.len())) {
+        score::score(&scorer.scorer, look, facts, column);
+        for (total, score) in totals.iter_mut().zip(column) {
+            *total += scorer.weight * *score;
+        }
+    }
+}
+
 fn readmit(verdicts: &mut [Option<Exclusion>], whom: Exclusion) {
     for verdict in verdicts.iter_mut().filter(|v| **v == Some(whom)) {
         *verdict = None;
@@ -421,7 +473,12 @@ fn readmit(verdicts: &mut [Option<Exclusion>], whom: Exclusion) {
 
 /// Adapter in the batch 1, room for one more 0.8, others wait for it already 0.6, else 0: the
 /// values of the Inference Extension.
-fn lora_worth(slot: &Slot, load: &forebay_model::Load, name: &str, hash: u64) -> Option<f32> {
+pub(crate) fn lora_worth(
+    slot: &Slot,
+    load: &forebay_model::Load,
+    name: &str,
+    hash: u64,
+) -> Option<f32> {
     let lora = load.lora.as_ref()?;
     let named = |names: &[std::sync::Arc<str>]| names.iter().any(|n| **n == *name);
     Some(if named(&lora.running) || slot.was_sent_adapter(hash) {
@@ -475,23 +532,4 @@ fn best_of_drawn(n: usize, totals: &[f32], rng: &mut Rng) -> Option<usize> {
         drawn.push(if drawn.contains(&at) { last } else { at });
     }
     best(drawn.into_iter(), totals, rng).0
-}
-
-/// Scorers that count: a weight of zero, or none at all, is the same as absence.
-pub(crate) fn counting(
-    config: &PickerConfig,
-) -> SmallVec<[forebay_model::picker::WeightedScorer; 6]> {
-    let counts = |weight: f32| weight.is_finite() && weight > 0.0;
-    let scorers = config.scorers.iter().copied();
-    scorers.filter(|s| counts(s.weight)).collect()
-}
-
-/// Whether a pool with this configuration looks at prompts at all, so that hashing them is of use.
-#[must_use]
-pub fn reads_prefix(config: &PickerConfig) -> bool {
-    config.sticky_share < 1.0
-        || config
-            .scorers
-            .iter()
-            .any(|s| matches!(s.scorer, Scorer::Prefix | Scorer::TokenLoad) && s.weight > 0.0)
 }

@@ -4,10 +4,13 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use forebay_model::picker::{PickerKind, Scorer, WeightedScorer};
 use serde::Serialize;
 use smallvec::SmallVec;
+
+use crate::predict::Prediction;
 
 /// Pools with more endpoints than this get a report on the best [`REPORTED_BEST`] only, so that
 /// a pick among a thousand does not spend its time on describing the others.
@@ -47,7 +50,10 @@ pub struct Choice {
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     /// The scorers that counted, in the order of [`Considered::scores`].
-    pub scorers: SmallVec<[WeightedScorer; 6]>,
+    pub scorers: Arc<[WeightedScorer]>,
+    /// The profile by which the pick was made, of a policy that has several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub profile: Option<Arc<str>>,
     /// What decided.
     pub reason: Reason,
     /// What the filter for cached prompts did.
@@ -78,6 +84,8 @@ pub struct Considered {
     pub hit_blocks: u32,
     /// Time until this prompt would be prefilled, in milliseconds, if decode did not interfere.
     pub prefill_ms: f32,
+    /// The latency that it is predicted to have, if that was asked for and enough is known.
+    pub predicted: Option<Prediction>,
 }
 
 /// Why an endpoint was left out.
@@ -98,6 +106,20 @@ pub enum Exclusion {
     ColdCache,
     /// It holds the prompt in cache but is too far behind.
     Overrun,
+    /// A filter asks for other labels.
+    Label,
+    /// It does not do this part of an inference.
+    Stage,
+    /// The session was elsewhere before.
+    Session,
+    /// It is beyond a limit of a filter.
+    Load,
+    /// Prompts of this length are for others.
+    ContextLength,
+    /// Others are closer to the endpoint that does the request's other part.
+    Far,
+    /// Others are predicted to keep the request's SLO.
+    Slo,
 }
 
 /// What decided between the candidates.
@@ -149,6 +171,8 @@ pub struct Counts {
     pub tried: u32,
     /// Left out as [`Exclusion::ColdCache`] or [`Exclusion::Overrun`].
     pub not_sticky: u32,
+    /// Left out by any other filter.
+    pub filtered: u32,
 }
 
 impl Counts {
@@ -160,6 +184,13 @@ impl Counts {
             Exclusion::OutsideSubset => &mut self.outside_subset,
             Exclusion::Tried => &mut self.tried,
             Exclusion::ColdCache | Exclusion::Overrun => &mut self.not_sticky,
+            Exclusion::Label
+            | Exclusion::Stage
+            | Exclusion::Session
+            | Exclusion::Load
+            | Exclusion::ContextLength
+            | Exclusion::Slo
+            | Exclusion::Far => &mut self.filtered,
         };
         *counter += 1;
     }
@@ -180,6 +211,15 @@ pub enum Refusal {
     },
     /// The request is restricted to endpoints, none of which is in the pool.
     SubsetEmpty,
+    /// The filters of the policy leave none of the endpoints that could take it.
+    Filtered {
+        /// Endpoints before the first filter.
+        endpoints: u32,
+        /// What the last of them was left out for.
+        by: Exclusion,
+    },
+    /// The request names a profile that the policy does not have.
+    UnknownProfile,
     /// The pool is full and the request may be shed.
     Saturated {
         /// The request's priority, below zero.
@@ -188,6 +228,13 @@ pub enum Refusal {
         saturation: f32,
         /// From where on requests like it are shed.
         limit: f32,
+    },
+    /// No endpoint is predicted to keep the request's SLO.
+    SloOutOfReach {
+        /// Time to the first token that nine of ten such requests would have at the best, in ms.
+        ttft_ms: f32,
+        /// The same of the time between tokens.
+        tpot_ms: f32,
     },
 }
 
@@ -199,7 +246,10 @@ impl Refusal {
             Self::NoReadyEndpoint { tried: 1.., .. } => "endpoints-exhausted",
             Self::NoReadyEndpoint { .. } => "no-ready-endpoint",
             Self::SubsetEmpty => "subset-empty",
+            Self::Filtered { .. } => "filtered",
+            Self::UnknownProfile => "unknown-profile",
             Self::Saturated { .. } => "saturated",
+            Self::SloOutOfReach { .. } => "slo-out-of-reach",
         }
     }
 }
@@ -225,6 +275,15 @@ impl fmt::Display for Refusal {
                 "the request is restricted to endpoints, none of which is in the pool: check \
                  the subset that the proxy sends",
             ),
+            Self::Filtered { endpoints, by } => write!(
+                f,
+                "the filters of the pool's policy leave none of {endpoints} endpoints (the last: \
+                 {by}): check the labels of its pods"
+            ),
+            Self::UnknownProfile => f.write_str(
+                "the request names a profile that the pool's policy does not have: name one of \
+                 schedulingProfiles",
+            ),
             Self::Saturated {
                 priority,
                 saturation,
@@ -233,6 +292,12 @@ impl fmt::Display for Refusal {
                 f,
                 "the pool is saturated ({saturation:.2}, limit {limit:.2}) and requests of \
                  priority {priority} are shed: retry later or raise the objective's priority"
+            ),
+            Self::SloOutOfReach { ttft_ms, tpot_ms } => write!(
+                f,
+                "no endpoint is predicted to keep the request's SLO: nine of ten would have their \
+                 first token within {ttft_ms:.0} ms and further ones {tpot_ms:.1} ms apart: retry \
+                 later, or ask for less"
             ),
         }
     }
@@ -262,6 +327,13 @@ impl fmt::Display for Exclusion {
             Self::Tried => "already failed for this request",
             Self::ColdCache => "others hold the prompt in cache",
             Self::Overrun => "holds the prompt but is too far behind",
+            Self::Label => "has not the labels that are asked for",
+            Self::Stage => "does not do this part of an inference",
+            Self::Session => "the session was elsewhere before",
+            Self::Load => "beyond a limit of a filter",
+            Self::ContextLength => "not for prompts of this length",
+            Self::Far => "others are closer to the request's other endpoint",
+            Self::Slo => "others are predicted to keep the request's SLO",
         })
     }
 }
@@ -278,6 +350,7 @@ impl fmt::Display for Report {
             (counts.outside_subset, "outside the subset"),
             (counts.tried, "tried"),
             (counts.not_sticky, "not sticky"),
+            (counts.filtered, "filtered"),
         ] {
             if count > 0 {
                 write!(f, ", {count} {what}")?;
@@ -297,11 +370,18 @@ impl fmt::Display for Report {
                 " {:.3}: holds {}/{} blocks, prefill in {:.0} ms",
                 endpoint.total, endpoint.hit_blocks, self.prompt_blocks, endpoint.prefill_ms
             )?;
+            if let Some(p) = endpoint.predicted {
+                write!(
+                    f,
+                    ", predicted {:.0} ms to the first token and {:.1} ms between",
+                    p.ttft_ms, p.tpot_ms
+                )?;
+            }
             for (scorer, score) in self.scorers.iter().zip(&endpoint.scores) {
                 write!(
                     f,
                     ", {} {:.2}x{}",
-                    name(scorer.scorer),
+                    name(&scorer.scorer),
                     score,
                     scorer.weight
                 )?;
@@ -313,7 +393,7 @@ impl fmt::Display for Report {
 
 /// A scorer's name as in the configuration.
 #[must_use]
-pub fn name(scorer: Scorer) -> &'static str {
+pub fn name(scorer: &Scorer) -> &'static str {
     match scorer {
         Scorer::Queue => "queue",
         Scorer::KvCache => "kv-cache",
@@ -324,6 +404,19 @@ pub fn name(scorer: Scorer) -> &'static str {
         Scorer::Prefix => "prefix",
         Scorer::Session => "session",
         Scorer::TokenLoad => "token-load",
+        Scorer::QueueSpan => "queue-span",
+        Scorer::RunningSpan => "running-span",
+        Scorer::QueueShare { .. } => "queue-share",
+        Scorer::PrefixLength { .. } => "prefix-length",
+        Scorer::ColdSpread => "cold-spread",
+        Scorer::PrefillShare { .. } => "prefill-share",
+        Scorer::ActiveRequests { .. } => "active-requests",
+        Scorer::ContextLength { .. } => "context-length",
+        Scorer::Latency(_) => "latency",
+        Scorer::AddedDelay => "added-delay",
+        Scorer::Near => "near",
+        Scorer::HeaderLabel { .. } => "header-label",
+        Scorer::Signal { .. } => "signal",
     }
 }
 

@@ -12,6 +12,7 @@ use forebay_model::{AppProtocol, Endpoint, Load, Moment, ObjectName, Pool, Role,
 use crate::*;
 
 mod admission;
+mod profiles;
 mod scenarios;
 mod tables;
 
@@ -52,7 +53,10 @@ fn pool_of(addresses: impl IntoIterator<Item = SocketAddr>, picker: PickerConfig
 }
 
 fn only(scorers: &[(Scorer, f32)]) -> PickerConfig {
-    let weighted = |&(scorer, weight)| WeightedScorer { scorer, weight };
+    let weighted = |(scorer, weight): &(Scorer, f32)| WeightedScorer {
+        scorer: scorer.clone(),
+        weight: *weight,
+    };
     PickerConfig {
         scorers: scorers.iter().map(weighted).collect(),
         sticky_share: 1.0,

@@ -119,6 +119,9 @@ pub(crate) struct GatewayArgs {
     )]
     #[arg(value_parser = share)]
     pub(crate) otlp_sample: f64,
+    /// Export metrics by the names of llm-d's endpoint picker (llm_d_epp_*) too
+    #[arg(long, env = "FOREBAY_LLM_D_METRICS")]
+    pub(crate) llm_d_metrics: bool,
     /// How long a shutdown waits, no longer ready but still taking connections, for others to notice
     /// [default: 5s with --kubernetes, otherwise 0s]
     #[arg(long, value_name = "TIME", env = "FOREBAY_LAME_DUCK")]
@@ -141,6 +144,10 @@ pub(crate) struct GatewayArgs {
         default_value = "33554432"
     )]
     pub(crate) max_body_bytes: usize,
+    /// How endpoints of pools are chosen that have no policy of their own: an EndpointPickerConfig;
+    /// changes are followed (docs/picker-config.md)
+    #[arg(long, value_name = "FILE", env = "FOREBAY_PICKER_CONFIG")]
+    pub(crate) picker_config: Option<PathBuf>,
     /// How long a pool's own picker (endpointPickerRef) may take for an answer
     #[arg(
         long,

@@ -16,6 +16,7 @@ use crate::gateway::{
     LAME_DUCK_IN_CLUSTER, Plan, Source, every_address, format, random_seed, scrape, serve,
 };
 use crate::kubernetes::Cluster;
+use crate::policy::PolicySource;
 use crate::{Failure, config_view, logging};
 
 /// Runs a picker until it is told to stop.
@@ -73,6 +74,7 @@ fn plan(args: &EppArgs, source: Source) -> Plan {
             ..defaults
         },
         telemetry: telemetry::Settings {
+            llm_d_names: args.llm_d_metrics,
             access_log: format(args.access_log),
             otlp: args.otlp_endpoint.clone().map(|endpoint| OtlpSettings {
                 endpoint,
@@ -85,6 +87,11 @@ fn plan(args: &EppArgs, source: Source) -> Plan {
             ..scrape(args.refresh_metrics_interval)
         },
         seed: args.seed.unwrap_or_else(random_seed),
+        policy: match (&args.config_file, &args.config_text) {
+            (Some(path), _) => Some(PolicySource::File(path.clone())),
+            (None, Some(text)) => Some(PolicySource::Text(text.clone())),
+            (None, None) => None,
+        },
         epp: Some(EppSettings {
             listen: port(args.grpc_port),
             health: Some(port(args.grpc_health_port)),

@@ -29,6 +29,7 @@ use tokio::sync::watch;
 use crate::cli::{AccessLog, GatewayArgs, PickerResponses};
 use crate::config_view::{self, counts};
 use crate::kubernetes::{Cluster, Following};
+use crate::policy::{Policy, PolicySource};
 use crate::{Failure, descriptors, logging};
 
 /// How often it is looked whether the configured ports are open.
@@ -47,6 +48,8 @@ pub(crate) struct Plan {
     pub(crate) telemetry: telemetry::Settings,
     pub(crate) scrape: signals::Settings,
     pub(crate) seed: u64,
+    /// The policy of pools that name none of their own, if it is not ours.
+    pub(crate) policy: Option<PolicySource>,
     /// The ports of a picker; there are none of Gateways then.
     pub(crate) epp: Option<epp::Settings>,
 }
@@ -145,11 +148,13 @@ fn plan(args: &GatewayArgs, source: Source) -> Plan {
             ..defaults
         },
         telemetry: telemetry::Settings {
+            llm_d_names: args.llm_d_metrics,
             access_log: format(args.access_log),
             otlp,
         },
         scrape: scrape(args.scrape_interval),
         seed: args.seed.unwrap_or_else(random_seed),
+        policy: args.picker_config.clone().map(PolicySource::File),
         epp: None,
     }
 }
@@ -189,6 +194,8 @@ pub(crate) fn random_seed() -> u64 {
 #[derive(Debug)]
 pub(crate) struct Running {
     serves: Serves,
+    /// What pools that name no policy of their own are picked by, if it is not ours.
+    policy: Option<Policy>,
     gateway: Gateway,
     telemetry: Arc<Telemetry>,
     readiness: Arc<Readiness>,
@@ -206,6 +213,7 @@ pub(crate) struct Running {
 impl Running {
     /// Starts every part; must be called within a runtime, which runs the source.
     pub(crate) fn start(plan: Plan) -> Result<Self, Failure> {
+        let policy = plan.policy.map(Policy::open).transpose()?;
         let origin = Origin::open(plan.source, plan.epp.is_some())?;
         let telemetry = Telemetry::new(&plan.telemetry).map_err(|error| {
             Failure::world(format!(
@@ -255,8 +263,9 @@ impl Running {
         if let Some(settings) = &plan.epp {
             start_epp(gateway.shared(), settings, &readiness)?;
         }
-        let running = Self {
+        let mut running = Self {
             serves,
+            policy,
             gateway,
             telemetry,
             readiness,
@@ -276,8 +285,15 @@ impl Running {
     }
 
     /// Puts what the source holds into force.
-    fn publish(&self) {
-        let published = self.published.borrow().clone();
+    fn publish(&mut self) {
+        let mut published = self.published.borrow_and_update().clone();
+        if let Some(policy) = &mut self.policy {
+            published.snapshot = policy.put_into(&published.snapshot);
+            if let Some(sound) = policy.news() {
+                let metrics = &self.telemetry.metrics;
+                metrics.picker_config_loaded(sound, SystemTime::now());
+            }
+        }
         self.in_force.store(Some(Arc::new(published.clone())));
         let sound = counts(&published.snapshot.problems).errors == 0;
         self.gateway.publish(match &self.serves {
@@ -301,6 +317,7 @@ impl Running {
                     Ok(()) => self.publish(),
                     Err(_) => return self.follow_ports(ticks).await,
                 },
+                () = changed(&mut self.policy) => self.publish(),
                 _ = ticks.tick() => self.note_ports(),
             }
         }
@@ -309,8 +326,10 @@ impl Running {
     /// The source is gone, which it has logged; what it gave last is served on.
     async fn follow_ports(&mut self, mut ticks: tokio::time::Interval) {
         loop {
-            ticks.tick().await;
-            self.note_ports();
+            tokio::select! {
+                () = changed(&mut self.policy) => self.publish(),
+                _ = ticks.tick() => self.note_ports(),
+            }
         }
     }
 
@@ -367,6 +386,14 @@ impl Running {
         }
         telemetry.flush(FLUSH_TIMEOUT);
         ended
+    }
+}
+
+/// Returns when the policy has changed; never, if there is none.
+async fn changed(policy: &mut Option<Policy>) {
+    match policy {
+        Some(policy) => policy.changed().await,
+        None => std::future::pending().await,
     }
 }
 

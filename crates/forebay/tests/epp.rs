@@ -252,13 +252,11 @@ fn thousands_of_streams_at_once_are_served() {
         for stream in &mut open {
             stream.write_all(b"}").expect("open");
         }
-        let mut done = 0;
-        for mut stream in open {
+        for (done, mut stream) in open.into_iter().enumerate() {
             let mut text = String::new();
             stream.read_to_string(&mut text).expect("an answer");
             let whole = text.starts_with("HTTP/1.1 200") && text.contains("data: [DONE]");
             assert!(whole, "after {done}: {text}");
-            done += 1;
         }
         let metrics = get(bed.ports.admin(), "/metrics").expect("metrics");
         assert!(metrics.contains("forebay_connections"), "{metrics}");

@@ -34,6 +34,7 @@ use crate::reading::{self, Controls, ModelAt, Reading, renamed};
 use crate::record::Try;
 use crate::relay::{Body, Passing, Relay, Settle};
 use crate::respond::Refusal;
+use crate::told::ToldFields;
 use crate::upstream::{self, Answer, AnswerBody, Head, Outgoing, Peer, SendError};
 use crate::{catalogue, clock, tunnel};
 
@@ -142,12 +143,16 @@ pub(crate) async fn serve(
         }
     };
 
+    let told = ToldFields::of(&pool.picker, &onward.head.headers);
     let mut hashes = ex.worker.hashes.take();
     hashes.clear();
     if forebay_decide::reads_prefix(&pool.picker) {
         reading.hash_prompt(pool, onward.body.held(), target_model, &mut hashes);
     }
-    let ask = phases::ask(&ex.record, &reading, target_model, &hashes, session);
+    let ask = Ask {
+        fields: &told.as_texts(),
+        ..phases::ask(&ex.record, &reading, target_model, &hashes, session)
+    };
     let upgrade = onward.upgrade.take();
     let (mut body, _held) = outgoing(ex, onward.body, reading.model_at, served_name.as_deref());
     if let Chooser::Outside(asked) = &mut chooser
@@ -214,7 +219,7 @@ fn outgoing(
         (body, _, _) => return body.outgoing(&ex.worker),
     };
     let bytes = renamed(&peeked.bytes, model, name);
-    (Outgoing::whole(bytes), Some(peeked))
+    (peeked.outgoing_as(bytes), Some(peeked))
 }
 
 /// The same for those who only look at it.
@@ -222,7 +227,7 @@ fn preview(body: &ClientBody, model: Option<ModelAt>, served: Option<&str>) -> O
     let ClientBody::Read(peeked) = body else {
         return Outgoing::Empty;
     };
-    Outgoing::whole(match (model, served) {
+    peeked.outgoing_as(match (model, served) {
         (Some(model), Some(name)) => renamed(&peeked.bytes, model, name),
         (_, None) | (None, _) => peeked.bytes.clone(),
     })
@@ -349,11 +354,15 @@ impl Sending<'_> {
         };
         match outcome {
             Ok((answer, first)) => {
-                let status = answer.status.as_u16();
-                if more && self.worth_another_try(status) {
+                let fault = answer.fault(self.ex.record.grpc, first.as_ref());
+                if more
+                    && let Some(status) = fault
+                    && self.ex.worker.retries.borrow_mut().take(clock::now())
+                {
                     failed(FailureKind::Status5xx(status));
                     let message = format!("endpoint {address} answered {status}");
-                    return Err(Refusal::new(answer.status, "upstream_status", message));
+                    let status = StatusCode::from_u16(status).unwrap_or(answer.status);
+                    return Err(Refusal::new(status, "upstream_status", message));
                 }
                 Ok(Served {
                     answer,
@@ -389,13 +398,14 @@ impl Sending<'_> {
             None => self.pool.protocol,
         };
         let peer = Peer::plain(address, protocol);
+        let streams = matches!(body, Outgoing::Stream(_));
         let mut answer =
             upstream::send(&worker.idle, &peer, &self.head, body, connect_timeout).await?;
         // A head without a byte of the body is no answer yet: servers send it before they work. In
         // gRPC the client may wait for the head before it says more.
         let wait = !matches!(answer.body, AnswerBody::Upgraded(_))
             && answer.status.is_success()
-            && !self.ex.record.grpc;
+            && !(self.ex.record.grpc && streams);
         let first = if wait {
             std::future::poll_fn(|cx| answer.body.poll_frame(cx))
                 .await
@@ -425,12 +435,6 @@ impl Sending<'_> {
                 return;
             }
         }
-    }
-
-    /// Answers that say "not here, not now" rather than "not this request".
-    fn worth_another_try(&self, status: u16) -> bool {
-        matches!(status, 500 | 502 | 503 | 504)
-            && self.ex.worker.retries.borrow_mut().take(clock::now())
     }
 }
 

@@ -40,6 +40,7 @@ pub mod signals;
 mod stream;
 pub mod telemetry;
 mod tls;
+mod told;
 mod tunnel;
 pub mod upstream;
 mod view;

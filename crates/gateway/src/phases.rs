@@ -82,8 +82,7 @@ pub(crate) fn ask<'a>(
         session,
         priority: record.priority,
         stream: record.stream,
-        subset: None,
-        avoid: &[],
+        ..Ask::default()
     }
 }
 

@@ -80,12 +80,15 @@ impl Refusal {
     pub(crate) fn not_picked(refusal: &PickRefusal) -> Self {
         let message = refusal.to_string();
         match refusal {
-            PickRefusal::Saturated { .. } => Self {
+            PickRefusal::Saturated { .. } | PickRefusal::SloOutOfReach { .. } => Self {
                 retry_after_s: Some(1),
                 dropped: Some("rejected-saturated"),
                 ..Self::new(StatusCode::TOO_MANY_REQUESTS, "saturated", message)
             },
-            PickRefusal::NoReadyEndpoint { .. } | PickRefusal::SubsetEmpty => Self {
+            PickRefusal::UnknownProfile => Self::bad_request("unknown_profile", message),
+            PickRefusal::NoReadyEndpoint { .. }
+            | PickRefusal::SubsetEmpty
+            | PickRefusal::Filtered { .. } => Self {
                 retry_after_s: Some(1),
                 dropped: Some("rejected-no-endpoints"),
                 ..Self::new(

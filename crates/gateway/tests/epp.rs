@@ -411,7 +411,7 @@ fn a_subset_is_taken_as_a_list_and_as_a_text() {
         head.metadata_context = Some(metadata(HINT, hint));
         call.say(head);
         call.say(piece(&body("tiny", "hi"), true));
-        assert_eq!(picked(&call.hear()), [only.clone()]);
+        assert_eq!(picked(&call.hear()), [&*only]);
     }
     let mut call = bed.call();
     let mut head = head(&[], BodySendMode::FullDuplexStreamed);
@@ -510,7 +510,7 @@ fn each_mode_of_bodies_is_answered_in_its_own_way() {
     for mode in [BodySendMode::None, BodySendMode::Streamed] {
         let mut call = bed.call();
         call.say(head(&[], mode));
-        assert_eq!(picked(&call.hear()), [there.clone()], "{mode:?}");
+        assert_eq!(picked(&call.hear()), [&*there], "{mode:?}");
     }
     // The head is confirmed, and the body says where it goes.
     let mut call = bed.call();
@@ -521,7 +521,7 @@ fn each_mode_of_bodies_is_answered_in_its_own_way() {
     assert_eq!(confirmed.response, None);
     call.say(piece(&alias, true));
     let answer = call.hear();
-    assert_eq!(picked(&answer), [there.clone()]);
+    assert_eq!(picked(&answer), [&*there]);
     assert_eq!(set(&answer)["content-length"], tiny.len().to_string());
     assert!(format!("{:?}", common(&answer).body_mutation).contains("tiny"));
 
@@ -532,7 +532,7 @@ fn each_mode_of_bodies_is_answered_in_its_own_way() {
     call.say(piece(first, false));
     call.say(piece(rest, false));
     call.say(piece("", true));
-    assert_eq!(picked(&call.hear()), [there]);
+    assert_eq!(picked(&call.hear()), [&*there]);
     let answer = call.hear();
     assert!(
         format!("{answer:?}").contains("StreamedResponse"),

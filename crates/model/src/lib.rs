@@ -6,11 +6,13 @@
 //! Objects become these values in `forebay-api`; decisions over them live in `forebay-decide`.
 
 pub mod endpoint;
+pub mod kv;
 pub mod load;
 pub mod matching;
 pub mod moment;
 pub mod name;
 pub mod picker;
+pub mod policy;
 pub mod pool;
 pub mod route;
 pub mod snapshot;

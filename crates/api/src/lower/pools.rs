@@ -285,6 +285,25 @@ fn read_picker(text: &str) -> Result<PickerConfig, String> {
             picker.picker != PickerKind::PowerOf(0),
             "picker: power-of needs 1 or more",
         ),
+        (
+            picker
+                .precise_prefix
+                .as_ref()
+                .is_none_or(|precise| share(precise.host_weight) && share(precise.disk_weight)),
+            "precisePrefix: hostWeight and diskWeight are 0 to 1",
+        ),
+        (
+            picker.precise_prefix.as_ref().is_none_or(|p| p.port > 0),
+            "precisePrefix.port is 1 or more",
+        ),
+        (
+            picker
+                .precise_prefix
+                .iter()
+                .flat_map(|p| &p.tokenizer)
+                .all(|t| !t.is_empty() && !t.contains(['/', '\\', '\0']) && !t.starts_with('.')),
+            "precisePrefix.tokenizer is the name of a folder within the folder of tokenizers",
+        ),
     ];
     match rules.iter().find(|(holds, _)| !holds) {
         Some((_, rule)) => Err((*rule).to_owned()),

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{ArgAction, Args};
+use clap::{ArgAction, Args, Subcommand, ValueEnum};
 
 use super::{AccessLog, LogArgs, duration, share};
 
@@ -14,12 +14,29 @@ Examples:
   forebay epp --pool-name chat --pool-namespace ai     in place of another picker, in its Deployment
   forebay epp --config conf/ --secure-serving=false    from files, without TLS
   forebay epp --kubernetes                             every pool of the cluster
+  forebay epp check epp-config.yaml                    what each plugin becomes
 
 Flags of llm-d's picker are taken in its spelling too (-poolName, --grpcPort 9002); those without a
 meaning here are named in the log. docs/epp.md has the list, and configurations of proxies.
 
 Signals: TERM and INT let calls end (a second one quits at once).")]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct EppArgs {
+    /// What to do instead of serving.
+    #[command(subcommand)]
+    pub(crate) command: Option<EppCommand>,
+    /// How endpoints are chosen: an EndpointPickerConfig; changes are followed (docs/picker-config.md)
+    /// [default: our own policy, docs/picking.md]
+    #[arg(long, value_name = "FILE", env = "CONFIG_FILE")]
+    pub(crate) config_file: Option<PathBuf>,
+    /// The same as a text
+    #[arg(
+        long,
+        value_name = "YAML",
+        env = "CONFIG_TEXT",
+        conflicts_with = "config_file"
+    )]
+    pub(crate) config_text: Option<String>,
     /// Manifests: files, or folders with what is in them; changes are followed
     #[arg(long, value_name = "PATH", num_args = 1.., env = "FOREBAY_CONFIG", value_delimiter = ',')]
     pub(crate) config: Vec<PathBuf>,
@@ -99,6 +116,16 @@ pub(crate) struct EppArgs {
     /// Let requests say where they go, as the conformance suite of the Inference Extension does
     #[arg(long, hide = true, env = "FOREBAY_TEST_SELECTION")]
     pub(crate) test_selection: bool,
+    /// Whether metrics are exported by the names of llm-d's picker (llm_d_epp_*) too
+    #[arg(
+        long,
+        value_name = "BOOL",
+        env = "FOREBAY_LLM_D_METRICS",
+        default_value = "true"
+    )]
+    #[arg(default_missing_value = "true", num_args = 0..=1, require_equals = true)]
+    #[arg(action = ArgAction::Set)]
+    pub(crate) llm_d_metrics: bool,
     /// Threads that serve calls [default: one per core]
     #[arg(long, value_name = "N", env = "FOREBAY_WORKERS")]
     #[arg(value_parser = clap::value_parser!(u16).range(1..=1024))]
@@ -162,4 +189,35 @@ pub(crate) struct EppArgs {
     /// Flags of llm-d's picker that mean nothing here.
     #[arg(long, hide = true)]
     pub(crate) ignored: Vec<String>,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum EppCommand {
+    /// Read an EndpointPickerConfig and tell what each of its plugins becomes
+    Check(EppCheckArgs),
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  forebay epp check epp-config.yaml
+  kubectl get configmap epp -o jsonpath='{.data.default-plugins\\.yaml}' | forebay epp check -
+
+Exit status: 0 if the configuration holds, 1 if not, 2 if there is no such file.")]
+pub(crate) struct EppCheckArgs {
+    /// The configuration, of llm-d.ai/v1, llm-d.ai/v1alpha1 or inference.networking.x-k8s.io/v1alpha1;
+    /// - is stdin
+    #[arg(value_name = "CONFIG")]
+    pub(crate) config: PathBuf,
+    /// Form of what is printed
+    #[arg(long, value_name = "FORM", default_value = "text")]
+    pub(crate) output: Output,
+}
+
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Output {
+    /// For eyes
+    Text,
+    /// One JSON object
+    Json,
 }

@@ -260,11 +260,13 @@ impl GatewayThread {
                 ..Settings::default()
             },
             telemetry: telemetry::Settings {
+                llm_d_names: false,
                 access_log: Format::Off,
                 otlp: None,
             },
             scrape: signals::Settings::default(),
             seed: args.seed,
+            policy: None,
             epp: None,
         };
         let (stop, stopped) = oneshot::channel::<()>();

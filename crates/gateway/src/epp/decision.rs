@@ -153,8 +153,10 @@ impl Asking<'_> {
             true => test_selection::of(pool, self.noted).or_else(|| head::subset(self.head)),
             false => head::subset(self.head),
         };
+        let fields = head::told(self.head, &pool.picker);
         let ask = Ask {
             subset: subset.as_deref(),
+            fields: &fields,
             ..phases::ask(record, reading, model, &hashes, session)
         };
         let picked = phases::pick(worker, record, runtime, &ask);

@@ -3,10 +3,11 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use forebay_model::ObjectName;
+use forebay_model::{ObjectName, PickerConfig};
 use forebay_wire::ext_proc::{HeaderValue, Metadata};
 use forebay_wire::value::Kind;
 use forebay_wire::{Struct, Value};
+use smallvec::SmallVec;
 
 use super::protocol::Head;
 use crate::external::destination::{NAMESPACE, SERVED, SUBSET, SUBSET_NAMESPACE};
@@ -82,6 +83,19 @@ pub(super) fn value(field: &HeaderValue) -> &[u8] {
         true => field.value.as_bytes(),
         false => &field.raw_value,
     }
+}
+
+/// The fields that a pool's policy wants to be told, with their values.
+pub(super) fn told<'a>(
+    head: &'a Head,
+    picker: &'a PickerConfig,
+) -> SmallVec<[(&'a str, &'a str); 2]> {
+    let found = |name: &'a str| {
+        let field = fields(head).find(|field| field.key.eq_ignore_ascii_case(name))?;
+        Some((name, str::from_utf8(value(field)).ok()?))
+    };
+    let names = forebay_decide::reads_fields(picker).into_iter();
+    names.filter_map(found).collect()
 }
 
 /// The pool that the proxy's route names in its metadata.

@@ -120,15 +120,9 @@ impl Exchange {
             return;
         }
         let ask = Ask {
-            model: None,
-            prefix: &[],
             prompt_tokens: self.prompt_tokens,
-            output_tokens_max: None,
-            session: None,
-            priority: 0,
             stream: self.stream,
-            subset: None,
-            avoid: &[],
+            ..Ask::default()
         };
         let flight = InFlight::begin(worker, &self.runtime, &ask, served);
         if let Some(mut before) = self.settle.rebook(flight) {
