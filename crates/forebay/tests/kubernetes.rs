@@ -16,7 +16,7 @@ use cluster::{Relay, conditions};
 use cluster_world::{ROUTE, World};
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use support::{Ending, chat, exchange, get, wait_for};
+use support::{Ending, Program, chat, exchange, forebay, free_port, get, wait_for};
 
 #[test]
 fn objects_become_a_served_route_with_true_statuses_and_cease_to_be_one() {
@@ -512,4 +512,52 @@ spec:
         let left = all("services,serviceaccounts,deployments,rolebindings").len();
         (left == 0 && bindings().is_empty()).then_some(())
     });
+}
+
+#[test]
+fn a_picker_follows_the_pods_of_its_pool_and_writes_nothing() {
+    let Some(world) = World::start("picker") else {
+        return;
+    };
+    let admin = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port(1)));
+    let log = tempfile::NamedTempFile::new().expect("a temporary file");
+    let ports = [free_port(1), free_port(1)].map(|port| port.to_string());
+    let picker = Program::start(
+        forebay()
+            .args(["epp", "-poolName", "sims", "-poolNamespace"])
+            .args([&*world.namespace.name, "--bind", "127.0.0.1"])
+            .args(["--grpc-port", &ports[0], "--grpc-health-port", &ports[1]])
+            .args(["--metrics-port", &admin.port().to_string()])
+            .arg("--kubeconfig")
+            .arg(world.cluster.kubeconfig())
+            .stderr(log.reopen().expect("a readable file")),
+    );
+    wait_for("the picker is ready", || get(admin, "/readyz").ok());
+    // The pod has an address once it is scheduled.
+    let endpoints = || -> Option<Vec<String>> {
+        let pools: Value = serde_json::from_str(&get(admin, "/debug/pools").ok()?).ok()?;
+        let all = pools[0]["endpoints"].as_array()?.iter();
+        Some(
+            all.map(|e| e["address"].to_string().replace('"', ""))
+                .collect(),
+        )
+    };
+    let at =
+        |n: u8| SocketAddr::from((Ipv4Addr::new(127, 0, 0, n), world.server.port())).to_string();
+    wait_for("the pod is followed", || {
+        (endpoints()? == [at(1)]).then_some(())
+    });
+    world.apply_pod("sim-2", "127.0.0.2");
+    wait_for("the second pod is followed", || {
+        (endpoints()? == [at(1), at(2)]).then_some(())
+    });
+    world.delete("pod", "sim-1");
+    wait_for("the first is gone", || {
+        (endpoints()? == [at(2)]).then_some(())
+    });
+    drop(picker);
+    let said = std::fs::read_to_string(log.path()).expect("text");
+    assert!(!said.contains("ERROR"), "{said}");
+    // The Gateway and the route are nobody's here.
+    assert_eq!(world.parent("httproute", "all"), None);
 }

@@ -370,7 +370,7 @@ impl Settle {
 
     /// The record as it stands; `None` once the exchange is settled.
     pub(crate) fn record(&mut self) -> Option<&mut Record> {
-        self.record.is_open().then_some(&mut *self.record)
+        self.record.is_open().then(|| &mut *self.record)
     }
 
     /// Puts another flight in the place of the one that is booked, and gives that back.
