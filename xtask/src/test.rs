@@ -18,7 +18,7 @@ use std::time::Instant;
     cargo xtask test                       the whole workspace\n  \
     cargo xtask test -- -p forebay sdk     one crate's tests whose name has `sdk`\n\n\
     Tests find the prepared Python in FOREBAY_SDK_PYTHON, or in FOREBAY_SDK_SKIP why there is\n\
-    none; a Kubernetes API server with three fake nodes by FOREBAY_TEST_KUBECONFIG, its kubectl\n\
+    none; Envoy by FOREBAY_TEST_ENVOY, or in FOREBAY_ENVOY_SKIP why there is none; a Kubernetes API server with three fake nodes by FOREBAY_TEST_KUBECONFIG, its kubectl\n\
     by FOREBAY_TEST_KUBECTL and the module of Gateway API by FOREBAY_TEST_GATEWAY_API, or in\n\
     FOREBAY_CLUSTER_SKIP why there is none; and append what they skip to the file FOREBAY_SKIPS as `name: reason`.")]
 pub(crate) struct Args {
@@ -51,6 +51,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         command.args(&args.cargo_args);
     }
     let sdk_skip = prepare_sdk(&mut command);
+    let envoy_skip = prepare_envoy(&mut command);
     let (_bed, cluster_skip) = prepare_cluster(&mut command);
 
     let (tally, success) = tee(&mut command)?;
@@ -59,7 +60,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         .lines()
         .map(str::to_owned)
         .collect();
-    for (what, reason) in [("sdk", sdk_skip), ("cluster", cluster_skip)] {
+    for (what, reason) in [
+        ("sdk", sdk_skip),
+        ("envoy", envoy_skip),
+        ("cluster", cluster_skip),
+    ] {
         let unsaid = |reason: &String| !skips.iter().any(|line| line.contains(reason));
         if let Some(reason) = reason.filter(unsaid) {
             skips.push(format!("{what}: {reason}"));
@@ -94,6 +99,23 @@ fn prepare_sdk(command: &mut Command) -> Option<String> {
             command
                 .env_remove("FOREBAY_SDK_PYTHON")
                 .env("FOREBAY_SDK_SKIP", &reason);
+            Some(reason)
+        }
+    }
+}
+
+/// Makes Envoy known to the tests; returns why it is not there otherwise.
+fn prepare_envoy(command: &mut Command) -> Option<String> {
+    match python::envoy() {
+        Ok(program) => {
+            command.env("FOREBAY_TEST_ENVOY", program);
+            None
+        }
+        Err(error) => {
+            let reason = format!("{error:#}");
+            command
+                .env_remove("FOREBAY_TEST_ENVOY")
+                .env("FOREBAY_ENVOY_SKIP", &reason);
             Some(reason)
         }
     }

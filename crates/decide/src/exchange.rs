@@ -135,7 +135,7 @@ impl PoolState {
         if !flight.answered {
             slot.leave_backlog(&flight, now);
         }
-        slot.ended(flight.begun, flight.answered, served);
+        slot.ended(&flight, served);
         slot.inflight_requests -= 1;
         slot.inflight_tokens -= u64::from(flight.total_tokens);
         if served {

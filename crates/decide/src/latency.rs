@@ -1,8 +1,8 @@
 //! What is made of predicted latency: scores, a filter and an admission by SLO.
 //!
-//! Where nothing is predicted yet, scores are the mean of those of queue, KV use and prefix (what
-//! llm-d's predictor falls back to), and filter and admission let everybody pass. An endpoint keeps an
-//! SLO if 90 % of requests like this one are predicted to.
+//! Where nothing is predicted yet, scores are those of other scorers ([`LATENCY_FALLBACK`],
+//! [`DELAY_FALLBACK`]), and filter and admission let everybody pass. An endpoint keeps an SLO if 90 % of
+//! requests like this one are predicted to.
 
 use forebay_model::picker::Scorer;
 use forebay_model::policy::{Headroom, LatencyScoring, SloAdmission};
@@ -16,6 +16,22 @@ use crate::score::{self, Facts, Look};
 
 /// What is between scores of endpoints that keep an SLO and of those that do not.
 const KEPT_SCORE_MIN: f32 = 0.5;
+
+/// What [`Scorer::Latency`] says while nothing is predicted: what llm-d's says then.
+const LATENCY_FALLBACK: [(Scorer, f32); 3] = [
+    (Scorer::Queue, 1.0),
+    (Scorer::KvCache, 1.0),
+    (Scorer::Prefix, 1.0),
+];
+/// What [`Scorer::AddedDelay`] says while nothing is predicted: the best that the compared worlds know
+/// without (`docs/decision-quality.md`).
+const DELAY_FALLBACK: [(Scorer, f32); 5] = [
+    (Scorer::TokenLoad, 4.0),
+    (Scorer::KvCache, 3.0),
+    (Scorer::Running, 3.0),
+    (Scorer::Prefix, 1.0),
+    (Scorer::Queue, 1.0),
+];
 
 /// How an endpoint stands to an SLO, each part as a share of its limit, 1 for no latency at all and
 /// below zero where it is not kept. A part that has no limit says nothing.
@@ -71,7 +87,7 @@ pub(crate) fn score_latency(
             (ttft + scoring.tpot_weight * tpot / predicted.tpot_ms) / weights
         }
     };
-    each_predicted(look, facts, out, score);
+    each_predicted(look, facts, out, &LATENCY_FALLBACK, score);
 }
 
 /// Scores by the delay that the request would have and cause: 1 for the least, and less in
@@ -84,7 +100,7 @@ pub(crate) fn score_added_delay(look: Look<'_>, facts: &[Facts], out: &mut [f32]
     };
     let all = facts.iter().filter_map(|f| f.predicted.as_ref().map(delay));
     let least = all.fold(f32::MAX, f32::min);
-    each_predicted(look, facts, out, |p| least / delay(p));
+    each_predicted(look, facts, out, &DELAY_FALLBACK, |p| least / delay(p));
 }
 
 /// What is not predicted, all or none, gets the fallback.
@@ -92,25 +108,26 @@ fn each_predicted(
     look: Look<'_>,
     facts: &[Facts],
     out: &mut [f32],
+    fallback: &[(Scorer, f32)],
     score: impl Fn(&Prediction) -> f32,
 ) {
     if facts.iter().any(|f| f.predicted.is_none()) {
-        return fall_back(look, facts, out);
+        return fall_back(look, facts, out, fallback);
     }
     for (out, facts) in out.iter_mut().zip(facts) {
         *out = facts.predicted.as_ref().map_or(0.0, &score).clamp(0.0, 1.0);
     }
 }
 
-fn fall_back(look: Look<'_>, facts: &[Facts], out: &mut [f32]) {
-    let parts = [Scorer::Queue, Scorer::KvCache, Scorer::Prefix];
+fn fall_back(look: Look<'_>, facts: &[Facts], out: &mut [f32], parts: &[(Scorer, f32)]) {
+    let weights: f32 = parts.iter().map(|(_, weight)| weight).sum();
     let mut column: SmallVec<[f32; 64]> = SmallVec::new();
     column.resize(facts.len(), 0.0);
     out.fill(0.0);
-    for part in &parts {
+    for (part, weight) in parts {
         score::score(part, look, facts, &mut column);
         for (out, score) in out.iter_mut().zip(&column) {
-            *out += score / parts.len() as f32;
+            *out += weight / weights * score;
         }
     }
 }

@@ -285,8 +285,14 @@ impl Slot {
     }
 
     /// A request ended. Without a first byte, one sent since the scrape counted as waiting, and an
-    /// older one as running unless something waits and it was not served.
-    pub(crate) fn ended(&mut self, begun: Moment, answered: bool, served: bool) {
+    /// older one as running unless something waits and it was not served. What KV cache it took
+    /// since the scrape is free again: it may stay cached, and is nobody's.
+    pub(crate) fn ended(&mut self, flight: &Flight, served: bool) {
+        let (begun, answered) = (flight.begun, flight.answered);
+        if self.sent_since_scrape(begun) {
+            let took = u64::from(flight.uncached_tokens);
+            self.since.tokens = self.since.tokens.saturating_sub(took);
+        }
         let waited = self.sent_since_scrape(begun) || (!served && self.any_waiting());
         if !answered && !served && self.sent_since_scrape(begun) {
             // It may never have got there, and shows nothing of the server's pace.

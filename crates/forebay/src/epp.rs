@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use forebay_gateway::epp::{Security, Settings as EppSettings};
 use forebay_gateway::settings::Settings;
+use forebay_gateway::signals;
 use forebay_gateway::telemetry::{self, OtlpSettings};
 use forebay_model::ObjectName;
 
@@ -81,7 +82,10 @@ fn plan(args: &EppArgs, source: Source) -> Plan {
                 service_name: "forebay-epp".to_owned(),
             }),
         },
-        scrape: scrape(args.refresh_metrics_interval),
+        scrape: signals::Settings {
+            unrouted: true,
+            ..scrape(args.refresh_metrics_interval)
+        },
         seed: args.seed.unwrap_or_else(random_seed),
         policy: match (&args.config_file, &args.config_text) {
             (Some(path), _) => Some(PolicySource::File(path.clone())),

@@ -20,7 +20,8 @@ use forebay_gateway::shared::Shared;
 use forebay_gateway::signals::{self, Scraper};
 use forebay_gateway::telemetry::{self, Format, OtlpSettings, Telemetry};
 use forebay_gateway::{epp, external};
-use forebay_model::Snapshot;
+use forebay_model::snapshot::Problem;
+use forebay_model::{ObjectName, Snapshot};
 use serde_json::Value;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -213,7 +214,7 @@ impl Running {
     /// Starts every part; must be called within a runtime, which runs the source.
     pub(crate) fn start(plan: Plan) -> Result<Self, Failure> {
         let policy = plan.policy.map(Policy::open).transpose()?;
-        let origin = Origin::open(plan.source)?;
+        let origin = Origin::open(plan.source, plan.epp.is_some())?;
         let telemetry = Telemetry::new(&plan.telemetry).map_err(|error| {
             Failure::world(format!(
                 "telemetry cannot start (--otlp-endpoint?): {error}"
@@ -255,7 +256,7 @@ impl Running {
             telemetry.metrics.add(cluster.metrics.registry());
         }
         let serves = match (&plan.epp, &origin.cluster) {
-            (Some(_), _) => Serves::Calls,
+            (Some(epp), _) => Serves::Calls(epp.pool.clone()),
             (None, Some(cluster)) if !cluster.serves => Serves::Nothing,
             (None, Some(_) | None) => Serves::Requests,
         };
@@ -295,9 +296,9 @@ impl Running {
         }
         self.in_force.store(Some(Arc::new(published.clone())));
         let sound = counts(&published.snapshot.problems).errors == 0;
-        self.gateway.publish(match self.serves {
+        self.gateway.publish(match &self.serves {
             Serves::Requests => published.snapshot,
-            Serves::Calls => Arc::new(pools_only(&published.snapshot)),
+            Serves::Calls(pool) => Arc::new(pools_only(&published.snapshot, pool.as_ref())),
             Serves::Nothing => Arc::new(without_ports(&published.snapshot)),
         });
         self.telemetry
@@ -401,12 +402,12 @@ fn cut_off(signal: &str) -> Failure {
 }
 
 /// What a process does with requests.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(PartialEq, Eq, Debug)]
 enum Serves {
     /// It takes them.
     Requests,
-    /// It is asked about them.
-    Calls,
+    /// It is asked about them, those of one pool or of any.
+    Calls(Option<ObjectName>),
     /// None of it.
     Nothing,
 }
@@ -427,14 +428,27 @@ fn start_epp(
     Ok(())
 }
 
-/// What a picker needs: pools, and no port to open.
-fn pools_only(snapshot: &Snapshot) -> Snapshot {
+/// What a picker needs: its pool, or all of them, and no port to open.
+fn pools_only(snapshot: &Snapshot, only: Option<&ObjectName>) -> Snapshot {
+    let problems = snapshot.problems.iter().filter(|p| !names_a_picker(p));
     Snapshot {
         generation: snapshot.generation,
-        pools: snapshot.pools.clone(),
-        problems: snapshot.problems.clone(),
+        pools: match only {
+            Some(name) => {
+                let own = snapshot.pools.get_key_value(name).into_iter();
+                own.map(|(name, pool)| (name.clone(), Arc::clone(pool)))
+                    .collect()
+            }
+            None => snapshot.pools.clone(),
+        },
+        problems: problems.cloned().collect(),
         ..Snapshot::default()
     }
+}
+
+/// Whether it is about the Service of a picker: which for a picker is itself.
+fn names_a_picker(problem: &Problem) -> bool {
+    problem.field == "spec.endpointPickerRef"
 }
 
 /// What a process that serves nothing shows: everything that is wrong, and no port to open.
@@ -456,7 +470,7 @@ struct Origin {
 }
 
 impl Origin {
-    fn open(source: Source) -> Result<Self, Failure> {
+    fn open(source: Source, picks: bool) -> Result<Self, Failure> {
         let (paths, strict) = match source {
             Source::Kubernetes(cluster) => {
                 return Ok(Self {
@@ -472,8 +486,9 @@ impl Origin {
         let names = paths.iter().map(|p| absolute(p).display().to_string());
         let names = names.collect();
         let (source, published) = FileSource::open(paths);
-        let problems = &published.borrow().snapshot.problems.clone();
-        report(problems, strict)?;
+        let mut problems = published.borrow().snapshot.problems.clone();
+        problems.retain(|problem| !(picks && names_a_picker(problem)));
+        report(&problems, strict)?;
         let reread = Some(source.reread());
         tokio::spawn(source.run());
         Ok(Self {
@@ -486,7 +501,7 @@ impl Origin {
 }
 
 /// Says what is wrong with the first configuration.
-fn report(problems: &[forebay_model::snapshot::Problem], strict: bool) -> Result<(), Failure> {
+fn report(problems: &[Problem], strict: bool) -> Result<(), Failure> {
     let counts = counts(problems);
     if strict && counts.errors > 0 {
         let text = config_view::render_problems(problems);

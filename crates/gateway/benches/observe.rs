@@ -188,6 +188,7 @@ fn configured(endpoints: &[SocketAddr]) -> Live {
         gateway: ObjectName::new("default", "edge"),
         name: "http".into(),
         hostname: None,
+        refused: false,
         certificates: Vec::new(),
         clients: None,
         routes: Arc::new(RouteTable::build(vec![(

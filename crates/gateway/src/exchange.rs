@@ -165,6 +165,9 @@ impl Exchange {
         {
             return Err(Refusal::misdirected(&record.host));
         }
+        if listener.refused {
+            return Err(Refusal::no_route(&record.host, &record.path));
+        }
         record.gateway = Some(live.name(&listener.gateway));
         Ok(listener)
     }

@@ -219,7 +219,7 @@ fn outgoing(
         (body, _, _) => return body.outgoing(&ex.worker),
     };
     let bytes = renamed(&peeked.bytes, model, name);
-    (Outgoing::whole(bytes), Some(peeked))
+    (peeked.outgoing_as(bytes), Some(peeked))
 }
 
 /// The same for those who only look at it.
@@ -227,7 +227,7 @@ fn preview(body: &ClientBody, model: Option<ModelAt>, served: Option<&str>) -> O
     let ClientBody::Read(peeked) = body else {
         return Outgoing::Empty;
     };
-    Outgoing::whole(match (model, served) {
+    peeked.outgoing_as(match (model, served) {
         (Some(model), Some(name)) => renamed(&peeked.bytes, model, name),
         (_, None) | (None, _) => peeked.bytes.clone(),
     })
@@ -354,11 +354,15 @@ impl Sending<'_> {
         };
         match outcome {
             Ok((answer, first)) => {
-                let status = answer.status.as_u16();
-                if more && self.worth_another_try(status) {
+                let fault = answer.fault(self.ex.record.grpc, first.as_ref());
+                if more
+                    && let Some(status) = fault
+                    && self.ex.worker.retries.borrow_mut().take(clock::now())
+                {
                     failed(FailureKind::Status5xx(status));
                     let message = format!("endpoint {address} answered {status}");
-                    return Err(Refusal::new(answer.status, "upstream_status", message));
+                    let status = StatusCode::from_u16(status).unwrap_or(answer.status);
+                    return Err(Refusal::new(status, "upstream_status", message));
                 }
                 Ok(Served {
                     answer,
@@ -394,13 +398,14 @@ impl Sending<'_> {
             None => self.pool.protocol,
         };
         let peer = Peer::plain(address, protocol);
+        let streams = matches!(body, Outgoing::Stream(_));
         let mut answer =
             upstream::send(&worker.idle, &peer, &self.head, body, connect_timeout).await?;
         // A head without a byte of the body is no answer yet: servers send it before they work. In
         // gRPC the client may wait for the head before it says more.
         let wait = !matches!(answer.body, AnswerBody::Upgraded(_))
             && answer.status.is_success()
-            && !self.ex.record.grpc;
+            && !(self.ex.record.grpc && streams);
         let first = if wait {
             std::future::poll_fn(|cx| answer.body.poll_frame(cx))
                 .await
@@ -430,12 +435,6 @@ impl Sending<'_> {
                 return;
             }
         }
-    }
-
-    /// Answers that say "not here, not now" rather than "not this request".
-    fn worth_another_try(&self, status: u16) -> bool {
-        matches!(status, 500 | 502 | 503 | 504)
-            && self.ex.worker.retries.borrow_mut().take(clock::now())
     }
 }
 

@@ -63,7 +63,7 @@ impl Drop for Scraper {
     }
 }
 
-/// Starts to scrape whatever `live` routes to, and follows its changes.
+/// Starts to scrape whatever `live` routes to, or all of its pools, and follows its changes.
 ///
 /// # Errors
 /// When the thread or its runtime cannot be started.
@@ -143,7 +143,10 @@ async fn follow(live: &ArcSwap<Live>, shared: &Rc<Shared>) {
         let last = followed.as_ref();
         if last.is_none_or(|last| !Arc::ptr_eq(last, &current)) {
             if last.is_none_or(|last| !leads_to_the_same(last, &current)) {
-                routed = routed_pools(&current);
+                routed = match shared.settings.unrouted {
+                    true => current.pools.values().cloned().collect(),
+                    false => routed_pools(&current),
+                };
             }
             watched.adjust(&routed, shared);
             followed = Some(current);

@@ -234,12 +234,11 @@ impl Default for PickerConfig {
         let weighted = |scorer, weight| WeightedScorer { scorer, weight };
         Self {
             scorers: vec![
-                weighted(Scorer::Queue, 2.0),
-                weighted(Scorer::KvCache, 1.0),
-                weighted(Scorer::TokenLoad, 3.0),
-                weighted(Scorer::Prefix, 3.0),
-                weighted(Scorer::Lora, 2.0),
-                weighted(Scorer::Session, 1.0),
+                weighted(Scorer::AddedDelay, 2.0),
+                weighted(Scorer::Prefix, 1.0),
+                weighted(Scorer::Queue, 0.5),
+                weighted(Scorer::Lora, 1.5),
+                weighted(Scorer::Session, 0.5),
             ],
             picker: PickerKind::MaxScore,
             endpoints_max: 3,

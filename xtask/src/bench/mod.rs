@@ -85,7 +85,7 @@ pub(crate) struct Args {
         value_enum,
         value_delimiter = ',',
         value_name = "LIST",
-        default_value = "direct,nginx,envoy,sglang-router,forebay"
+        default_value = "direct,nginx,envoy,sglang-router,forebay,envoy-epp,forebay-epp"
     )]
     peers: Vec<Peer>,
     /// Measure a build without a profile (see `cargo xtask dist`)
@@ -214,7 +214,10 @@ fn install(
     let mut installed = Vec::new();
     for peer in wanted {
         match peer.install(release_dir, ours) {
-            Ok(found) => installed.push((*peer, found)),
+            Ok(found) => {
+                peers::note(*peer, &found);
+                installed.push((*peer, found));
+            }
             Err(error) => {
                 eprintln!("{} is missing: {error:#}", peer.name());
                 missing.push((*peer, format!("{error:#}")));

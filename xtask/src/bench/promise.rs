@@ -41,7 +41,7 @@ struct Round<'a> {
     round: usize,
 }
 
-static RULES: [Rule; 6] = [
+static RULES: [Rule; 8] = [
     Rule {
         promise: Promise {
             text: "CPU per 2 KiB request with the full inference pick, against Envoy plain",
@@ -81,6 +81,24 @@ static RULES: [Rule; 6] = [
         },
         applies_to: |s| is_saturating(s, 220 * 1_024),
         value: |r| r.cost_us(Peer::Forebay),
+    },
+    Rule {
+        promise: Promise {
+            text: "CPU of the picker beside Envoy per 2 KiB request",
+            limit: 80.0,
+            unit: "µs",
+        },
+        applies_to: |s| is_saturating(s, 2_048),
+        value: |r| r.cost_us(Peer::ForebayEpp),
+    },
+    Rule {
+        promise: Promise {
+            text: "CPU of the picker beside Envoy per 220 KiB request",
+            limit: 700.0,
+            unit: "µs",
+        },
+        applies_to: |s| is_saturating(s, 220 * 1_024),
+        value: |r| r.cost_us(Peer::ForebayEpp),
     },
     Rule {
         promise: Promise {
@@ -205,7 +223,7 @@ mod tests {
     use std::collections::HashMap;
 
     /// Judges one round in which every peer had these samples in every scenario.
-    fn check(samples: &[(Peer, Sample)], expected: [&str; 6]) {
+    fn check(samples: &[(Peer, Sample)], expected: [&str; 8]) {
         let scenarios = scenario::list(&[2_048, 220 * 1_024]);
         let mut findings = Findings {
             peers: Vec::new(),
@@ -247,8 +265,9 @@ mod tests {
                 (Peer::Nginx, sample(5_000.0, 150.0)),
                 (Peer::Envoy, sample(10_000.0, 250.0)),
                 (Peer::Forebay, sample(5_000.0, 250.0)),
+                (Peer::ForebayEpp, sample(8_000.0, 250.0)),
             ],
-            ["pass"; 6],
+            ["pass"; 8],
         );
     }
 
@@ -260,8 +279,11 @@ mod tests {
                 (Peer::Nginx, sample(5_000.0, 150.0)),
                 (Peer::Envoy, sample(10_000.0, 250.0)),
                 (Peer::Forebay, sample(7_000.0, 251.0)),
+                (Peer::ForebayEpp, sample(8_100.0, 251.0)),
             ],
-            ["**FAIL**", "pass", "**FAIL**", "pass", "**FAIL**", "pass"],
+            [
+                "**FAIL**", "pass", "**FAIL**", "pass", "**FAIL**", "pass", "**FAIL**", "pass",
+            ],
         );
     }
 
@@ -282,6 +304,8 @@ mod tests {
                 "not measured",
                 "not measured",
                 "pass",
+                "not measured",
+                "not measured",
                 "not measured",
                 "not measured",
             ],

@@ -59,7 +59,7 @@ pub(super) fn approximate(f: &mut Fields<'_>, notes: &mut Notes) -> Approximate 
             notes.push(format!(
                 "{name} counts bytes; blockSizeTokens counts tokens"
             ));
-            tokens = tokens.or((bytes > 0).then_some(bytes.div_ceil(4)));
+            tokens = tokens.or_else(|| (bytes > 0).then_some(bytes.div_ceil(4)));
         }
     }
     if let Some(mode) = f.text("mode")

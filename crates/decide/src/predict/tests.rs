@@ -251,9 +251,9 @@ proptest! {
             (sides[0] * sums[1][1] - sides[1] * sums[0][1]) / determinant,
             (sides[1] * sums[0][0] - sides[0] * sums[1][0]) / determinant,
         ];
-        for at in 0..2 {
-            let found = regression.coefficients()[at];
-            prop_assert!((found - solved[at]).abs() < 0.02 * solved[at].max(1.0), "{found} {solved:?}");
+        for x in [0.0, 1.5, 3.0] {
+            let (found, expected) = (regression.at(&[1.0, x]), solved[0] + solved[1] * x);
+            prop_assert!((found - expected).abs() < 0.01 * expected, "{found} {expected}");
         }
     }
 }

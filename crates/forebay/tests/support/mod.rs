@@ -84,6 +84,10 @@ impl Program {
         Self(command.spawn().expect("the program starts"))
     }
 
+    pub(crate) fn id(&self) -> u32 {
+        self.0.id()
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.0.id()).expect("a process id");
         let pid = Pid::from_raw(pid).expect("not zero");

@@ -203,7 +203,6 @@ async fn hand_out(shared: &Shared, stream: TcpStream, peer: SocketAddr, entry: &
 /// Serves the connections that come to a worker, until nobody sends any more.
 pub(crate) async fn take_seat(worker: Rc<Worker>, mut seat: Seat) {
     let mut manner: Option<Rc<Manner>> = None;
-    debug_assert_eq!(seat.taken.load(Ordering::Relaxed), 0);
     while let Some(arrival) = seat.arrivals.recv().await {
         let settings = &arrival.entry.settings;
         let manner = manner.get_or_insert_with(|| {

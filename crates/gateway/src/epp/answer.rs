@@ -5,14 +5,13 @@ use std::net::SocketAddr;
 
 use bytes::Bytes;
 use forebay_dialect::Dialect;
-use forebay_wire::Struct;
 use forebay_wire::ext_proc::header_value_option::HeaderAppendAction;
 use forebay_wire::ext_proc::{
     GrpcStatus, HeaderMutation, HeaderValue, HeaderValueOption, HttpStatus, ImmediateResponse,
 };
 use forebay_wire::value::Kind;
+use forebay_wire::{Struct, Value};
 
-use super::protocol::text;
 use crate::external::destination::{DESTINATION, NAMESPACE};
 use crate::grpc::Code;
 use crate::respond::Refusal;
@@ -40,15 +39,16 @@ pub(super) fn destination(order: &[SocketAddr]) -> (HeaderValueOption, Struct) {
     }
     let field = set(DESTINATION, list.clone());
     let inner = Struct {
-        fields: [(DESTINATION.to_owned(), text(list))].into(),
-    };
-    let inner = forebay_wire::Value {
-        kind: Some(Kind::StructValue(inner)),
+        fields: [(DESTINATION.to_owned(), value(Kind::StringValue(list)))].into(),
     };
     let metadata = Struct {
-        fields: [(NAMESPACE.to_owned(), inner)].into(),
+        fields: [(NAMESPACE.to_owned(), value(Kind::StructValue(inner)))].into(),
     };
     (field, metadata)
+}
+
+fn value(kind: Kind) -> Value {
+    Value { kind: Some(kind) }
 }
 
 /// A refusal, as the proxy answers it to the client.

@@ -19,6 +19,7 @@ use super::pools::CallNames;
 use super::stream::{Call, Manner};
 use super::wire::{Incoming, Outgoing, ending};
 use crate::admin::Readiness;
+use crate::budget::Buffered;
 use crate::grpc::Code;
 use crate::worker::Worker;
 
@@ -133,13 +134,14 @@ async fn call(
     let outgoing = Outgoing::new(stream);
     match kind {
         None => {
-            let incoming = Incoming::new(body, worker.shared.settings.body_bytes_max);
+            let limit = worker.shared.settings.body_bytes_max;
+            let incoming = Incoming::new(body, limit, Buffered::none(&worker));
             let names = CallNames::of(&head.uri, &head.headers);
             let call = Call::new(&worker, &terms.manner, names, terms.peer);
             call.serve(incoming, outgoing).await;
         }
         Some(kind) => {
-            let incoming = Incoming::new(body, 0);
+            let incoming = Incoming::new(body, 0, Buffered::none(&worker));
             health::serve(&worker, &terms, kind, incoming, outgoing).await;
         }
     }

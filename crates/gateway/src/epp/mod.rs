@@ -12,10 +12,13 @@
 mod accept;
 mod answer;
 mod connection;
+mod decision;
 mod head;
 mod health;
+mod parts;
 mod pools;
 pub mod protocol;
+mod response;
 mod stream;
 mod test_selection;
 mod tls;

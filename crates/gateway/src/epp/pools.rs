@@ -4,7 +4,8 @@
 use std::cell::RefCell;
 
 use forebay_model::ObjectName;
-use http::{HeaderMap, StatusCode, Uri};
+use http::uri::Authority;
+use http::{HeaderMap, HeaderValue, StatusCode, Uri};
 use rustc_hash::FxHashMap;
 
 use super::head;
@@ -36,16 +37,15 @@ struct ByService {
 /// What the head of a call says of its pool.
 #[derive(Clone, Debug, Default)]
 pub(super) struct CallNames {
-    pool: Option<String>,
-    host: Option<ObjectName>,
+    pool: Option<HeaderValue>,
+    authority: Option<Authority>,
 }
 
 impl CallNames {
     pub(super) fn of(uri: &Uri, fields: &HeaderMap) -> Self {
-        let pool = fields.get(POOL_FIELD);
         Self {
-            pool: pool.and_then(|v| v.to_str().ok()).map(str::to_owned),
-            host: uri.host().and_then(head::object_of_host),
+            pool: fields.get(POOL_FIELD).cloned(),
+            authority: uri.authority().cloned(),
         }
     }
 }
@@ -71,7 +71,8 @@ impl Pools {
         if let Some(only) = &self.only {
             return known(only).ok_or_else(|| gone(only));
         }
-        let named = head::named_pool(head).or(call.pool.as_deref());
+        let of_call = || call.pool.as_ref()?.to_str().ok();
+        let named = head::named_pool(head).or_else(of_call);
         if let Some(named) = named {
             let name = match named.split_once('/') {
                 Some((namespace, name)) => ObjectName::new(namespace, name),
@@ -85,12 +86,16 @@ impl Pools {
             return Ok(only);
         }
         let authority = head::Noted::of(head).authority;
-        let hosts = [head::object_of_host(authority), call.host.clone()];
-        for host in hosts.iter().flatten() {
-            if let Some(found) = known(host) {
+        let authorities = [
+            Some(authority),
+            call.authority.as_ref().map(Authority::as_str),
+        ];
+        let hosts = authorities.into_iter().flatten();
+        for host in hosts.filter_map(head::object_of_host) {
+            if let Some(found) = known(&host) {
                 return Ok(found);
             }
-            if let Some(name) = self.of_service(live, host)
+            if let Some(name) = self.of_service(live, &host)
                 && let Some(found) = known(&name)
             {
                 return Ok(found);

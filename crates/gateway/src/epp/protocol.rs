@@ -13,21 +13,18 @@
 //! NONE, or no body       decided on the head alone
 //! ```
 
-use std::fmt;
-
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use forebay_wire::ext_proc::body_mutation::Mutation;
 use forebay_wire::ext_proc::processing_mode::{BodySendMode, HeaderSendMode};
 use forebay_wire::ext_proc::processing_request::Request;
 use forebay_wire::ext_proc::processing_response::Response;
 use forebay_wire::ext_proc::{
-    BodyMutation, BodyResponse, CommonResponse, HeaderMutation, HeadersResponse, HttpBody,
-    HttpHeaders, ImmediateResponse, Metadata, ProcessingMode, ProcessingRequest,
-    ProcessingResponse, ProtocolConfiguration,
+    BodyResponse, CommonResponse, HeaderMutation, HeadersResponse, HttpBody, ImmediateResponse,
+    ProcessingMode, ProcessingRequest, ProcessingResponse, ProtocolConfiguration,
 };
-use forebay_wire::{Struct, Value};
-use smallvec::SmallVec;
 
+pub use super::parts::{Body, Decision, Head, Part, Replies, Reply, Step, Violation, Wanted};
+use super::parts::{Held, changed, expected, of_head, pieces, replacement};
 use crate::external::protocol::Side;
 
 /// Bytes of a body that are held in the mode STREAMED, where the proxy sends without waiting for the
@@ -35,9 +32,6 @@ use crate::external::protocol::Side;
 /// full of what is not answered, so that waiting for the end of a longer body would wait for ever; it is
 /// picked for by its head.
 pub const STREAMED_HELD_MAX: usize = 512 << 10;
-
-/// Bytes of a body in one message: what the protocol recommends at most.
-const PIECE_BYTES_MAX: usize = 62 << 10;
 
 /// How a body travels.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -72,123 +66,6 @@ impl Mode {
     }
 }
 
-/// What there is to do about a message.
-#[derive(Clone, PartialEq, Debug)]
-pub enum Step {
-    /// Nothing yet.
-    Wait,
-    /// The head of the request has come; more of it follows before it can be decided on.
-    Head(Box<Head>),
-    /// Where does it go? With the head, if that has not been told before. Answer with
-    /// [`Machine::decided`] or [`Machine::refused`].
-    Decide(Option<Box<Head>>, Body),
-    /// The head of the response. Answer with [`Machine::response_head`].
-    ResponseHead(Box<Head>),
-    /// A piece of its body; true if it is the last. Answer with [`Machine::response_piece`].
-    ResponseBody(Bytes, bool),
-    /// The response is over with its trailers. Answer with [`Machine::response_over`].
-    ResponseOver,
-}
-
-/// A head with what came beside it.
-#[derive(Clone, PartialEq, Debug, Default)]
-pub struct Head {
-    /// The fields, and whether nothing follows.
-    pub headers: HttpHeaders,
-    /// What other filters of the proxy left.
-    pub metadata: Option<Metadata>,
-    /// What the proxy knows of the exchange, by the name of the filter that asks.
-    pub attributes: std::collections::HashMap<String, Struct>,
-}
-
-/// What of a request's body can be read.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Body {
-    /// All of it.
-    Whole(Bytes),
-    /// There is none.
-    Empty,
-    /// It does not come, or not in time.
-    Unread,
-    /// It is longer than may be held.
-    TooLong,
-}
-
-/// What is answered to a request that goes somewhere.
-#[derive(Clone, PartialEq, Debug, Default)]
-pub struct Decision {
-    /// Changes of the head.
-    pub mutation: HeaderMutation,
-    /// What comes with it for other filters.
-    pub metadata: Option<Struct>,
-    /// The body in place of the one that came.
-    pub body: Option<Bytes>,
-    /// Which parts of the response to show; `None` leaves it as it is.
-    pub response: Option<Wanted>,
-}
-
-/// What of a response has to be seen.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Wanted {
-    /// Status and fields.
-    Head,
-    /// Everything.
-    Bodies,
-}
-
-/// An answer that is due.
-#[derive(Clone, PartialEq, Debug)]
-pub enum Reply {
-    /// A whole message.
-    Message(Box<ProcessingResponse>),
-    /// Go on without a change.
-    Pass(Part),
-    /// A piece of a body that goes on, in the mode FULL_DUPLEX_STREAMED.
-    Piece {
-        /// Which way it goes.
-        side: Side,
-        /// The bytes.
-        bytes: Bytes,
-        /// Whether nothing follows.
-        end: bool,
-    },
-}
-
-/// A part of an exchange that has been seen.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[allow(missing_docs, reason = "the names say it")]
-pub enum Part {
-    RequestHead,
-    RequestBody,
-    RequestTrailers,
-    ResponseHead,
-    ResponseBody,
-    ResponseTrailers,
-}
-
-/// Answers in the order in which they go out.
-pub type Replies = SmallVec<[Reply; 4]>;
-
-/// What the proxy did against the rules. The call ends with it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Violation {
-    /// A part came that cannot come here.
-    OutOfTurn(Part),
-    /// It went on after the end of a body.
-    AfterEnd(Part),
-}
-
-impl fmt::Display for Violation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::OutOfTurn(part) => write!(f, "{part:?} came out of turn"),
-            Self::AfterEnd(part) => write!(f, "{part:?} came after the end"),
-        }
-    }
-}
-
-impl std::error::Error for Violation {}
-
 /// Where the request is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum At {
@@ -214,6 +91,9 @@ pub struct Machine {
     body_bytes_max: usize,
     at: At,
     request: Mode,
+    /// As the proxy told.
+    offered: Mode,
+    /// As far as is known by now.
     response: Mode,
     /// The proxy told how it sends bodies.
     told: bool,
@@ -223,44 +103,9 @@ pub struct Machine {
     /// Trailers of the request have come and are not answered.
     trailers: bool,
     response_head: bool,
+    /// Some of its body has come.
+    response_body: bool,
     response_over: bool,
-}
-
-/// A body that is held.
-#[derive(Debug, Default)]
-struct Held {
-    first: Bytes,
-    joined: BytesMut,
-    pieces: usize,
-    expected: usize,
-}
-
-impl Held {
-    fn len(&self) -> usize {
-        self.first.len() + self.joined.len()
-    }
-
-    fn push(&mut self, piece: Bytes) {
-        self.pieces += 1;
-        if self.len() == 0 {
-            self.first = piece;
-        } else if !piece.is_empty() {
-            if self.joined.is_empty() {
-                let first = std::mem::take(&mut self.first);
-                let least = first.len() + piece.len();
-                self.joined = BytesMut::with_capacity(self.expected.max(least));
-                self.joined.extend_from_slice(&first);
-            }
-            self.joined.extend_from_slice(&piece);
-        }
-    }
-
-    fn whole(&mut self) -> Bytes {
-        if !self.joined.is_empty() {
-            self.first = std::mem::take(&mut self.joined).freeze();
-        }
-        self.first.clone()
-    }
 }
 
 impl Machine {
@@ -272,12 +117,14 @@ impl Machine {
             at: At::Start,
             // As pickers are asked where nobody tells: the only mode that fits the protocol.
             request: Mode::Duplex,
+            offered: Mode::Duplex,
             response: Mode::Duplex,
             told: false,
             held: Held::default(),
             ended: false,
             trailers: false,
             response_head: false,
+            response_body: false,
             response_over: false,
         }
     }
@@ -368,7 +215,8 @@ impl Machine {
         if let Some(config) = config {
             self.told = true;
             self.request = Mode::of(config.request_body_mode);
-            self.response = Mode::of(config.response_body_mode);
+            self.offered = Mode::of(config.response_body_mode);
+            self.response = self.offered;
             eager = config.send_body_without_waiting_for_header_response;
         }
         self.at = At::Deciding;
@@ -484,9 +332,12 @@ impl Machine {
             mutation,
             metadata,
             body,
-            response,
+            shows_response,
         } = decision;
-        let mode_override = response.and_then(|wanted| self.wanting(wanted));
+        let mode_override = match shows_response {
+            true => self.wanting(Wanted::Bodies),
+            false => None,
+        };
         let common = CommonResponse {
             header_mutation: Some(mutation),
             clear_route_cache: true,
@@ -556,59 +407,61 @@ impl Machine {
         })));
     }
 
-    /// How to show what is wanted of the response; `None` where it is shown anyway, or cannot be.
+    /// How to show what is wanted of the response; `None` where it is shown anyway, or where nothing is
+    /// known of what it would take the place of.
     fn wanting(&mut self, wanted: Wanted) -> Option<ProcessingMode> {
-        let shown = self.response != Mode::None;
-        let response = match (wanted, shown) {
-            (Wanted::Head, true) => Mode::None,
-            (Wanted::Bodies, false) if self.request == Mode::Duplex => Mode::Duplex,
-            (Wanted::Bodies, false) => Mode::Streamed,
-            (Wanted::Head, false) | (Wanted::Bodies, true) => return None,
+        let response = match (wanted, self.offered) {
+            (Wanted::Head, Mode::None) => return None,
+            (Wanted::Head, _) => Mode::None,
+            (Wanted::Bodies, Mode::None) if self.request == Mode::Duplex => Mode::Duplex,
+            (Wanted::Bodies, Mode::None) => Mode::Streamed,
+            (Wanted::Bodies, _) => return None,
         };
         if !self.told {
-            // What it would answer in place of the rest is not known.
             return None;
         }
-        // A proxy that does not let its mode be changed goes on as before. What comes is told from
-        // what was asked for by its coming, and only then matters in which mode.
-        if wanted == Wanted::Bodies {
+        // Of a proxy that does not let its mode be changed bodies go on coming, or not, as before.
+        if wanted == Wanted::Bodies && !self.response_body {
             self.response = response;
         }
-        let trailers = match (self.request, response) {
-            (Mode::Duplex, _) | (_, Mode::Duplex) => HeaderSendMode::Send,
-            _ => HeaderSendMode::Skip,
+        let trailers = |mode| match mode {
+            Mode::Duplex => HeaderSendMode::Send.into(),
+            Mode::None | Mode::Streamed | Mode::Buffered | Mode::Partial => {
+                HeaderSendMode::Skip.into()
+            }
         };
         Some(ProcessingMode {
             request_header_mode: HeaderSendMode::Send.into(),
             response_header_mode: HeaderSendMode::Send.into(),
             request_body_mode: self.request.on_the_wire().into(),
             response_body_mode: response.on_the_wire().into(),
-            request_trailer_mode: match self.request {
-                Mode::Duplex => HeaderSendMode::Send.into(),
-                Mode::None | Mode::Streamed | Mode::Buffered | Mode::Partial => {
-                    HeaderSendMode::Skip.into()
-                }
-            },
-            response_trailer_mode: match response {
-                Mode::Duplex => trailers.into(),
-                Mode::None | Mode::Streamed | Mode::Buffered | Mode::Partial => {
-                    HeaderSendMode::Skip.into()
-                }
-            },
+            request_trailer_mode: trailers(self.request),
+            response_trailer_mode: trailers(response),
         })
     }
 
     fn answer_head(&mut self, head: Box<Head>) -> Result<Step, Violation> {
-        if std::mem::replace(&mut self.response_head, true) {
+        let late = self.response_body || self.response_over;
+        if std::mem::replace(&mut self.response_head, true) || late {
             return Err(Violation::OutOfTurn(Part::ResponseHead));
         }
         self.response_over = head.headers.end_of_stream;
         Ok(Step::ResponseHead(head))
     }
 
-    /// The head of the response goes on like this.
-    pub fn response_head(&mut self, mutation: HeaderMutation, out: &mut Replies) {
-        if mutation == HeaderMutation::default() {
+    /// The head of the response goes on like this; `wanted` is what is to be shown of the rest.
+    pub fn response_head(
+        &mut self,
+        mutation: HeaderMutation,
+        wanted: Option<Wanted>,
+        out: &mut Replies,
+    ) {
+        let mode_override = match self.response_over {
+            // Nothing follows.
+            true => None,
+            false => wanted.and_then(|wanted| self.wanting(wanted)),
+        };
+        if mutation == HeaderMutation::default() && mode_override.is_none() {
             return out.push(Reply::Pass(Part::ResponseHead));
         }
         let common = CommonResponse {
@@ -616,6 +469,7 @@ impl Machine {
             ..CommonResponse::default()
         };
         out.push(Reply::Message(Box::new(ProcessingResponse {
+            mode_override,
             response: Some(Response::ResponseHeaders(HeadersResponse {
                 response: Some(common),
             })),
@@ -627,6 +481,7 @@ impl Machine {
         if self.response_over {
             return Err(Violation::AfterEnd(Part::ResponseBody));
         }
+        self.response_body = true;
         self.response_over = body.end_of_stream;
         Ok(Step::ResponseBody(body.body, body.end_of_stream))
     }
@@ -662,74 +517,5 @@ impl Machine {
             pieces(Side::Response, rest, false, out);
         }
         out.push(Reply::Pass(Part::ResponseTrailers));
-    }
-}
-
-/// The length that a head announces, if it does.
-fn expected(headers: &HttpHeaders) -> usize {
-    let fields = headers.headers.iter().flat_map(|map| &map.headers);
-    let length = fields
-        .filter(|field| field.key == "content-length")
-        .find_map(|field| {
-            let text = match field.raw_value.is_empty() {
-                true => &field.value,
-                false => str::from_utf8(&field.raw_value).ok()?,
-            };
-            text.parse().ok()
-        });
-    length.unwrap_or(0)
-}
-
-fn of_head(common: CommonResponse) -> Response {
-    Response::RequestHeaders(HeadersResponse {
-        response: Some(common),
-    })
-}
-
-fn replacement(body: Bytes) -> BodyMutation {
-    BodyMutation {
-        mutation: Some(Mutation::Body(body)),
-    }
-}
-
-fn changed(side: Side, mutation: Mutation) -> Reply {
-    let body = BodyResponse {
-        response: Some(CommonResponse {
-            body_mutation: Some(BodyMutation {
-                mutation: Some(mutation),
-            }),
-            ..CommonResponse::default()
-        }),
-    };
-    Reply::Message(Box::new(ProcessingResponse {
-        response: Some(match side {
-            Side::Request => Response::RequestBody(body),
-            Side::Response => Response::ResponseBody(body),
-        }),
-        ..ProcessingResponse::default()
-    }))
-}
-
-/// Cuts a body into pieces of the size that is recommended; an empty one where only its end is left.
-fn pieces(side: Side, mut bytes: Bytes, end: bool, out: &mut Replies) {
-    loop {
-        let piece = bytes.split_to(bytes.len().min(PIECE_BYTES_MAX));
-        let last = bytes.is_empty();
-        out.push(Reply::Piece {
-            side,
-            bytes: piece,
-            end: end && last,
-        });
-        if last {
-            return;
-        }
-    }
-}
-
-/// A text as a value of metadata.
-#[must_use]
-pub fn text(text: String) -> Value {
-    Value {
-        kind: Some(forebay_wire::value::Kind::StringValue(text)),
     }
 }

@@ -4,6 +4,7 @@
 //! piece, and written without one: the few bytes that belong around a body go out before it, and the
 //! body itself is handed on as it is.
 
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::task::{Context, Poll, ready};
 
@@ -14,6 +15,7 @@ use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
 
 use super::protocol::{Part, Reply};
+use crate::budget::Buffered;
 use crate::external::protocol::Side;
 use crate::grpc::{self, Code};
 
@@ -27,6 +29,8 @@ const COPIED_MAX: usize = 8 << 10;
 pub(super) enum Broken {
     /// The other side is gone.
     Gone,
+    /// There is no memory for what it sends.
+    Full,
     /// What it sent is not what it should be.
     Wrong(String),
 }
@@ -39,15 +43,18 @@ pub(super) struct Incoming {
     /// What came and has not been read: a piece as it came, or several put together.
     rest: Bytes,
     gathered: BytesMut,
+    /// Memory of what is put together.
+    budget: Buffered,
 }
 
 impl Incoming {
-    pub(super) fn new(stream: RecvStream, body_bytes_max: usize) -> Self {
+    pub(super) fn new(stream: RecvStream, body_bytes_max: usize, budget: Buffered) -> Self {
         Self {
             stream,
             message_bytes_max: body_bytes_max.saturating_add(MESSAGE_OVERHEAD_MAX),
             rest: Bytes::new(),
             gathered: BytesMut::new(),
+            budget,
         }
     }
 
@@ -70,6 +77,9 @@ impl Incoming {
                     // An error here is that of a stream which is over, and shows next.
                     let _over = self.stream.flow_control().release_capacity(data.len());
                     self.take(data);
+                    if !self.budget.resize(self.gathered.len()) {
+                        return Poll::Ready(Err(Broken::Full));
+                    }
                 }
                 Some(Err(_)) => return Poll::Ready(Err(Broken::Gone)),
                 None => return Poll::Ready(Ok(None)),
@@ -123,6 +133,7 @@ impl Incoming {
             true => self.rest.split_to(5 + length),
             false => {
                 let whole = self.gathered.split_to(5 + length).freeze();
+                self.budget.resize(self.gathered.len());
                 if self.gathered.is_empty() {
                     // Its memory goes with the message.
                     self.gathered = BytesMut::new();
@@ -154,31 +165,23 @@ fn prefix(length: usize, out: &mut BytesMut) {
 #[derive(Debug)]
 pub(super) struct Outgoing {
     stream: SendStream<Bytes>,
-    queued: std::collections::VecDeque<Bytes>,
+    queue: Queue,
+}
+
+/// Bytes that wait to go out.
+#[derive(Debug, Default)]
+struct Queue {
+    ready: VecDeque<Bytes>,
     tail: BytesMut,
 }
 
-impl Outgoing {
-    pub(super) fn new(stream: SendStream<Bytes>) -> Self {
-        Self {
-            stream,
-            queued: std::collections::VecDeque::new(),
-            tail: BytesMut::new(),
-        }
-    }
-
-    /// Queues an answer.
-    pub(super) fn reply(&mut self, reply: Reply) {
+impl Queue {
+    fn reply(&mut self, reply: Reply) {
         match reply {
             Reply::Message(message) => frame(&*message, &mut self.tail),
             Reply::Pass(part) => self.tail.extend_from_slice(pass(part)),
             Reply::Piece { side, bytes, end } => self.piece(side, bytes, end),
         }
-    }
-
-    /// Queues a message.
-    pub(super) fn message<M: Message>(&mut self, message: &M) {
-        frame(message, &mut self.tail);
     }
 
     /// `ProcessingResponse.{request,response}_body.response.body_mutation.streamed_response`, four
@@ -202,10 +205,9 @@ impl Outgoing {
         let mutation = field(innermost);
         let common = field(mutation);
         let body = field(common);
-        let whole = field(body);
-        self.tail.reserve(64);
-        prefix(whole, &mut self.tail);
         let tail = &mut self.tail;
+        tail.reserve(64);
+        prefix(field(body), tail);
         for (number, length) in [
             (outer, body),
             (COMMON, common),
@@ -219,30 +221,54 @@ impl Outgoing {
             encode_key(END, WireType::Varint, tail);
             tail.put_u8(1);
         }
-        if !bytes.is_empty() {
-            encode_key(BODY, WireType::LengthDelimited, tail);
-            encode_varint(bytes.len() as u64, tail);
-            if bytes.len() <= COPIED_MAX {
-                tail.extend_from_slice(&bytes);
-            } else {
-                self.queued.push_back(self.tail.split().freeze());
-                self.queued.push_back(bytes);
-            }
+        if bytes.is_empty() {
+            return;
         }
+        encode_key(BODY, WireType::LengthDelimited, tail);
+        encode_varint(bytes.len() as u64, tail);
+        if bytes.len() <= COPIED_MAX {
+            tail.extend_from_slice(&bytes);
+        } else {
+            self.finish();
+            self.ready.push_back(bytes);
+        }
+    }
+
+    fn finish(&mut self) {
+        if !self.tail.is_empty() {
+            self.ready.push_back(self.tail.split().freeze());
+        }
+    }
+}
+
+impl Outgoing {
+    pub(super) fn new(stream: SendStream<Bytes>) -> Self {
+        Self {
+            stream,
+            queue: Queue::default(),
+        }
+    }
+
+    /// Queues an answer.
+    pub(super) fn reply(&mut self, reply: Reply) {
+        self.queue.reply(reply);
+    }
+
+    /// Queues a message.
+    pub(super) fn message<M: Message>(&mut self, message: &M) {
+        frame(message, &mut self.queue.tail);
     }
 
     /// Hands what is queued to the connection.
     pub(super) async fn flush(&mut self) -> Result<(), Broken> {
-        if !self.tail.is_empty() {
-            self.queued.push_back(self.tail.split().freeze());
-        }
+        self.queue.finish();
         poll_fn(|cx| self.poll_flush(cx)).await
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
-        while let Some(front) = self.queued.front_mut() {
+        while let Some(front) = self.queue.ready.front_mut() {
             if front.is_empty() {
-                self.queued.pop_front();
+                self.queue.ready.pop_front();
                 continue;
             }
             self.stream.reserve_capacity(front.len());
@@ -293,5 +319,87 @@ const fn pass(part: Part) -> &'static [u8] {
         Part::ResponseBody => &[0, 0, 0, 0, 2, 4 << 3 | 2, 0],
         Part::RequestTrailers => &[0, 0, 0, 0, 2, 5 << 3 | 2, 0],
         Part::ResponseTrailers => &[0, 0, 0, 0, 2, 6 << 3 | 2, 0],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use forebay_wire::ext_proc::body_mutation::Mutation;
+    use forebay_wire::ext_proc::processing_response::Response;
+    use forebay_wire::ext_proc::{
+        BodyMutation, BodyResponse, CommonResponse, HeadersResponse, ProcessingResponse,
+        StreamedBodyResponse, TrailersResponse,
+    };
+
+    use super::*;
+
+    /// What is written by hand reads as what the generated code would have written.
+    fn check(reply: Reply, expected: Response) {
+        let mut queue = Queue::default();
+        queue.reply(reply.clone());
+        queue.finish();
+        let bytes: Vec<u8> = queue.ready.iter().flatten().copied().collect();
+        let (head, message) = bytes.split_at(5);
+        let length = u32::from_be_bytes(head[1..].try_into().expect("four bytes"));
+        assert_eq!((head[0], length as usize), (0, message.len()), "{reply:?}");
+        let expected = ProcessingResponse {
+            response: Some(expected),
+            ..ProcessingResponse::default()
+        };
+        let found = ProcessingResponse::decode(message).expect("a message");
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn pieces_of_every_length_are_as_generated() {
+        for length in [0, 1, 127, 128, 300, COPIED_MAX, COPIED_MAX + 1, 62 << 10] {
+            for (side, end) in [
+                (Side::Request, false),
+                (Side::Request, true),
+                (Side::Response, false),
+                (Side::Response, true),
+            ] {
+                let bytes = Bytes::from(vec![b'x'; length]);
+                let streamed = StreamedBodyResponse {
+                    body: bytes.clone(),
+                    end_of_stream: end,
+                };
+                let body = BodyResponse {
+                    response: Some(CommonResponse {
+                        body_mutation: Some(BodyMutation {
+                            mutation: Some(Mutation::StreamedResponse(streamed)),
+                        }),
+                        ..CommonResponse::default()
+                    }),
+                };
+                let expected = match side {
+                    Side::Request => Response::RequestBody(body),
+                    Side::Response => Response::ResponseBody(body),
+                };
+                check(Reply::Piece { side, bytes, end }, expected);
+            }
+        }
+    }
+
+    #[test]
+    fn what_goes_on_as_it_is_is_answered_with_nothing() {
+        use Response as R;
+        let (head, body) = (HeadersResponse::default(), BodyResponse::default());
+        let trailers = TrailersResponse::default();
+        check(
+            Reply::Pass(Part::RequestHead),
+            R::RequestHeaders(head.clone()),
+        );
+        check(Reply::Pass(Part::ResponseHead), R::ResponseHeaders(head));
+        check(Reply::Pass(Part::RequestBody), R::RequestBody(body.clone()));
+        check(Reply::Pass(Part::ResponseBody), R::ResponseBody(body));
+        check(
+            Reply::Pass(Part::RequestTrailers),
+            R::RequestTrailers(trailers.clone()),
+        );
+        check(
+            Reply::Pass(Part::ResponseTrailers),
+            R::ResponseTrailers(trailers),
+        );
     }
 }

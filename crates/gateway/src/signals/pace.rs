@@ -32,6 +32,8 @@ pub struct Settings {
     pub idle_interval: Duration,
     /// Limit of one scrape, connecting included.
     pub timeout: Duration,
+    /// Whether pools that no route leads to are read as well: those of a picker for another proxy.
+    pub unrouted: bool,
 }
 
 impl Default for Settings {
@@ -40,6 +42,7 @@ impl Default for Settings {
             interval: Duration::from_millis(50),
             idle_interval: Duration::from_millis(200),
             timeout: Duration::from_millis(250),
+            unrouted: false,
         }
     }
 }

@@ -232,7 +232,8 @@ impl Current {
                 });
                 page.gauges(name, help, values)
             };
-        let kinds: [(&str, fn(&EndpointView) -> Option<f64>); 3] = [
+        type Read = fn(&EndpointView) -> Option<f64>;
+        let kinds: [(&str, Read); 3] = [
             ("kv_cache_utilization", |v| {
                 v.load.as_ref()?.kv_used.map(f64::from)
             }),

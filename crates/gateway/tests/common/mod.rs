@@ -230,6 +230,7 @@ pub fn listener(host: Option<&str>, routes: RouteTable) -> Listener {
         gateway: ObjectName::new("default", "edge"),
         name: host.unwrap_or("http").into(),
         hostname: host.map(HostPattern::parse),
+        refused: false,
         certificates: Vec::new(),
         clients: None,
         routes: Arc::new(routes),
