@@ -36,7 +36,7 @@ use crate::relay::{Body, Passing, Relay, Settle};
 use crate::respond::Refusal;
 use crate::told::ToldFields;
 use crate::upstream::{self, Answer, AnswerBody, Head, Outgoing, Peer, SendError};
-use crate::{catalogue, clock, tunnel};
+use crate::{catalogue, clock, slo, tunnel};
 
 /// Endpoints tried for one request, the first included. More would let a broken request wear out
 /// a whole pool.
@@ -150,6 +150,7 @@ pub(crate) async fn serve(
         reading.hash_prompt(pool, onward.body.held(), target_model, &mut hashes);
     }
     let ask = Ask {
+        slo: slo::of(&onward.head.headers),
         fields: &told.as_texts(),
         ..phases::ask(&ex.record, &reading, target_model, &hashes, session)
     };

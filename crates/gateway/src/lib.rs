@@ -37,6 +37,7 @@ mod service;
 pub mod settings;
 pub mod shared;
 pub mod signals;
+mod slo;
 mod stream;
 pub mod telemetry;
 mod tls;

@@ -52,13 +52,13 @@ fn arguments() -> Result<Arguments, String> {
     let mut only = Vec::new();
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
-        let mut value = || words.next().ok_or(format!("{word} needs a value"));
+        let mut value = || words.next().ok_or_else(|| format!("{word} needs a value"));
         match word.as_str() {
             "--tuning" => seeds = TUNING_SEEDS.to_vec(),
             "--more-tuning" => seeds = (11..27).collect(),
             "--scenario" => {
                 let name = value()?;
-                let found = Scenario::named(&name).ok_or(format!("no scenario {name}"))?;
+                let found = Scenario::named(&name).ok_or_else(|| format!("no scenario {name}"))?;
                 scenarios.push(found);
             }
             "--variant" => {

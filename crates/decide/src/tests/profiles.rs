@@ -330,19 +330,19 @@ fn a_prompt_goes_where_it_is_cached_until_all_who_hold_it_are_too_far_behind() {
     let tokens = PrefixAffinity {
         backlog_max_ms: None,
         backlog_max_tokens: Some(3_000),
-        ..settings.clone()
+        ..settings
     };
     check(tokens.clone(), 2_900, "a");
     check(tokens, 3_200, "ab");
     let for_ever = PrefixAffinity {
         backlog_max_ms: None,
-        ..settings.clone()
+        ..settings
     };
     check(for_ever, 100_000, "a");
     // Nothing is predicted yet, so that nobody is kept to.
     let predicted = PrefixAffinity {
         predicted: true,
-        ..settings.clone()
+        ..settings
     };
     check(predicted, 100, "ab");
     let curious = PrefixAffinity {

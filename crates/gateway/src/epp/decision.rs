@@ -156,6 +156,7 @@ impl Asking<'_> {
         let fields = head::told(self.head, &pool.picker);
         let ask = Ask {
             subset: subset.as_deref(),
+            slo: head::slo(self.head),
             fields: &fields,
             ..phases::ask(record, reading, model, &hashes, session)
         };

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use forebay_decide::Slo;
 use forebay_model::{ObjectName, PickerConfig};
 use forebay_wire::ext_proc::{HeaderValue, Metadata};
 use forebay_wire::value::Kind;
@@ -11,6 +12,7 @@ use smallvec::SmallVec;
 
 use super::protocol::Head;
 use crate::external::destination::{NAMESPACE, SERVED, SUBSET, SUBSET_NAMESPACE};
+use crate::slo;
 
 /// The namespace and the key by which a route of the proxy names the pool.
 const OWN_NAMESPACE: &str = "forebay";
@@ -83,6 +85,14 @@ pub(super) fn value(field: &HeaderValue) -> &[u8] {
         true => field.value.as_bytes(),
         false => &field.raw_value,
     }
+}
+
+/// What latency the request asks for.
+pub(super) fn slo(head: &Head) -> Slo {
+    slo::read(|name| {
+        let field = fields(head).find(|field| field.key.eq_ignore_ascii_case(name))?;
+        str::from_utf8(value(field)).ok()
+    })
 }
 
 /// The fields that a pool's policy wants to be told, with their values.
