@@ -376,3 +376,33 @@ fn every_known_type_says_what_it_becomes_and_is_in_the_documentation() {
         assert!(!became.became.is_empty(), "{kind}");
     }
 }
+
+const GUIDES: &[&str] = &[
+    include_str!("../../tests/picker_config/flow-control.yaml"),
+    include_str!("../../tests/picker_config/precise-prefix-first.yaml"),
+    include_str!("../../tests/picker_config/predicted-latency-slo.yaml"),
+    include_str!("../../tests/picker_config/inference-extension-1.1.yaml"),
+];
+
+proptest::proptest! {
+    #[test]
+    fn no_text_breaks_the_reader_and_what_holds_can_be_written(
+        guide in 0..GUIDES.len(), cuts in proptest::collection::vec((0.0..1.0_f64, 0..40_usize, ".{0,12}"), 0..4),
+    ) {
+        let mut text: Vec<char> = GUIDES[guide].chars().collect();
+        for (at, len, with) in cuts {
+            let from = (at * text.len() as f64) as usize;
+            let to = (from + len).min(text.len());
+            text.splice(from..to, with.chars());
+        }
+        let text: String = text.into_iter().collect();
+        match read(&text) {
+            Err(problems) => proptest::prop_assert!(!problems.is_empty()),
+            Ok(loaded) => {
+                let written = serde_json::to_string(&loaded.picker).expect("plain values");
+                let read: PickerConfig = serde_json::from_str(&written).expect("what we wrote");
+                proptest::prop_assert_eq!(read, loaded.picker);
+            }
+        }
+    }
+}

@@ -5,7 +5,7 @@
 //! Names follow the Prometheus conventions: base units, `_total` for counters.
 
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use forebay_model::ObjectName;
@@ -45,8 +45,7 @@ pub struct Metrics {
     reload_success_timestamp: Gauge,
     reloads: Family<ResultLabel, Counter>,
     /// Whether the picker's own file holds; nothing without one.
-    picker_reload_successful: Family<NoLabels, Gauge>,
-    picker_reload_success_timestamp: Family<NoLabels, Gauge>,
+    picker_reload: OnceLock<[Gauge; 2]>,
     spans: Family<ResultLabel, Counter>,
     streams: Family<StreamLabels, Counter>,
     tls_failures: Family<Reason, Counter>,
@@ -94,10 +93,6 @@ struct ResultLabel {
     result: &'static str,
 }
 
-/// For what is there or not.
-#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
-struct NoLabels {}
-
 impl Metrics {
     /// All metrics at zero.
     #[must_use]
@@ -124,8 +119,7 @@ impl Metrics {
             reload_successful: Gauge::default(),
             reload_success_timestamp: Gauge::default(),
             reloads: Family::default(),
-            picker_reload_successful: Family::default(),
-            picker_reload_success_timestamp: Family::default(),
+            picker_reload: OnceLock::new(),
             spans: Family::default(),
             streams: Family::default(),
             tls_failures: Family::default(),
@@ -196,16 +190,6 @@ impl Metrics {
             "forebay_config_reloads",
             "Configurations read",
             self.reloads.clone(),
-        );
-        r.register(
-            "forebay_picker_config_last_reload_successful",
-            "Whether the last EndpointPickerConfig could be read",
-            self.picker_reload_successful.clone(),
-        );
-        r.register(
-            "forebay_picker_config_last_reload_success_timestamp_seconds",
-            "When an EndpointPickerConfig was last taken over",
-            self.picker_reload_success_timestamp.clone(),
         );
         r.register(
             "forebay_spans",
@@ -300,17 +284,29 @@ impl Metrics {
         }
     }
 
-    /// An EndpointPickerConfig was read; `ok` says whether it was taken over.
+    /// An EndpointPickerConfig was read; `ok` says whether it was taken over. Without one there are no
+    /// such metrics.
     pub fn picker_config_loaded(&self, ok: bool, at: SystemTime) {
-        let labels = NoLabels {};
-        self.picker_reload_successful
-            .get_or_create(&labels)
-            .set(i64::from(ok));
+        let [successful, timestamp] = self.picker_reload.get_or_init(|| {
+            let gauges = [Gauge::default(), Gauge::default()];
+            let mut registry = Registry::default();
+            registry.register(
+                "forebay_picker_config_last_reload_successful",
+                "Whether the last EndpointPickerConfig could be read",
+                gauges[0].clone(),
+            );
+            registry.register(
+                "forebay_picker_config_last_reload_success_timestamp_seconds",
+                "When an EndpointPickerConfig was last taken over",
+                gauges[1].clone(),
+            );
+            self.add(registry);
+            gauges
+        });
+        successful.set(i64::from(ok));
         if ok {
             let seconds = at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-            self.picker_reload_success_timestamp
-                .get_or_create(&labels)
-                .set(i64::try_from(seconds).unwrap_or(i64::MAX));
+            timestamp.set(i64::try_from(seconds).unwrap_or(i64::MAX));
         }
     }
 
