@@ -172,7 +172,7 @@ pub enum FailureKind {
     Connect,
     /// The connection broke before the answer was complete.
     Reset,
-    /// It answered with this status, 500 to 599.
+    /// It answered with this status, 500 to 599, or with one of gRPC that means the same.
     Status5xx(u16),
     /// No answer in time.
     Timeout,

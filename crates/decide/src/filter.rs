@@ -156,6 +156,24 @@ impl Candidates {
         let (Some(own), Some(other)) = (best(true, tokens), best(false, tokens)) else {
             return;
         };
+        if affinity.predicted {
+            let ttft = |wanted: bool| {
+                let those = self.facts.iter().filter(|f| warm(f) == wanted);
+                let ttft = those.filter_map(|f| f.predicted.map(|p| p.ttft_ms));
+                ttft.reduce(f32::min)
+            };
+            let behind_ms = ttft(true).zip(ttft(false)).map(|(own, other)| own - other);
+            let max = affinity.backlog_max_ms.unwrap_or(f32::INFINITY);
+            self.sticky = match behind_ms {
+                Some(behind_ms) if behind_ms <= max => Sticky::Kept,
+                Some(_) => Sticky::Released,
+                None => return,
+            };
+            if self.sticky == Sticky::Kept {
+                self.keep(Exclusion::ColdCache, verdicts, warm);
+            }
+            return;
+        }
         let too_many = affinity
             .backlog_max_tokens
             .is_some_and(|max| own - other > max as f32);

@@ -30,9 +30,10 @@ pub(crate) struct Plan {
     pub(crate) predicts: bool,
 }
 
-fn predicts(scorers: &[WeightedScorer]) -> bool {
-    let mut scorers = scorers.iter();
-    scorers.any(|s| matches!(s.scorer, Scorer::Latency(_) | Scorer::AddedDelay))
+fn predicts(filters: &[Filter], scorers: &[WeightedScorer]) -> bool {
+    let filter = |f: &Filter| matches!(f, Filter::PrefixAffinity(affinity) if affinity.predicted);
+    let scorer = |s: &WeightedScorer| matches!(s.scorer, Scorer::Latency(_) | Scorer::AddedDelay);
+    filters.iter().any(filter) || scorers.iter().any(scorer)
 }
 
 impl Plan {
@@ -46,7 +47,7 @@ impl Plan {
                 scorers: counting(&config.scorers),
                 picker: config.picker,
                 endpoints_max: config.endpoints_max,
-                predicts: predicts(&config.scorers),
+                predicts: predicts(&[], &config.scorers),
             }];
         }
         let named = config.profiles.len() > 1;
@@ -61,7 +62,7 @@ impl Plan {
             scorers: counting(&profile.scorers),
             picker: profile.picker,
             endpoints_max: profile.endpoints_max,
-            predicts: predicts(&profile.scorers),
+            predicts: predicts(&profile.filters, &profile.scorers),
         };
         config.profiles.iter().map(plan).collect()
     }

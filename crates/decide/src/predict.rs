@@ -1,16 +1,16 @@
 //! Predicted latency: what a request would wait for its first token and between the further ones, at
 //! each endpoint, learned from the requests that were served.
 //!
-//! Two small regressions per endpoint ([`regress`]), over what a pick knows ([`Situation`]): the prompts
+//! Two small regressions per endpoint (`regress`), over what a pick knows (`Situation`): the prompts
 //! ahead and this one's uncached part, the batch, the KV cache, prefill going on. Coefficients are
 //! never negative, so more work ahead is never predicted to be faster. They belong to the endpoint,
 //! so pools of mixed hardware need no label; one more pair per pool learns from all and is where a new
 //! endpoint starts from. What errors are usual is tracked as a quantile of the ratio between what came and
-//! what was predicted ([`track`]), which makes a median into a bound that 90 % keep.
+//! what was predicted (`track`), which makes a median into a bound that 90 % keep.
 //!
-//! *Cold start:* nothing is predicted until the pool has seen [`OBSERVATIONS_MIN`] answers of each
+//! *Cold start:* nothing is predicted until the pool has seen `OBSERVATIONS_MIN` answers of each
 //! kind; whoever asks says what it does until then. *Drift:* old observations fade
-//! ([`regress::KEEP`]), and errors that all lean to one side for a while open the regression again, so
+//! (`regress::KEEP`), and errors that all lean to one side for a while open the regression again, so
 //! that it learns anew within a few answers. *Hostile numbers:* every input is made finite and
 //! bounded, one answer moves a coefficient by a bounded step.
 //! Bound: 2 KiB per endpoint that answered, nothing for a pool that was not used.

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
+use crate::epp::Seats;
 use crate::per_worker::lock;
 use crate::pools::Live;
 use crate::settings::Settings;
@@ -26,6 +27,8 @@ pub struct Shared {
     pub drain: watch::Sender<bool>,
     /// Where records go.
     pub telemetry: Arc<Telemetry>,
+    /// Where connections of proxies go that ask for endpoints.
+    pub(crate) seats: Seats,
     buffered_bytes: AtomicUsize,
     ports: Mutex<BTreeMap<u16, PortState>>,
 }
@@ -49,6 +52,7 @@ impl Shared {
             published: watch::Sender::new(0),
             drain: watch::Sender::new(false),
             telemetry,
+            seats: Seats::default(),
             buffered_bytes: AtomicUsize::new(0),
             ports: Mutex::default(),
         }

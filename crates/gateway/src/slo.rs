@@ -5,13 +5,15 @@
 use forebay_decide::Slo;
 use http::HeaderMap;
 
+/// What the fields of `headers` ask for.
+pub(crate) fn of(headers: &HeaderMap) -> Slo {
+    read(|name| headers.get(name)?.to_str().ok())
+}
+
 /// Reads the fields by which requests name their SLO: llm-d's, and the ones that it had before. What
 /// is no number of milliseconds above zero counts as absent.
-pub(crate) fn of(headers: &HeaderMap) -> Slo {
-    let ms = |names: [&str; 2]| {
-        let value = names.iter().find_map(|name| headers.get(*name))?;
-        Slo::parse_ms(value.to_str().ok()?)
-    };
+pub(crate) fn read<'h>(field: impl Fn(&str) -> Option<&'h str>) -> Slo {
+    let ms = |names: [&str; 2]| Slo::parse_ms(names.into_iter().find_map(&field)?);
     Slo {
         ttft_ms: ms(["x-llm-d-slo-ttft-ms", "x-slo-ttft-ms"]),
         tpot_ms: ms(["x-llm-d-slo-tpot-ms", "x-slo-tpot-ms"]),

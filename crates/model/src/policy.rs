@@ -178,6 +178,9 @@ pub struct PrefixAffinity {
     /// Prefill speed that backlogs are reckoned with, in tokens per second; `None` takes each
     /// endpoint's own, as measured.
     pub prefill_tokens_per_s: Option<f32>,
+    /// Whether the predicted times to the first token are compared in place of backlogs; as long as
+    /// nothing is predicted, all stay candidates.
+    pub predicted: bool,
     /// Share of requests that the filter leaves alone, so that others get to know the prompt.
     pub exploration: f32,
 }
@@ -189,6 +192,7 @@ impl Default for PrefixAffinity {
             backlog_max_ms: Some(18_000.0),
             backlog_max_tokens: None,
             prefill_tokens_per_s: Some(15_928.0),
+            predicted: false,
             exploration: 0.0,
         }
     }
