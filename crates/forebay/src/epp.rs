@@ -101,6 +101,7 @@ fn plan(args: &EppArgs, source: Source) -> Plan {
                 .as_ref()
                 .map(|name| ObjectName::new(&args.pool_namespace, name)),
             namespace: args.pool_namespace.clone(),
+            endpoints_max: usize::from(args.endpoints_max),
             response_bodies: args.response_bodies,
             test_selection: args.test_selection,
         }),

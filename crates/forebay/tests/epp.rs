@@ -55,10 +55,16 @@ struct Bed {
     picker: Option<Program>,
     ports: Ports,
     tls: bool,
+    /// Arguments of the test's own.
+    more: &'static [&'static str],
 }
 
 impl Bed {
     fn start(count: u8, tls: bool) -> Self {
+        Self::start_with(count, tls, &["--test-selection"])
+    }
+
+    fn start_with(count: u8, tls: bool, more: &'static [&'static str]) -> Self {
         let target = free_port(count);
         let address = |n| SocketAddr::from((Ipv4Addr::new(127, 0, 0, n), target));
         let servers: Vec<_> = (1..=count).map(address).collect();
@@ -73,6 +79,7 @@ impl Bed {
             picker: None,
             ports: Ports::free(),
             tls,
+            more,
         };
         bed.picker = Some(bed.start_picker(bed.ports));
         bed
@@ -87,7 +94,8 @@ impl Bed {
                 .args(["--metrics-port", &ports.admin.to_string()])
                 .args(["--log", "error", "--seed", "1", "--lame-duck", "500ms"])
                 .arg(format!("--secure-serving={}", self.tls))
-                .args(["--test-selection", "--config"])
+                .args(self.more)
+                .arg("--config")
                 .arg(self.folder.path())
                 .stderr(Stdio::inherit()),
         );
@@ -191,6 +199,22 @@ fn chats_are_served_where_the_picker_says_in_every_set_up() {
                     );
                 }
             }
+        }
+    });
+}
+
+#[test]
+fn an_original_destination_gets_one_address_where_it_is_asked_for() {
+    with_envoy("epp original destination", |program| {
+        let bed = Bed::start_with(2, true, &["--endpoints-max", "1"]);
+        let setup = Setup {
+            cluster: Cluster::OriginalDestination,
+            ..Setup::default()
+        };
+        let envoy = bed.envoy(program, &setup);
+        for n in 0..4 {
+            let answer = exchange(envoy.address, CHAT, &body(false, &n.to_string()));
+            assert_eq!(answer.status, 200, "{answer:?}");
         }
     });
 }

@@ -60,6 +60,7 @@ fn plain() -> EppSettings {
         security: Security::Plaintext,
         pool: None,
         namespace: "default".to_owned(),
+        endpoints_max: 3,
         response_bodies: false,
         test_selection: false,
     }
@@ -625,7 +626,7 @@ fn health_has_three_services_on_both_ports() {
     let bed = Bed::with(settings(), &only, vec![pool_of("pool", &[])]);
     let external = "envoy.service.ext_proc.v3.ExternalProcessor";
     for address in [bed.epp.address, bed.epp.health.unwrap()] {
-        for service in ["", "liveness", "readiness", external] {
+        for service in ["", "liveness", "readiness", "inference-extension", external] {
             assert_eq!(bed.health(address, service), Ok(1), "{service}");
         }
         assert_eq!(bed.health(address, "other"), Err(tonic::Code::NotFound));

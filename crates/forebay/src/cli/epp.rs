@@ -110,6 +110,16 @@ pub(crate) struct EppArgs {
     #[arg(default_missing_value = "true", num_args = 0..=1, require_equals = true)]
     #[arg(action = ArgAction::Set)]
     pub(crate) enable_cert_reload: bool,
+    /// Endpoints in an answer, the choice and its fallbacks; 1 for proxies that take one address, such
+    /// as Envoy with a cluster of type ORIGINAL_DST
+    #[arg(
+        long,
+        value_name = "N",
+        env = "FOREBAY_ENDPOINTS_MAX",
+        default_value = "3"
+    )]
+    #[arg(value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub(crate) endpoints_max: u8,
     /// Have proxies show the bodies of responses, for token counts; see docs/epp.md for the cost
     #[arg(long, env = "FOREBAY_RESPONSE_BODIES")]
     pub(crate) response_bodies: bool,

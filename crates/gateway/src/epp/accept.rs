@@ -208,6 +208,7 @@ pub(crate) async fn take_seat(worker: Rc<Worker>, mut seat: Seat) {
         let manner = manner.get_or_insert_with(|| {
             Rc::new(Manner {
                 pools: Pools::new(settings.pool.clone(), settings.namespace.clone()),
+                endpoints_max: settings.endpoints_max.max(1),
                 response_bodies: settings.response_bodies,
                 test_selection: settings.test_selection,
             })

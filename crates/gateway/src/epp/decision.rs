@@ -87,7 +87,7 @@ impl Asking<'_> {
         let no_deadline: Option<Instant> = None;
         let admitting = phases::admit(worker, record, runtime, model, waiter, no_deadline);
         let place = admitting.await?;
-        let (order, flight) = self.pick(
+        let (mut order, flight) = self.pick(
             record,
             pool,
             runtime,
@@ -96,6 +96,7 @@ impl Asking<'_> {
             model,
             session,
         )?;
+        order.truncate(self.manner.endpoints_max);
         // It is booked: the room that was kept for it is no longer needed.
         drop(place);
         record.tries.push(Try {

@@ -15,6 +15,7 @@ use super::wire::{Incoming, Outgoing};
 use crate::grpc::Code;
 use crate::worker::Worker;
 
+const EXTERNAL_PROCESSOR: &str = "envoy.service.ext_proc.v3.ExternalProcessor";
 /// How often those who watch are looked after.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
@@ -43,7 +44,8 @@ fn status(worker: &Worker, terms: &Terms, service: &str) -> Option<ServingStatus
     };
     match service {
         "liveness" => Some(ServingStatus::Serving),
-        "" | "readiness" | "envoy.service.ext_proc.v3.ExternalProcessor" => {
+        // The last one is that of older probes.
+        "" | "readiness" | EXTERNAL_PROCESSOR | "inference-extension" => {
             let live = worker.live();
             let pools = &live.snapshot.pools;
             let has_pool = match &terms.only_pool {

@@ -52,6 +52,9 @@ pub struct Settings {
     pub pool: Option<ObjectName>,
     /// Where a pool is that is named without its namespace.
     pub namespace: String,
+    /// Endpoints named in an answer, at least one: fewer than the pool's own number for proxies that take
+    /// one address.
+    pub endpoints_max: usize,
     /// Whether to ask for bodies of responses, whose usage is then known, and not only where the
     /// name of a model has to be restored in them. It costs proxy and picker an exchange per piece.
     pub response_bodies: bool,

@@ -39,6 +39,8 @@ const SILENCE_MAX: Duration = Duration::from_millis(300);
 #[derive(Clone, Debug)]
 pub(super) struct Manner {
     pub(super) pools: Pools,
+    /// Endpoints named in an answer.
+    pub(super) endpoints_max: usize,
     /// Responses are read for their usage wherever the proxy lets us.
     pub(super) response_bodies: bool,
     /// The fields of the conformance suite say what is picked.
