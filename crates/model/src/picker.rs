@@ -150,11 +150,11 @@ pub enum Scorer {
     Session,
     /// Shortest prefill backlog, in time, at the endpoint's own measured speed.
     TokenLoad,
-    /// Short predicted latency first, or room to the request's SLO; all alike where nothing is
-    /// predicted yet.
+    /// Short predicted latency first, or room to the request's SLO; while nothing is predicted, the
+    /// mean of queue, KV cache and prefix.
     Latency(LatencyScoring),
-    /// Little delay first that the request is predicted to have and to cause others; all alike
-    /// where nothing is predicted yet.
+    /// Little delay first that the request is predicted to have and to cause others; while nothing
+    /// is predicted, a weighted mean of token load, KV cache, running requests, prefix and queue.
     AddedDelay,
     /// Short queues first: between the longest (0) and the shortest (1) among the candidates,
     /// however little they differ.
