@@ -92,7 +92,7 @@ impl Bed {
                 .args(["epp", "--bind", "127.0.0.1", "--pool-name", "sims"])
                 .args(["--grpc-port", &calls, "--grpc-health-port", &health])
                 .args(["--metrics-port", &ports.admin.to_string()])
-                .args(["--log", "error", "--seed", "1", "--lame-duck", "500ms"])
+                .args(["--log", "error", "--seed", "1", "--lame-duck", "1500ms"])
                 .arg(format!("--secure-serving={}", self.tls))
                 .args(self.more)
                 .arg("--config")
