@@ -11,15 +11,15 @@ fn small() -> Scenario {
     scenario.servers = vec![Servers {
         count: 4,
         profile: "h100-llama-3.1-8b-tp1",
-        kv_blocks: Some(2_000),
+        kv_blocks: Some(4_000),
         max_loras: 0,
     }];
     let talk = &mut scenario.traffic.kinds[0].1;
     talk.groups = 24;
-    talk.system_tokens = 2_000;
+    talk.system_tokens = 6_000;
     talk.question_tokens = crate::load::Distribution::fixed(200.0);
     talk.output_tokens = crate::load::Distribution::fixed(50.0);
-    scenario.loads = [("moderate", 30.0), ("high", 50.0)];
+    scenario.loads = [("moderate", 14.0), ("high", 22.0)];
     (scenario.warm_up_s, scenario.measured_s) = (5, 15);
     scenario
 }
@@ -42,11 +42,11 @@ fn every_request_is_answered_and_the_books_are_empty_afterwards() {
     let world = World {
         drain: Duration::from_secs(3_600),
         warm_up: Duration::ZERO,
-        ..small().world(30.0)
+        ..small().world(20.0)
     };
     let mut router = Forebay::new(4, Default::default(), 3);
     let outcome = run(&world, &mut router, 3);
-    assert!(outcome.passages.len() > 300);
+    assert!(outcome.passages.len() > 200);
     let answered = |p: &Passage| p.first.is_some() && p.last >= p.first && !p.refused;
     assert!(outcome.passages.iter().all(answered));
     for view in router.state().view(outcome.end) {
@@ -66,7 +66,7 @@ fn ours_beats_turns_on_shared_prefixes() {
         for (turns, ours) in pair[0].scores.iter().zip(&pair[1].scores) {
             assert!(ours.hit_rate > turns.hit_rate + 0.3, "{turns:?} {ours:?}");
             assert!(
-                ours.ttft_p95_ms < 0.9 * turns.ttft_p95_ms,
+                ours.ttft_p95_ms < 0.75 * turns.ttft_p95_ms,
                 "{turns:?} {ours:?}"
             );
             assert!(
