@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 
 use forebay_model::Moment;
 
-use crate::prefix::BlockHash;
+use crate::prefix::{BlockHash, TokenChain};
 
 /// One request, as far as choosing an endpoint is concerned.
 #[derive(Clone, Copy, Debug, Default)]
@@ -15,7 +15,10 @@ pub struct Ask<'a> {
     pub model: Option<&'a str>,
     /// Hashes of the prompt's blocks, from [`crate::prefix::chain`]; empty if unknown.
     pub prefix: &'a [BlockHash],
-    /// Prompt length, estimated.
+    /// Hashes of the prompt's tokens, from [`crate::prefix::TokenPlan::hash`]; empty if the tokens
+    /// are not known, or nobody wants to know.
+    pub tokens: &'a [TokenChain],
+    /// Prompt length: counted if its tokens are known, else estimated.
     pub prompt_tokens: u32,
     /// The request's own limit on its answer.
     pub output_tokens_max: Option<u32>,
@@ -53,11 +56,13 @@ pub struct Flight {
     pub(crate) uncached_tokens: u32,
     pub(crate) ahead_tokens: u64,
     pub(crate) total_tokens: u32,
+    /// Prompt tokens believed to be in the endpoint's cache, by whatever is known of it.
+    pub(crate) hit_tokens: u32,
     pub(crate) claim: Claim,
     pub(crate) fresh_blocks: Box<[BlockHash]>,
 }
 
-/// What the prefix index promised when the flight began.
+/// What the approximate index promised when the flight began.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Claim {
     /// Prompt tokens said to be in the endpoint's cache.
@@ -70,10 +75,10 @@ pub(crate) struct Claim {
 }
 
 impl Flight {
-    /// Prompt tokens that the prefix index promised to be in the endpoint's cache.
+    /// Prompt tokens that were believed to be in the endpoint's cache.
     #[must_use]
     pub fn hit_tokens(&self) -> u32 {
-        self.claim.hit_tokens
+        self.hit_tokens
     }
 }
 

@@ -10,13 +10,13 @@ use forebay_model::picker::{PickerConfig, PickerKind, Scorer};
 use smallvec::SmallVec;
 
 use crate::ask::Ask;
-use crate::exchange::hit_tokens;
+use crate::cached::{Hit, Hits};
 use crate::health::Standing;
 use crate::pool::PoolState;
 use crate::prefix::base_blocks;
 use crate::report::{
-    Choice, Considered, Counts, Exclusion, Pick, REPORTED_ALL_UP_TO, REPORTED_BEST, Reason,
-    Refusal, Report, Sticky,
+    Choice, Considered, Counts, Exclusion, Knowledge, Pick, REPORTED_ALL_UP_TO, REPORTED_BEST,
+    Reason, Refusal, Report, Sticky,
 };
 use crate::rng::Rng;
 use crate::score::{self, Facts};
@@ -54,15 +54,14 @@ impl PoolState {
         let mut verdicts = Verdicts::new();
         verdicts.resize(self.slots.len(), None);
         let panic = self.rule_out(ask, now, &mut verdicts)?;
-        let mut depths = SmallVec::<[u16; 256]>::new();
-        depths.resize(self.slots.len(), 0);
-        self.index.matches(ask.prefix, &mut depths);
+        let mut hits = Hits::new();
+        self.hits(ask, &mut hits);
         let mut candidates = Candidates {
             facts: SmallVec::new(),
             sticky: Sticky::Idle,
             panic,
         };
-        self.facts(ask, now, &verdicts, &depths, &mut candidates.facts);
+        self.facts(ask, now, &verdicts, &hits, &mut candidates.facts);
         candidates.keep_sticky(&self.config, &mut verdicts);
         let mut totals = Totals {
             columns: SmallVec::new(),
@@ -74,8 +73,8 @@ impl PoolState {
             let facts = &candidates.facts[at];
             Choice {
                 address: self.slots[usize::from(facts.slot)].address,
-                hit_blocks: base_blocks(usize::from(facts.hit_blocks)) as u32,
-                hit_tokens: hit_tokens(ask, usize::from(facts.hit_blocks), &self.config),
+                hit_blocks: facts.hit.blocks,
+                hit_tokens: facts.hit.tokens,
             }
         };
         Ok(Pick {
@@ -186,26 +185,20 @@ impl PoolState {
         ask: &Ask<'_>,
         now: Moment,
         verdicts: &[Option<Exclusion>],
-        depths: &[u16],
+        hits: &[Hit],
         facts: &mut SmallVec<[Facts; 32]>,
     ) {
         let adapter = self.adapter(ask.model);
         let session = ask.session.and_then(|session| self.sessions.get(session));
-        let prompt_blocks = base_blocks(ask.prefix.len()).max(1) as f32;
         let fact = |at: usize, slot: &Slot| {
             let load = slot.fresh(now, self.stale_after());
-            let hit_blocks = depths[at];
-            let uncached = ask.prompt_tokens.saturating_sub(hit_tokens(
-                ask,
-                usize::from(hit_blocks),
-                &self.config,
-            ));
+            let hit = hits[at];
+            let uncached = ask.prompt_tokens.saturating_sub(hit.tokens);
             let ms_per_token = 1_000.0 / slot.speed.tokens_per_s();
             let backlog_ms = slot.backlog_tokens(now) * ms_per_token;
             Facts {
                 slot: at as u16,
-                hit_blocks,
-                hit_share: base_blocks(usize::from(hit_blocks)) as f32 / prompt_blocks,
+                hit,
                 backlog_ms,
                 prefill_ms: backlog_ms + uncached as f32 * ms_per_token,
                 waiting: load.and_then(|load| slot.waiting(load)),
@@ -311,6 +304,7 @@ impl PoolState {
             panic: candidates.panic,
             counts,
             prompt_blocks: base_blocks(ask.prefix.len()) as u32,
+            prompt_tokens: ask.prompt_tokens,
             considered,
         }
     }
@@ -335,6 +329,8 @@ impl PoolState {
                     scores: SmallVec::new(),
                     total: 0.0,
                     hit_blocks: 0,
+                    hit_tokens: 0,
+                    knowledge: Knowledge::Sent,
                     prefill_ms: 0.0,
                 },
             })
@@ -369,7 +365,9 @@ impl PoolState {
                 .copied()
                 .collect(),
             total: totals.totals[at],
-            hit_blocks: base_blocks(usize::from(facts.hit_blocks)) as u32,
+            hit_blocks: facts.hit.blocks,
+            hit_tokens: facts.hit.tokens,
+            knowledge: facts.hit.knowledge,
             prefill_ms: facts.prefill_ms,
         }
     }
@@ -384,7 +382,7 @@ impl Candidates {
         if config.sticky_share >= 1.0 {
             return;
         }
-        let warm = |f: &Facts| f.hit_blocks > 0 && f.hit_share >= config.sticky_share;
+        let warm = |f: &Facts| f.hit.tokens > 0 && f.hit.share >= config.sticky_share;
         let others = || self.facts.iter().filter(|f| !warm(f));
         if others().next().is_none() || !self.facts.iter().any(warm) {
             return;
@@ -490,6 +488,7 @@ pub(crate) fn counting(
 #[must_use]
 pub fn reads_prefix(config: &PickerConfig) -> bool {
     config.sticky_share < 1.0
+        || config.precise_prefix.is_some()
         || config
             .scorers
             .iter()

@@ -28,8 +28,10 @@ impl PoolState {
             return Flight::nowhere(ask, now);
         };
         let held = self.index.hold(at, ask.prefix);
-        let hit_tokens = hit_tokens(ask, held.hit_blocks, &self.config);
-        let next_hit = crate::exchange::hit_tokens(ask, held.hit_blocks + 1, &self.config);
+        let claimed = hit_tokens(ask, held.hit_blocks, &self.config);
+        let next_claim = hit_tokens(ask, held.hit_blocks + 1, &self.config);
+        let hit_tokens = self.hit_at(at, ask, claimed);
+        self.guess(at, ask, now);
         let expected = ask
             .output_tokens_max
             .map_or(self.output_tokens, |max| self.output_tokens.min(max as f32));
@@ -49,9 +51,10 @@ impl PoolState {
             uncached_tokens: ask.prompt_tokens - hit_tokens,
             ahead_tokens: slot.backlog_tokens(now) as u64,
             total_tokens: ask.prompt_tokens.saturating_add(expected as u32),
+            hit_tokens,
             claim: Claim {
-                hit_tokens,
-                blurred_tokens: next_hit - hit_tokens,
+                hit_tokens: claimed,
+                blurred_tokens: next_claim - claimed,
                 tail_stamp: (settled && held.hit_blocks > 0).then_some(held.tail_stamp),
             },
             fresh_blocks: ask.prefix[held.hit_blocks..held.held_blocks].into(),
@@ -124,6 +127,7 @@ impl PoolState {
                 if ejected && kind == FailureKind::Connect {
                     // Nobody listens: the server restarts, with an empty cache.
                     self.index.forget(at);
+                    self.lose(at);
                 }
             }
             EndKind::Cancelled => {}
@@ -184,6 +188,7 @@ impl Flight {
             uncached_tokens: 0,
             ahead_tokens: 0,
             total_tokens: 0,
+            hit_tokens: 0,
             claim: Claim::default(),
             fresh_blocks: Box::default(),
         }

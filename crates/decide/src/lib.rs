@@ -9,6 +9,7 @@
 
 mod admit;
 pub mod ask;
+pub mod cached;
 mod choose;
 mod exchange;
 pub mod gate;
@@ -26,11 +27,14 @@ mod tests;
 
 pub use admit::Turns;
 pub use ask::{Ask, End, EndKind, FailureKind, Flight};
+pub use cached::KvView;
 pub use choose::reads_prefix;
 pub use gate::{Gate, GateLimits, GateRefusal, Offer, Tick, Ticket, Waiter};
 pub use health::{Ejection, EjectionCause, Standing};
 pub use pool::{EndpointView, PoolState};
-pub use prefix::{BlockHash, ChainSeed, chain};
-pub use report::{Choice, Considered, Exclusion, Pick, Refusal, Report};
+pub use prefix::{
+    Applied, BlockHash, ChainSeed, Following, TokenChain, TokenPlan, TokenState, chain,
+};
+pub use report::{Choice, Considered, Exclusion, Knowledge, Pick, Refusal, Report};
 pub use retry::RetryBudget;
 pub use rng::Rng;

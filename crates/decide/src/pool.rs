@@ -15,10 +15,12 @@ use smallvec::SmallVec;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::admit::gate_limits;
+use crate::cached;
+use crate::cached::KvView;
 use crate::choose;
 use crate::gate::Gate;
 use crate::health::{Ejection, Health, Standing};
-use crate::prefix::PrefixIndex;
+use crate::prefix::{PreciseIndex, PrefixIndex};
 use crate::session::Sessions;
 use crate::slot::{Slot, prefix_blocks};
 
@@ -45,8 +47,10 @@ pub struct PoolState {
     free: Vec<u16>,
     pub(crate) by_address: FxHashMap<SocketAddr, u16>,
     pub(crate) index: PrefixIndex,
+    /// What endpoints say themselves, if anybody listens.
+    pub(crate) precise: Option<PreciseIndex>,
     pub(crate) sessions: Sessions,
-    adapters: FxHashSet<u64>,
+    pub(crate) adapters: FxHashSet<u64>,
     pub(crate) last_begun: u16,
     pub(crate) output_tokens: f32,
     pub(crate) gate: Gate,
@@ -83,6 +87,8 @@ pub struct EndpointView {
     pub prefix_blocks_max: usize,
     /// Its prefill speed, measured or assumed.
     pub prefill_tokens_per_s: f32,
+    /// What it says of its cache itself; `None` if nobody listens.
+    pub kv: Option<KvView>,
 }
 
 /// How full the endpoints are whose metrics are known.
@@ -114,6 +120,7 @@ impl PoolState {
             free: Vec::new(),
             by_address: FxHashMap::default(),
             index: PrefixIndex::new(pool.picker.prefix_index_bytes_max),
+            precise: cached::index(&pool.picker),
             sessions: Sessions::default(),
             adapters: FxHashSet::default(),
             last_begun: NOWHERE,
@@ -167,6 +174,7 @@ impl PoolState {
         if config.prefix_block_bytes != self.config.prefix_block_bytes {
             self.index.clear();
         }
+        self.configure_precise(config);
         self.config = config.clone();
         self.gate.set_limits(gate_limits(config));
         self.scorers = choose::counting(config);
@@ -199,6 +207,7 @@ impl PoolState {
         slot.awaiting = Vec::new();
         self.by_address.remove(&slot.address);
         self.index.forget(at);
+        self.unfollow(at);
         self.free.push(at);
     }
 
@@ -223,6 +232,9 @@ impl PoolState {
             .as_ref()
             .map(|s| (s.load.blocks, s.load.block_tokens));
         let resized = before != Some((load.blocks, load.block_tokens));
+        if let Some(precise) = &mut self.precise {
+            precise.expire(now);
+        }
         slot.health.scraped(now);
         slot.scraped(load, now, stale_after);
         if resized {
@@ -237,6 +249,7 @@ impl PoolState {
         {
             // A server that is gone comes back with an empty cache.
             self.index.forget(at);
+            self.lose(at);
         }
     }
 
@@ -347,12 +360,13 @@ impl PoolState {
             prefix_blocks: self.index.held_by(at as u16),
             prefix_blocks_max: slot.prefix_capacity,
             prefill_tokens_per_s: slot.speed.tokens_per_s(),
+            kv: self.kv_view(at as u16),
         })
     }
 
-    /// Bytes that the prefix index takes.
+    /// Bytes that the prefix indices take, approximate and precise.
     #[must_use]
     pub fn prefix_bytes(&self) -> usize {
-        self.index.bytes()
+        self.index.bytes() + self.precise.as_ref().map_or(0, PreciseIndex::bytes)
     }
 }

@@ -8,6 +8,8 @@
 
 use forebay_model::picker::Scorer;
 
+use crate::cached::Hit;
+
 /// A backlog this much longer than the best candidate's is as bad as it gets, in milliseconds.
 /// Prefill of 32,000 tokens at the default speed: more than people wait for a first token.
 const BACKLOG_RANGE_MS: f32 = 2_000.0;
@@ -26,10 +28,8 @@ const UNKNOWN: f32 = 0.5;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Facts {
     pub(crate) slot: u16,
-    /// Leading blocks in cache, each counting one...
-    pub(crate) hit_blocks: u16,
-    /// ...and the share of the prompt that they are by length.
-    pub(crate) hit_share: f32,
+    /// What of the prompt is in its cache.
+    pub(crate) hit: Hit,
     /// Time until prompts sent before are prefilled.
     pub(crate) backlog_ms: f32,
     /// The same with this prompt.
@@ -64,7 +64,7 @@ pub(crate) fn score(scorer: Scorer, facts: &[Facts], out: &mut [f32]) {
         }),
         Scorer::KvCache => known_or_mean(facts, out, |f| f.kv_used.map(|used| 1.0 - used)),
         Scorer::Lora => known_or_mean(facts, out, |f| f.lora),
-        Scorer::Prefix => each(facts, out, |f| f.hit_share),
+        Scorer::Prefix => each(facts, out, |f| f.hit.share),
         Scorer::Session => each(facts, out, |f| f32::from(u8::from(f.had_session))),
         Scorer::TokenLoad => {
             let best = facts.iter().map(|f| f.prefill_ms).fold(f32::MAX, f32::min);
