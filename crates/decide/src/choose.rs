@@ -15,8 +15,8 @@ use crate::health::Standing;
 use crate::pool::PoolState;
 use crate::prefix::base_blocks;
 use crate::report::{
-    Choice, Considered, Counts, Exclusion, Knowledge, Pick, REPORTED_ALL_UP_TO, REPORTED_BEST,
-    Reason, Refusal, Report, Sticky,
+    Choice, Considered, Counts, Exclusion, Pick, REPORTED_ALL_UP_TO, REPORTED_BEST, Reason,
+    Refusal, Report, Sticky,
 };
 use crate::rng::Rng;
 use crate::score::{self, Facts};
@@ -32,6 +32,8 @@ type Verdicts = SmallVec<[Option<Exclusion>; 128]>;
 // These are filled in place: as return values their kilobytes would be copied.
 
 struct Candidates {
+    /// Of every slot.
+    hits: Hits,
     facts: SmallVec<[Facts; 32]>,
     sticky: Sticky,
     panic: bool,
@@ -54,14 +56,14 @@ impl PoolState {
         let mut verdicts = Verdicts::new();
         verdicts.resize(self.slots.len(), None);
         let panic = self.rule_out(ask, now, &mut verdicts)?;
-        let mut hits = Hits::new();
-        self.hits(ask, &mut hits);
         let mut candidates = Candidates {
+            hits: Hits::new(),
             facts: SmallVec::new(),
             sticky: Sticky::Idle,
             panic,
         };
-        self.facts(ask, now, &verdicts, &hits, &mut candidates.facts);
+        self.hits(ask, &mut candidates.hits);
+        self.facts(ask, now, &verdicts, &candidates.hits, &mut candidates.facts);
         candidates.keep_sticky(&self.config, &mut verdicts);
         let mut totals = Totals {
             columns: SmallVec::new(),
@@ -316,9 +318,10 @@ impl PoolState {
         totals: &Totals,
     ) -> Vec<Considered> {
         let mut scored = 0;
-        let present = self.slots.iter().zip(verdicts).filter(|(s, _)| s.present);
+        let slots = self.slots.iter().zip(verdicts).zip(&candidates.hits);
+        let present = slots.filter(|((slot, _), _)| slot.present);
         present
-            .map(|(slot, verdict)| match verdict {
+            .map(|((slot, verdict), hit)| match verdict {
                 None => {
                     scored += 1;
                     self.describe(candidates, totals, scored - 1)
@@ -328,9 +331,9 @@ impl PoolState {
                     excluded: Some(*exclusion),
                     scores: SmallVec::new(),
                     total: 0.0,
-                    hit_blocks: 0,
-                    hit_tokens: 0,
-                    knowledge: Knowledge::Sent,
+                    hit_blocks: hit.blocks,
+                    hit_tokens: hit.tokens,
+                    knowledge: hit.knowledge,
                     prefill_ms: 0.0,
                 },
             })

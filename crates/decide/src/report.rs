@@ -277,6 +277,21 @@ impl fmt::Display for Reason {
     }
 }
 
+impl Knowledge {
+    /// A short stable word.
+    #[must_use]
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::Sent => "sent",
+            Self::Events => "events",
+            Self::EventsInPart => "events-in-part",
+            Self::Unheard => "unheard",
+            Self::EventsLost => "events-lost",
+            Self::Untokenized => "untokenized",
+        }
+    }
+}
+
 /// What stands behind the count of blocks; nothing where nobody listens to events.
 impl fmt::Display for Knowledge {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

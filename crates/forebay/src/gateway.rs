@@ -16,6 +16,7 @@ use forebay_cluster::{FileSource, Published, Reread};
 use forebay_gateway::Gateway;
 use forebay_gateway::admin::{Admin, AdminState, Readiness, Told};
 use forebay_gateway::external;
+use forebay_gateway::kv_events;
 use forebay_gateway::settings::Settings;
 use forebay_gateway::signals::{self, Scraper};
 use forebay_gateway::telemetry::{self, Format, OtlpSettings, Telemetry};
@@ -123,6 +124,7 @@ fn plan(args: &GatewayArgs, source: Source) -> Plan {
             admin: Some(args.admin),
             body_bytes_max: args.max_body_bytes,
             drain_timeout: args.drain_timeout,
+            tokenizers: args.tokenizers.clone(),
             picker: external::Settings {
                 answer_timeout: args.picker_timeout,
                 response_bodies: args.picker_responses == PickerResponses::Bodies,
@@ -184,8 +186,9 @@ pub(crate) struct Running {
     reread: Option<Reread>,
     following: Option<Following>,
     open: BTreeSet<u16>,
-    // Both stop when dropped.
+    // All stop when dropped.
     _scraper: Scraper,
+    _kv_events: kv_events::Following,
     _admin: Option<Admin>,
 }
 
@@ -227,6 +230,8 @@ impl Running {
         let admin = admin.transpose()?;
         let scraper = signals::spawn(live, Arc::clone(&telemetry), plan.scrape)
             .map_err(|error| Failure::world(format!("the scraper cannot start: {error}")))?;
+        let kv_events = kv_events::spawn(Arc::clone(gateway.shared()))
+            .map_err(|error| Failure::world(format!("KV events cannot be followed: {error}")))?;
         if let Some(admin) = &admin {
             tracing::info!("admin server on http://{}", admin.address());
         }
@@ -244,6 +249,7 @@ impl Running {
             following: origin.cluster.map(|cluster| cluster.start()),
             open: BTreeSet::new(),
             _scraper: scraper,
+            _kv_events: kv_events,
             _admin: admin,
         };
         // Of an API server nothing is known yet; it publishes when it is.

@@ -253,6 +253,12 @@ pub struct Candidate {
     pub total: f32,
     /// Leading prompt blocks believed to be in its cache.
     pub hit_blocks: u32,
+    /// The tokens that they stand for.
+    #[serde(default)]
+    pub hit_tokens: u32,
+    /// How that is known: `sent`, `events`, `events-in-part`, or a reason to go by what was sent.
+    #[serde(default)]
+    pub knowledge: String,
     /// Time until the prompt would be prefilled there, if that can be told.
     pub prefill_ms: Option<f32>,
 }
@@ -342,6 +348,8 @@ impl Candidate {
             scores: considered.scores.to_vec(),
             total: considered.total,
             hit_blocks: considered.hit_blocks,
+            hit_tokens: considered.hit_tokens,
+            knowledge: considered.knowledge.code().to_owned(),
             // JSON knows no infinity.
             prefill_ms: Some(considered.prefill_ms).filter(|ms| ms.is_finite()),
         }
@@ -483,7 +491,12 @@ fn row(candidate: &Candidate, pick: &Picked, entry: &Entry) -> Vec<String> {
             format!("{:.3}", score.unwrap_or(0.0) * scorer.weight),
         )
     }));
-    cells.push(number(!out, candidate.hit_blocks.to_string()));
+    // What is known by more or less than what was sent says so.
+    let by = match candidate.knowledge.as_str() {
+        "" | "sent" => String::new(),
+        other => format!(" by {other}"),
+    };
+    cells.push(number(!out, format!("{}{by}", candidate.hit_blocks)));
     cells.push(number(
         !out && candidate.prefill_ms.is_some(),
         format!("{:.1}", candidate.prefill_ms.unwrap_or_default()),

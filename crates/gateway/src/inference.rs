@@ -27,6 +27,7 @@ use smallvec::SmallVec;
 use tokio::sync::futures::Notified;
 use tokio::time::Instant;
 
+use crate::exact;
 use crate::exchange::Exchange;
 use crate::external::{self, Asked, Question};
 use crate::onward::{ClientBody, Onward, OnwardHead, Upgrade};
@@ -81,8 +82,8 @@ fn control(name: &str) -> Option<Control> {
 
 /// What the body says, as far as routing cares.
 #[derive(Debug, Default)]
-struct Reading {
-    scan: Scan,
+pub(crate) struct Reading {
+    pub(crate) scan: Scan,
     stream: bool,
     model: Option<Box<str>>,
     model_at: Option<ModelAt>,
@@ -195,10 +196,20 @@ pub(crate) async fn serve(
     if forebay_decide::reads_prefix(&pool.picker) {
         hash_prompt(pool, &reading, &onward.body, target_model, &mut hashes);
     }
+    let mut chains = ex.worker.token_chains.take();
+    let exact = exact::hash_tokens(
+        ex,
+        runtime,
+        &reading,
+        &onward.body,
+        target_model,
+        &mut chains,
+    );
     let ask = Ask {
         model: target_model,
         prefix: &hashes,
-        prompt_tokens: reading.prompt_tokens,
+        tokens: if exact.is_some() { &chains } else { &[] },
+        prompt_tokens: exact.unwrap_or(reading.prompt_tokens),
         output_tokens_max: reading
             .scan
             .limits
@@ -221,6 +232,7 @@ pub(crate) async fn serve(
     let found = deliver(ex, pool, runtime, rule, &head, body, &ask, &mut chooser).await;
     hashes.clear();
     ex.worker.hashes.replace(hashes);
+    ex.worker.token_chains.replace(chains);
     let served = match chooser {
         Chooser::BuiltIn(_) => found?,
         Chooser::Outside(asked) => Box::pin(asked.answered(ex, found?)).await?,

@@ -12,6 +12,7 @@ use crate::per_worker::lock;
 use crate::pools::Live;
 use crate::settings::Settings;
 use crate::telemetry::Telemetry;
+use crate::tokenizers::Tokenizers;
 
 /// Shared by the workers, the scraper and the admin server.
 #[derive(Debug)]
@@ -26,6 +27,8 @@ pub struct Shared {
     pub drain: watch::Sender<bool>,
     /// Where records go.
     pub telemetry: Arc<Telemetry>,
+    /// Tokenizers that pools name.
+    pub tokenizers: Arc<Tokenizers>,
     buffered_bytes: AtomicUsize,
     ports: Mutex<BTreeMap<u16, PortState>>,
 }
@@ -43,8 +46,10 @@ impl Shared {
     /// Shared state with nothing configured.
     #[must_use]
     pub fn new(settings: Settings, telemetry: Arc<Telemetry>) -> Self {
+        let tokenizers = Arc::new(Tokenizers::new(settings.tokenizers.clone()));
         Self {
             settings,
+            tokenizers,
             live: Arc::new(ArcSwap::from_pointee(Live::empty())),
             published: watch::Sender::new(0),
             drain: watch::Sender::new(false),

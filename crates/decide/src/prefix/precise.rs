@@ -193,10 +193,10 @@ impl PreciseIndex {
         source.map_or((0, 0), |source| (source.known.len(), source.block_tokens))
     }
 
-    /// The distances at which blocks of the endpoints can be compared, most common first.
+    /// The distances at which blocks of the endpoints that are followed can be compared.
     pub fn grids(&self) -> impl Iterator<Item = u32> {
-        let told = self.sources.iter().filter(|s| s.block_tokens > 0);
-        told.map(|source| grid_of(source.block_tokens))
+        let heard = |s: &&Source| matches!(s.following, Following::Partly | Following::Wholly);
+        self.sources.iter().filter(heard).map(Source::grid)
     }
 
     /// From now on the endpoint in `slot` is followed so. [`Following::No`] and [`Following::Lost`]

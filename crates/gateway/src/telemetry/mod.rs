@@ -243,7 +243,7 @@ pub(crate) fn test_record() -> Record {
     use std::time::SystemTime;
 
     use forebay_decide::report::{Counts, Reason, Sticky};
-    use forebay_decide::{Considered, Exclusion, Report};
+    use forebay_decide::{Considered, Exclusion, Knowledge, Report};
     use forebay_dialect::observe::TokenCounts;
     use forebay_dialect::{Api, Usage};
     use forebay_model::ObjectName;
@@ -262,6 +262,8 @@ pub(crate) fn test_record() -> Record {
                 scores,
                 total,
                 hit_blocks,
+                hit_tokens: hit_blocks * 64,
+                knowledge: Knowledge::Sent,
                 prefill_ms,
             }
         };

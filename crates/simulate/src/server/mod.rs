@@ -9,10 +9,10 @@ mod ask;
 mod body;
 mod dialect;
 mod error;
+mod kv_events;
 mod metrics;
 mod routes;
 mod state;
-mod text;
 mod tools;
 
 use std::convert::Infallible;
@@ -21,6 +21,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use forebay_tokenize::Tokenizer;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
@@ -31,6 +32,7 @@ use tokio::task::JoinSet;
 
 use crate::engine::{Engine, Settings};
 use crate::profile::{self, ProfileError};
+pub use kv_events::{KvEvents, KvFormat};
 use state::Shared;
 
 /// Connections at a time; further ones wait in the kernel's backlog.
@@ -71,6 +73,8 @@ pub struct SimConfig {
     pub step_jitter: f64,
     /// Failures from the start; `POST /sim/failures` changes them.
     pub failures: Failures,
+    /// Publish what the cache holds.
+    pub kv_events: Option<KvEvents>,
 }
 
 impl Default for SimConfig {
@@ -89,6 +93,7 @@ impl Default for SimConfig {
             max_loras: 0,
             step_jitter: 0.0,
             failures: Failures::default(),
+            kv_events: None,
         }
     }
 }
@@ -140,7 +145,7 @@ impl fmt::Display for SimError {
         match self {
             Self::Profile(error) => error.fmt(f),
             Self::Setting(problem) => f.write_str(problem),
-            Self::Io(error) => write!(f, "accepting connections: {error}"),
+            Self::Io(error) => write!(f, "the server's sockets: {error}"),
         }
     }
 }
@@ -162,7 +167,18 @@ pub async fn serve(
     listener: TcpListener,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), SimError> {
+    let kv_sockets = match &config.kv_events {
+        None => None,
+        Some(kv) => {
+            let ip = listener.local_addr().map_err(SimError::Io)?.ip();
+            let bind = async |port| TcpListener::bind((ip, port)).await.map_err(SimError::Io);
+            Some((bind(kv.port).await?, bind(kv.replay_port).await?))
+        }
+    };
     let shared = Arc::new(start(config)?);
+    let publisher = shared.publisher.clone().zip(kv_sockets);
+    let publishing = publisher
+        .map(|(publisher, (events, replay))| tokio::spawn(publisher.serve(events, replay)));
     let (stop, stopped) = watch::channel(false);
     let driver = {
         let (shared, mut stopped) = (Arc::clone(&shared), stopped.clone());
@@ -184,6 +200,9 @@ pub async fn serve(
     stop.send_replace(true);
     connections.shutdown().await;
     let _driver_result = driver.await;
+    if let Some(publishing) = publishing {
+        publishing.abort();
+    }
     accepted
 }
 
@@ -211,7 +230,7 @@ fn start(mut config: SimConfig) -> Result<Shared, SimError> {
         ..defaults
     };
     let engine = Engine::new(profile, settings, config.seed);
-    Ok(Shared::new(config, engine))
+    Ok(Shared::new(config, engine, Tokenizer::Simulated))
 }
 
 async fn accept(
