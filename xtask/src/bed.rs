@@ -11,6 +11,7 @@ use std::io::Write;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 /// The image in the committed manifest, and the one that `cluster load --forebay` makes.
 const RELEASED_IMAGE: &str = "ghcr.io/forebay/forebay:";
@@ -18,6 +19,9 @@ pub(crate) const BED_IMAGE: &str = "bed.forebay.dev/forebay:dev";
 
 /// How long Forebay may take to be ready.
 const ROLLOUT: &str = "120s";
+
+/// How long pods may take to end: the gateway's drain, and some.
+const GOING_MAX: Duration = Duration::from_secs(400);
 
 /// A bed that is up.
 #[derive(Debug)]
@@ -118,6 +122,23 @@ impl Bed {
             )
         })?;
         eprintln!("Forebay is ready");
+        Ok(())
+    }
+
+    /// Waits until no pod of `namespace` is on its way out any more: a rollout counts as done before
+    /// that.
+    pub(crate) fn wait_gone(&self, namespace: &str) -> Result<()> {
+        let started = Instant::now();
+        let path = "jsonpath={.items[*].metadata.deletionTimestamp}";
+        while !self
+            .kubectl(&["get", "pods", "-n", namespace, "-o", path])?
+            .is_empty()
+        {
+            if started.elapsed() > GOING_MAX {
+                bail!("pods of {namespace} do not end");
+            }
+            std::thread::sleep(Duration::from_millis(500));
+        }
         Ok(())
     }
 

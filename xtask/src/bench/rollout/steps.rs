@@ -3,12 +3,12 @@
 use super::address;
 use crate::bed::{BED_IMAGE, Bed, with_image};
 use crate::shell;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// The model that the demo's servers have.
 pub(super) const MODEL: &str = "llama-3.1-8b";
@@ -29,19 +29,23 @@ pub(super) enum Step {
     RollGateway,
     ScaleUp,
     ScaleDown,
+    KillGateway,
     LoseNode,
     RegainNode,
+    LoseGateway,
 }
 
-/// In this order. The lost node comes last: what runs there is given up only after a while.
-pub(super) const ALL: [Step; 7] = [
+/// In this order. Lost nodes come last: what runs there is given up only after a while.
+pub(super) const ALL: [Step; 9] = [
     Step::Nothing,
     Step::RollServers,
     Step::RollGateway,
     Step::ScaleUp,
     Step::ScaleDown,
+    Step::KillGateway,
     Step::LoseNode,
     Step::RegainNode,
+    Step::LoseGateway,
 ];
 
 impl Step {
@@ -52,9 +56,19 @@ impl Step {
             Self::RollGateway => "gateway rolls over (2 replicas)",
             Self::ScaleUp => "servers 2 -> 20",
             Self::ScaleDown => "servers 20 -> 2",
-            Self::LoseNode => "a node is lost",
+            Self::KillGateway => "a gateway is killed (1 of 2)",
+            Self::LoseNode => "a node of servers is lost",
             Self::RegainNode => "the node is back",
+            Self::LoseGateway => "a gateway's node is lost",
         }
+    }
+
+    /// Whether a request that fails in it before it streams breaks the promise. Packets to a node
+    /// that is gone are answered by nobody, so who is connected to a gateway there can only run
+    /// into a limit of its own; and kube-proxy sends new connections there until the node is
+    /// declared lost.
+    pub(super) fn is_promised(self) -> bool {
+        !matches!(self, Self::LoseGateway)
     }
 
     pub(super) fn run(self, bed: &Bed) -> Result<()> {
@@ -67,19 +81,31 @@ impl Step {
                 scale(bed, 20)?;
             }
             Self::ScaleDown => scale(bed, 2)?,
+            Self::KillGateway => {
+                let pods = pods(bed, SYSTEM, "metadata.name")?;
+                let pod = pods.first().context("no gateway runs")?;
+                bed.kubectl(&[
+                    "delete",
+                    "pod",
+                    pod,
+                    "-n",
+                    SYSTEM,
+                    "--force",
+                    "--grace-period=0",
+                ])?;
+                status(bed, SYSTEM, "deployment/forebay")?;
+            }
             Self::LoseNode => {
                 scale(bed, 6)?;
-                let node = node_to_lose(bed)?;
-                cluster(bed, &["stop-node", &node])?;
-                wait_for(bed, &node, "Ready=Unknown")?;
-                std::thread::sleep(CALM);
+                lose(bed, &node(bed, false)?)?;
             }
             Self::RegainNode => {
-                let node = node_to_lose(bed)?;
+                let node = lost_node(bed)?;
                 cluster(bed, &["start-node", &node])?;
                 wait_for(bed, &node, "Ready")?;
                 std::thread::sleep(CALM);
             }
+            Self::LoseGateway => lose(bed, &node(bed, true)?)?,
         }
         Ok(())
     }
@@ -90,6 +116,7 @@ pub(super) fn install(bed: &Bed, program: &Path) -> Result<SocketAddr> {
     bed.load(&[], program)?;
     bed.install_definitions(&gateway_api()?)?;
     bed.install_forebay()?;
+    bed.wait_gone(SYSTEM)?;
     let file = shell::root().join("deploy/demo/demo.yaml");
     let text =
         fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
@@ -112,7 +139,7 @@ fn gateway_api() -> Result<PathBuf> {
 fn roll(bed: &Bed, namespace: &str, what: &str) -> Result<()> {
     bed.kubectl(&["rollout", "restart", what, "-n", namespace])?;
     status(bed, namespace, what)?;
-    gone(bed, namespace)
+    bed.wait_gone(namespace)
 }
 
 fn scale(bed: &Bed, replicas: u32) -> Result<()> {
@@ -120,7 +147,7 @@ fn scale(bed: &Bed, replicas: u32) -> Result<()> {
     let replicas = format!("--replicas={replicas}");
     bed.kubectl(&["scale", what, "-n", DEMO, &replicas])?;
     status(bed, DEMO, what)?;
-    gone(bed, DEMO)
+    bed.wait_gone(DEMO)
 }
 
 fn status(bed: &Bed, namespace: &str, what: &str) -> Result<()> {
@@ -128,30 +155,41 @@ fn status(bed: &Bed, namespace: &str, what: &str) -> Result<()> {
         .map(drop)
 }
 
-/// Waits until no pod is on its way out any more: a rollout counts as done before that.
-fn gone(bed: &Bed, namespace: &str) -> Result<()> {
-    let started = Instant::now();
-    let path = "jsonpath={.items[*].metadata.deletionTimestamp}";
-    while !bed
-        .kubectl(&["get", "pods", "-n", namespace, "-o", path])?
-        .is_empty()
-    {
-        if started.elapsed() > GOING_MAX {
-            bail!("pods of {namespace} do not end");
-        }
-        std::thread::sleep(Duration::from_millis(500));
-    }
-    Ok(())
+/// A node that has model servers, and a gateway or none.
+fn node(bed: &Bed, with_gateway: bool) -> Result<String> {
+    let gateways = pods(bed, SYSTEM, "spec.nodeName")?;
+    let servers = pods(bed, DEMO, "spec.nodeName")?;
+    let mut fitting = servers
+        .into_iter()
+        .filter(|node| gateways.contains(node) == with_gateway);
+    fitting.next().with_context(|| {
+        let with = if with_gateway { "a" } else { "no" };
+        format!("no node has model servers and {with} gateway")
+    })
 }
 
-/// How long pods may take to end: the gateway's drain, and some.
-const GOING_MAX: Duration = Duration::from_secs(400);
+/// One field of each pod of a namespace.
+fn pods(bed: &Bed, namespace: &str, field: &str) -> Result<Vec<String>> {
+    let path = format!("jsonpath={{.items[*].{field}}}");
+    let found = bed.kubectl(&["get", "pods", "-n", namespace, "-o", &path])?;
+    Ok(found.split_whitespace().map(str::to_owned).collect())
+}
 
-/// The last node by name; it has pods of both kinds.
-fn node_to_lose(bed: &Bed) -> Result<String> {
-    let names = bed.kubectl(&["get", "nodes", "-o", "jsonpath={.items[*].metadata.name}"])?;
-    let last = names.split_whitespace().max().map(str::to_owned);
-    last.context("the bed has no node")
+/// The node that does not report.
+fn lost_node(bed: &Bed) -> Result<String> {
+    let path = "jsonpath={range .items[*]}{.metadata.name} \
+                {.status.conditions[?(@.type==\"Ready\")].status}{\"\\n\"}{end}";
+    let found = bed.kubectl(&["get", "nodes", "-o", path])?;
+    let lost = found.lines().find_map(|line| line.strip_suffix(" Unknown"));
+    lost.map(str::to_owned).context("no node is lost")
+}
+
+/// Stops a node as a power cut would, and waits until Kubernetes has noticed, and some more.
+fn lose(bed: &Bed, node: &str) -> Result<()> {
+    cluster(bed, &["stop-node", node])?;
+    wait_for(bed, node, "Ready=Unknown")?;
+    std::thread::sleep(CALM);
+    Ok(())
 }
 
 fn wait_for(bed: &Bed, node: &str, condition: &str) -> Result<()> {
