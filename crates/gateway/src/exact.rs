@@ -5,6 +5,7 @@
 //! the decision's report and a metric say.
 
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use forebay_decide::TokenChain;
 use forebay_dialect::Api;
@@ -63,7 +64,9 @@ fn tokens(
     }
     let tokenizer = ex.worker.shared.tokenizers.get(name);
     let tokenizer = tokenizer.ok_or("tokenizer-not-ready")?;
-    tokenizer.tokens(api, body).map_err(|why| why.code())
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let now_s = now.map_or(0, |now| now.as_secs().cast_signed());
+    tokenizer.tokens(api, body, now_s).map_err(|why| why.code())
 }
 
 /// The API by which the body's prompt is found; `None` for those that have none of this kind.

@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 
 use super::dialect::Dialect;
 use super::error::ApiError;
+use super::state::unix_time;
 
 /// Output tokens of the completions API when the client says nothing.
 const COMPLETION_TOKENS: u32 = 16;
@@ -91,13 +92,15 @@ fn api(dialect: Dialect) -> Api {
 
 /// The tokens of a prompt.
 pub(super) fn tokens(tokenizer: &Tokenizer, api: Api, body: &[u8]) -> Result<Vec<u32>, ApiError> {
-    tokenizer.tokens(api, body).map_err(|error| match error {
-        Untokenized::Unsupported("more or less than one prompt") => {
-            let message = "the simulator takes one prompt per request";
-            ApiError::bad_request(Some("prompt"), message)
-        }
-        other => ApiError::bad_request(None, other.to_string()),
-    })
+    tokenizer
+        .tokens(api, body, unix_time().as_secs().cast_signed())
+        .map_err(|error| match error {
+            Untokenized::Unsupported("more or less than one prompt") => {
+                let message = "the simulator takes one prompt per request";
+                ApiError::bad_request(Some("prompt"), message)
+            }
+            other => ApiError::bad_request(None, other.to_string()),
+        })
 }
 
 /// Reads JSON of a known shape.

@@ -18,10 +18,11 @@ mod tools;
 use std::convert::Infallible;
 use std::fmt;
 use std::future::Future;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use forebay_tokenize::Tokenizer;
+use forebay_tokenize::{Files, Tokenizer};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
@@ -75,6 +76,8 @@ pub struct SimConfig {
     pub failures: Failures,
     /// Publish what the cache holds.
     pub kv_events: Option<KvEvents>,
+    /// Folder with a model's `tokenizer.json`; `None` takes four bytes for a token.
+    pub tokenizer: Option<PathBuf>,
 }
 
 impl Default for SimConfig {
@@ -94,6 +97,7 @@ impl Default for SimConfig {
             step_jitter: 0.0,
             failures: Failures::default(),
             kv_events: None,
+            tokenizer: None,
         }
     }
 }
@@ -136,6 +140,8 @@ pub enum SimError {
     Profile(ProfileError),
     /// A setting that makes no sense.
     Setting(&'static str),
+    /// The tokenizer's files.
+    Tokenizer(String),
     /// The socket.
     Io(std::io::Error),
 }
@@ -144,6 +150,7 @@ impl fmt::Display for SimError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Profile(error) => error.fmt(f),
+            Self::Tokenizer(problem) => f.write_str(problem),
             Self::Setting(problem) => f.write_str(problem),
             Self::Io(error) => write!(f, "the server's sockets: {error}"),
         }
@@ -230,7 +237,26 @@ fn start(mut config: SimConfig) -> Result<Shared, SimError> {
         ..defaults
     };
     let engine = Engine::new(profile, settings, config.seed);
-    Ok(Shared::new(config, engine, Tokenizer::Simulated))
+    let tokenizer = match &config.tokenizer {
+        None => Tokenizer::Simulated,
+        Some(folder) => tokenizer(folder).map_err(SimError::Tokenizer)?,
+    };
+    Ok(Shared::new(config, engine, tokenizer))
+}
+
+/// The tokenizer of a model's files.
+fn tokenizer(folder: &Path) -> Result<Tokenizer, String> {
+    let read = |name: &str| std::fs::read(folder.join(name));
+    let tokenizer = read("tokenizer.json")
+        .map_err(|error| format!("{}/tokenizer.json: {error}", folder.display()))?;
+    let config = read("tokenizer_config.json").ok();
+    let template = std::fs::read_to_string(folder.join("chat_template.jinja")).ok();
+    let files = Files {
+        tokenizer: &tokenizer,
+        config: config.as_deref(),
+        template: template.as_deref(),
+    };
+    Tokenizer::of_files(files).map_err(|error| format!("{}: {error}", folder.display()))
 }
 
 async fn accept(
