@@ -17,7 +17,9 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::ask::Ask;
 use crate::exchange::hit_tokens;
 use crate::pool::{ADAPTERS_MAX, PoolState};
-use crate::prefix::{Applied, Following, GRIDS_MAX, PreciseIndex, Reach, TokenPlan, base_blocks};
+use crate::prefix::{
+    Applied, Following, GRIDS_MAX, PreciseIndex, Reach, SourceCopy, TokenPlan, base_blocks,
+};
 use crate::report::Knowledge;
 
 /// Hits of all slots, in their order.
@@ -97,6 +99,28 @@ impl PoolState {
             applied = applied.and(precise.apply(at, event));
         }
         applied
+    }
+
+    /// Notes which batch of an endpoint's events has been taken in whole: its number and a digest;
+    /// `None` while one is being taken in.
+    pub fn kv_mark(&mut self, address: SocketAddr, mark: Option<(u64, u64)>) {
+        if let (Some(precise), Some(&at)) = (&mut self.precise, self.by_address.get(&address)) {
+            precise.mark(at, mark);
+        }
+    }
+
+    /// What is known of an endpoint by its events, for another process.
+    #[must_use]
+    pub fn kv_copy(&self, address: SocketAddr) -> Option<SourceCopy> {
+        let at = self.by_address.get(&address)?;
+        self.precise.as_ref()?.copy_of(*at)
+    }
+
+    /// Takes over what another process knows of an endpoint.
+    pub fn kv_restore(&mut self, address: SocketAddr, copy: &SourceCopy) {
+        if let (Some(precise), Some(&at)) = (&mut self.precise, self.by_address.get(&address)) {
+            precise.restore(at, copy);
+        }
     }
 
     /// How the events of an endpoint are followed.

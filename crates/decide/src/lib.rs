@@ -33,7 +33,7 @@ pub use gate::{Gate, GateLimits, GateRefusal, Offer, Tick, Ticket, Waiter};
 pub use health::{Ejection, EjectionCause, Standing};
 pub use pool::{EndpointView, PoolState};
 pub use prefix::{
-    Applied, BlockHash, ChainSeed, Following, TokenChain, TokenPlan, TokenState, chain,
+    Applied, BlockHash, ChainSeed, Following, SourceCopy, TokenChain, TokenPlan, TokenState, chain,
 };
 pub use report::{Choice, Considered, Exclusion, Knowledge, Pick, Refusal, Report};
 pub use retry::RetryBudget;

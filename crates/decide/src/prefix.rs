@@ -24,6 +24,6 @@ mod tokens;
 
 pub use chain::{BlockHash, ChainSeed, chain};
 pub use index::{Held, PrefixIndex};
-pub use precise::{Applied, Following, PreciseIndex, Reach};
+pub use precise::{Applied, Following, PreciseIndex, Reach, SourceCopy};
 pub use size::{BLOCKS_PER_SIZE, WEIGHT_MAX, base_blocks, block_weight};
 pub use tokens::{GRID_TOKENS_MIN, GRIDS_MAX, TokenChain, TokenPlan, TokenState, grid_of};

@@ -16,7 +16,7 @@ use forebay_cluster::{FileSource, Published, Reread};
 use forebay_gateway::Gateway;
 use forebay_gateway::admin::{Admin, AdminState, Readiness, Told};
 use forebay_gateway::external;
-use forebay_gateway::kv_events;
+use forebay_gateway::kv_events::{self, peers};
 use forebay_gateway::settings::Settings;
 use forebay_gateway::signals::{self, Scraper};
 use forebay_gateway::telemetry::{self, Format, OtlpSettings, Telemetry};
@@ -25,7 +25,7 @@ use serde_json::Value;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::cli::{AccessLog, GatewayArgs, PickerResponses};
+use crate::cli::{AccessLog, GatewayArgs, PeerArgs, PickerResponses};
 use crate::config_view::{self, counts};
 use crate::kubernetes::{Cluster, Following};
 use crate::{Failure, descriptors, logging};
@@ -72,7 +72,7 @@ pub(crate) fn run(args: &GatewayArgs) -> Result<(), Failure> {
         .map_err(|error| Failure::world(format!("no runtime: {error}")))?;
     let ended = runtime.block_on(async {
         let mut signals = Signals::listen()?;
-        let mut running = Running::start(plan(args, source(args).await?))?;
+        let mut running = Running::start(plan(args, source(args).await?, peers(&args.peers)?))?;
         let reread = running.reread.clone();
         tokio::select! {
             () = running.follow() => {}
@@ -105,7 +105,30 @@ async fn source(args: &GatewayArgs) -> Result<Source, Failure> {
     })
 }
 
-fn plan(args: &GatewayArgs, source: Source) -> Plan {
+/// How replicas tell each other what they know of caches, if they do.
+fn peers(args: &PeerArgs) -> Result<Option<peers::Settings>, Failure> {
+    let Some(file) = &args.peer_token_file else {
+        return Ok(None);
+    };
+    let token = std::fs::read_to_string(file).map_err(|error| {
+        Failure::world(format!("--peer-token-file {}: {error}", file.display()))
+    })?;
+    let token = token.trim();
+    if token.len() < peers::TOKEN_BYTES_MIN {
+        return Err(Failure::usage(format!(
+            "--peer-token-file {}: a token has {} characters or more",
+            file.display(),
+            peers::TOKEN_BYTES_MIN
+        )));
+    }
+    Ok(Some(peers::Settings {
+        listen: args.peer_listen,
+        peers: args.peers.clone(),
+        token: token.into(),
+    }))
+}
+
+fn plan(args: &GatewayArgs, source: Source, peers: Option<peers::Settings>) -> Plan {
     let defaults = Settings::default();
     let otlp = args.otlp_endpoint.clone().map(|endpoint| OtlpSettings {
         endpoint,
@@ -125,6 +148,7 @@ fn plan(args: &GatewayArgs, source: Source) -> Plan {
             body_bytes_max: args.max_body_bytes,
             drain_timeout: args.drain_timeout,
             tokenizers: args.tokenizers.clone(),
+            peers,
             picker: external::Settings {
                 answer_timeout: args.picker_timeout,
                 response_bodies: args.picker_responses == PickerResponses::Bodies,

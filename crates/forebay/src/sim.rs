@@ -98,6 +98,7 @@ fn config(args: SimArgs) -> SimConfig {
         max_loras,
         step_jitter: args.step_jitter,
         kv_events,
+        tokenizer: args.tokenizer,
         ..SimConfig::default()
     }
 }

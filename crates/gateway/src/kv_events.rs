@@ -5,6 +5,7 @@
 //! read is in `forebay_dialect::kv_events`, what they mean in `forebay_decide::prefix`.
 
 mod follower;
+pub mod peers;
 #[cfg(test)]
 mod tests;
 
@@ -30,6 +31,8 @@ use follower::Follower;
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// Looks between two at the tokenizers' files.
 const TOKENIZERS_EVERY: u32 = 20;
+/// Looks after which what peers told is dropped, if nobody has taken it: a minute.
+const COPIES_KEPT: u32 = 1_200;
 /// Endpoints that are followed; further ones go by what is sent to them.
 const FOLLOWED_MAX: usize = 4_096;
 /// The label of a pod that names the port of its events.
@@ -103,6 +106,8 @@ impl Drop for Task {
 type Key = (ObjectName, SocketAddr);
 
 async fn follow(shared: &Arc<Shared>) {
+    let _serving = peers::serve(shared);
+    peers::ask(shared).await;
     let mut tasks: HashMap<Key, Task> = HashMap::new();
     let mut last: Option<Arc<Live>> = None;
     let mut ticks = tokio::time::interval(LOOK_EVERY);
@@ -117,6 +122,9 @@ async fn follow(shared: &Arc<Shared>) {
         }
         if changed || looks.is_multiple_of(TOKENIZERS_EVERY) {
             look_at_tokenizers(&live, &shared.tokenizers);
+        }
+        if looks == COPIES_KEPT {
+            shared.peers.forget();
         }
         looks = looks.wrapping_add(1);
         last = Some(live);

@@ -43,6 +43,8 @@ pub struct Settings {
     pub drain_timeout: Duration,
     /// Folder of the folders with tokenizers that pools may name.
     pub tokenizers: Option<PathBuf>,
+    /// How replicas tell each other what they know of caches; `None` keeps it to themselves.
+    pub peers: Option<crate::kv_events::peers::Settings>,
     /// How endpoint pickers outside of the process are asked.
     pub picker: crate::external::Settings,
 }
@@ -69,6 +71,7 @@ impl Default for Settings {
             idle_timeout: Duration::from_millis(4500),
             drain_timeout: Duration::from_secs(300),
             tokenizers: None,
+            peers: None,
             picker: crate::external::Settings::default(),
         }
     }

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
+use crate::kv_events::peers::Copies;
 use crate::per_worker::lock;
 use crate::pools::Live;
 use crate::settings::Settings;
@@ -27,6 +28,8 @@ pub struct Shared {
     pub drain: watch::Sender<bool>,
     /// Where records go.
     pub telemetry: Arc<Telemetry>,
+    /// What other replicas knew of caches when this one began.
+    pub(crate) peers: Copies,
     /// Tokenizers that pools name.
     pub tokenizers: Arc<Tokenizers>,
     buffered_bytes: AtomicUsize,
@@ -50,6 +53,7 @@ impl Shared {
         Self {
             settings,
             tokenizers,
+            peers: Copies::default(),
             live: Arc::new(ArcSwap::from_pointee(Live::empty())),
             published: watch::Sender::new(0),
             drain: watch::Sender::new(false),

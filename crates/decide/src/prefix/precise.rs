@@ -11,7 +11,7 @@
 
 use forebay_model::Moment;
 use forebay_model::kv::{BlockName, CacheEvent, Removed, Stored, Tier};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::chain::BlockHash;
 use super::guesses::{GUESSES_BYTES_MAX, Guesses};
@@ -59,7 +59,7 @@ impl Known {
 }
 
 /// How well the events of an endpoint are known.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Following {
     /// Not at all: it publishes none, or none has been heard.
@@ -80,7 +80,24 @@ struct Source {
     block_tokens: u32,
     /// Groups of layers whose blocks say nothing of prefixes.
     ignored: u64,
+    /// The last batch that has been taken in whole.
+    mark: Option<(u64, u64)>,
     known: Table<Known>,
+}
+
+/// What is known of one endpoint, for another process that begins to follow it.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct SourceCopy {
+    /// How well.
+    pub following: Following,
+    /// Number and digest of the last batch that it is made of.
+    pub mark: (u64, u64),
+    /// Tokens of a block.
+    pub block_tokens: u32,
+    /// Groups of layers whose blocks do not count, a bit for each.
+    pub ignored: u64,
+    /// Of each block its name, its tokens' state, its end in tokens, and its copies by tier.
+    pub blocks: Vec<(u64, u64, u32, u16)>,
 }
 
 /// What became of an event.
@@ -221,6 +238,7 @@ impl PreciseIndex {
             following: Following::No,
             block_tokens: 0,
             ignored: 0,
+            mark: None,
             known: Table::new(),
         });
         let words = len.div_ceil(64);
@@ -249,6 +267,7 @@ impl PreciseIndex {
         let Some(source) = self.sources.get_mut(usize::from(slot)) else {
             return;
         };
+        source.mark = None;
         let known = std::mem::replace(&mut source.known, Table::new());
         self.known -= known.len();
         for entry in known.entries() {
@@ -259,6 +278,53 @@ impl PreciseIndex {
                 }
             }
         }
+    }
+
+    /// Notes which batch has been taken in whole, or that one is being taken in.
+    pub fn mark(&mut self, slot: u16, mark: Option<(u64, u64)>) {
+        if let Some(source) = self.sources.get_mut(usize::from(slot)) {
+            source.mark = mark;
+        }
+    }
+
+    /// What is known of the endpoint in `slot`; `None` if nothing is, or a batch is only half taken
+    /// in.
+    #[must_use]
+    pub fn copy_of(&self, slot: u16) -> Option<SourceCopy> {
+        let source = self.sources.get(usize::from(slot))?;
+        let blocks = source.known.entries();
+        Some(SourceCopy {
+            following: source.following,
+            mark: source.mark?,
+            block_tokens: source.block_tokens,
+            ignored: source.ignored,
+            blocks: blocks
+                .map(|known| (known.name, known.state.0, known.position, known.copies))
+                .collect(),
+        })
+    }
+
+    /// Takes over what another process knows of the endpoint in `slot`, in place of everything that
+    /// is known here. Blocks beyond the bound are left out, and it is followed in part then.
+    pub fn restore(&mut self, slot: u16, copy: &SourceCopy) {
+        self.follow(slot, Following::Lost);
+        self.follow(slot, copy.following);
+        let source = &mut self.sources[usize::from(slot)];
+        (source.block_tokens, source.ignored) = (copy.block_tokens, copy.ignored);
+        for &(name, state, position, copies) in &copy.blocks {
+            for tier in Tier::ALL {
+                let known = Known {
+                    copies,
+                    ..Known::VACANT
+                };
+                for _ in 0..known.copies(tier) {
+                    if !self.add(slot, name, (TokenState(state), position), tier) {
+                        self.sources[usize::from(slot)].following = Following::Partly;
+                    }
+                }
+            }
+        }
+        self.mark(slot, Some(copy.mark));
     }
 
     /// Takes in an event of the endpoint in `slot`. Without effect unless it is followed.

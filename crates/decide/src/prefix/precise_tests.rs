@@ -256,6 +256,34 @@ fn a_million_blocks_take_a_hundred_mebibytes_and_one_more_is_refused() {
     assert_eq!(store(&mut index, 0, stored(0, 0, 64)).blocks, 64);
 }
 
+#[test]
+fn what_one_process_knows_another_can_go_on_from() {
+    let mut index = followed(2);
+    store(&mut index, 1, stored(1, 0, 4));
+    store(&mut index, 1, stored(1, 0, 1));
+    let on_host = Stored {
+        tokens: Vec::new(),
+        tier: Tier::Host,
+        ..stored(1, 0, 4)
+    };
+    store(&mut index, 1, on_host);
+    assert_eq!(index.copy_of(1), None, "no batch has been taken in whole");
+    index.mark(1, Some((7, 99)));
+    let copy = index.copy_of(1).expect("a copy");
+    let mut other = followed(1);
+    store(&mut other, 0, stored(2, 0, 3));
+    other.restore(0, &copy);
+    assert_eq!(other.copy_of(0).map(|c| c.mark), Some((7, 99)));
+    assert_eq!(reach(&other, 0, &plain(2, 3)), [0; 3]);
+    for index in [(&mut index, 1), (&mut other, 0)] {
+        let (index, slot) = index;
+        remove(index, slot, &[name(1, 0), name(1, 3)], Tier::Device);
+        assert_eq!(reach(index, slot, &plain(1, 4)), [48, 64, 64]);
+        store(index, slot, stored(1, 4, 5));
+        assert_eq!(reach(index, slot, &plain(1, 5)), [48, 80, 80]);
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Store { slot: u16, seed: u32, to: u32 },

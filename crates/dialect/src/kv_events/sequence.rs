@@ -62,6 +62,18 @@ impl Sequence {
         self.last = None;
     }
 
+    /// What has been seen, to go on from it elsewhere.
+    #[must_use]
+    pub fn mark(&self) -> Option<(u64, u64)> {
+        self.last
+    }
+
+    /// Goes on from what somebody else has seen.
+    #[must_use]
+    pub fn from_mark(mark: (u64, u64)) -> Self {
+        Self { last: Some(mark) }
+    }
+
     /// The number of the last batch seen.
     #[must_use]
     pub fn last(&self) -> Option<u64> {

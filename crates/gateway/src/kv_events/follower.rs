@@ -113,6 +113,12 @@ impl Follower {
 
     /// Follows until dropped.
     pub(super) async fn run(mut self) {
+        if let Some(copy) = self.shared.peers.take(&self.runtime.name, self.address) {
+            // Whether the publisher is still the one that it was made of shows when it is asked for
+            // the last batch.
+            self.runtime.state().kv_restore(self.address, &copy);
+            self.sequence = Sequence::from_mark(copy.mark);
+        }
         let mut pause = PAUSE_MIN;
         loop {
             let began = Instant::now();
@@ -243,10 +249,12 @@ impl Follower {
             if number == END {
                 return Ok(self.replayed_all(known, first));
             }
-            match (
-                std::mem::take(&mut first),
-                self.sequence.judge(number, &payload),
-            ) {
+            let first = std::mem::take(&mut first);
+            if first && publisher == Publisher::Unproven && known.is_some_and(|n| n != number) {
+                self.begin_anew("the publisher does not keep what would prove it the same");
+                return Ok(false);
+            }
+            match (first, self.sequence.judge(number, &payload)) {
                 (_, Verdict::Seen) => {}
                 (_, Verdict::Next) => self.next(number, &payload)?,
                 (true, Verdict::Gap { .. }) => {
@@ -306,11 +314,15 @@ impl Follower {
             self.follow(Following::Partly);
             return Ok(());
         };
+        self.runtime.state().kv_mark(self.address, None);
         let mut applied = Applied::default();
         for events in batch.events.chunks(EVENTS_AT_ONCE) {
             let more = self.runtime.state().kv_apply(self.address, events);
             applied = applied.and(more);
         }
+        self.runtime
+            .state()
+            .kv_mark(self.address, self.sequence.mark());
         metrics.kv_batch(&self.runtime.name, applied, batch.unreadable);
         Ok(())
     }
