@@ -5,6 +5,10 @@
 /// The release of Gateway API whose features these are.
 pub const VERSION: &str = "v1.6.1";
 
+/// Metadata of a Gateway at what is made for it, in its own namespace: with
+/// [`service_accounts`](crate::Settings::service_accounts) only.
+pub(crate) const INFRASTRUCTURE_PROPAGATION: &str = "GatewayInfrastructurePropagation";
+
 /// Features that the lowering and the data plane have, sorted: `status.supportedFeatures` of a
 /// GatewayClass.
 pub const SUPPORTED: &[&str] = &[
@@ -19,6 +23,7 @@ pub const SUPPORTED: &[&str] = &[
     "GatewayFrontendClientCertificateValidationInsecureFallback",
     "GatewayHTTPListenerIsolation",
     "GatewayHTTPSListenerDetectMisdirectedRequests",
+    INFRASTRUCTURE_PROPAGATION,
     "GatewayPort8080",
     "GatewayStaticAddresses",
     "HTTPRoute",
@@ -57,11 +62,6 @@ pub const SUPPORTED: &[&str] = &[
 
 /// Features that Forebay does not have, sorted, and why.
 pub const UNSUPPORTED: &[(&str, &str)] = &[
-    (
-        "GatewayInfrastructurePropagation",
-        "the Service of a Gateway carries its metadata, but lies in Forebay's namespace, where the \
-         suite does not look; pods of a Gateway's own do lie beside it",
-    ),
     ("Mesh", NO_MESH),
     ("MeshClusterIPMatching", NO_MESH),
     ("MeshConsumerRoute", NO_MESH),

@@ -13,6 +13,7 @@ mod kind;
 mod kinds;
 mod lower;
 pub mod object;
+pub mod picker_config;
 pub mod reason;
 pub mod settings;
 pub mod status;

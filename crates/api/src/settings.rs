@@ -48,6 +48,9 @@ pub struct Settings {
     /// Addresses of every Gateway where no Service tells them. Empty: not known, and
     /// `spec.addresses` cannot be held to.
     pub addresses: Vec<String>,
+    /// A ServiceAccount shows a Gateway's labels and annotations beside it, also where its pods are
+    /// shared (see [`crate::infrastructure`]).
+    pub service_accounts: bool,
 }
 
 impl Settings {
@@ -70,6 +73,7 @@ impl Default for Settings {
             only_gateway: None,
             infrastructure_namespace: None,
             addresses: Vec::new(),
+            service_accounts: false,
         }
     }
 }

@@ -4,8 +4,8 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{check, check_statuses, index, parse};
-use forebay_api::{Index, Kind, Settings, describe};
+use common::{check, check_statuses, index, parse, values};
+use forebay_api::{Index, Kind, Object, Settings, describe};
 use forebay_model::ObjectName;
 
 const GATEWAY: &str = "
@@ -277,6 +277,45 @@ pool default/llm picker RoundRobin()
 problem InferenceObjective default/lost spec.poolRef.name: NotFound: InferencePool default/none does not exist; this has no effect
 ",
     );
+}
+
+#[test]
+fn a_pool_may_be_named_by_each_group_that_it_has_had_and_by_no_other() {
+    for kind in [
+        "InferenceObjective, metadata: {name: o}, spec: {priority: 3, ",
+        "InferenceModelRewrite, metadata: {name: w}, spec: {rules: [{targets: [{modelRewrite: m}]}], ",
+    ] {
+        for version in [
+            "llm-d.ai/v1alpha2",
+            "inference.networking.x-k8s.io/v1alpha2",
+        ] {
+            let named = |reference: &str| {
+                let object = format!(
+                    "{{apiVersion: {version}, kind: {kind}poolRef: {{name: llm{reference}}}}}}}"
+                );
+                let mut index = index(POOL);
+                let refused = match Object::parse(values(&object).remove(0)) {
+                    Ok(parsed) => {
+                        index.apply(parsed.object);
+                        0
+                    }
+                    Err(problems) => problems.len(),
+                };
+                let snapshot = index.publish().snapshot;
+                let pool = &snapshot.pools[&ObjectName::new("default", "llm")];
+                (pool.objectives.len() + pool.rewrites.len(), refused)
+            };
+            for group in [
+                "",
+                ", group: inference.networking.k8s.io",
+                ", group: inference.networking.x-k8s.io",
+                ", group: llm-d.ai",
+            ] {
+                assert_eq!(named(group), (1, 0), "{version} {kind} {group}");
+            }
+            assert_eq!(named(", group: example.com"), (0, 1), "{version} {kind}");
+        }
+    }
 }
 
 #[test]

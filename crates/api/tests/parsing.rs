@@ -164,7 +164,7 @@ InferencePool default/p spec.endpointPickerRef.port: InvalidValue: a picker that
     check_problems(
         "{apiVersion: llm-d.ai/v1alpha2, kind: InferenceModelRewrite, metadata: {name: m}, spec: {poolRef: {kind: Service, name: p}, rules: [{targets: [{modelRewrite: a, weight: 1}, {modelRewrite: ''}]}, {matches: [{model: {value: ''}}], targets: []}]}}",
         "
-InferenceModelRewrite default/m spec.poolRef: InvalidValue: must name an InferencePool of inference.networking.k8s.io
+InferenceModelRewrite default/m spec.poolRef: InvalidValue: must name an InferencePool; its group is inference.networking.k8s.io, inference.networking.x-k8s.io, llm-d.ai
 InferenceModelRewrite default/m spec.rules[0].targets: InvalidValue: give a weight to all targets or to none
 InferenceModelRewrite default/m spec.rules[0].targets[1].modelRewrite: InvalidValue: name the model that the server sees
 InferenceModelRewrite default/m spec.rules[1].matches[0].model.value: InvalidValue: name a model; leave matches out to match every model

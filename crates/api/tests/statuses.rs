@@ -108,12 +108,29 @@ fn a_class_tells_the_features_and_whether_the_crds_are_of_a_known_release() {
         index.set_bundle_version(version.map(str::to_owned));
         let statuses = index.publish().statuses;
         compare(&describe::statuses(&statuses), want);
-        assert_eq!(
-            statuses[0].supported_features,
-            forebay_api::features::SUPPORTED
-        );
         assert_eq!(statuses[0].generation, 3);
     }
+}
+
+#[test]
+fn a_class_names_the_features_that_the_process_has_been_given_the_rights_for() {
+    let named = |service_accounts: bool| {
+        let mut index = Index::new(Settings {
+            service_accounts,
+            ..Settings::cluster()
+        });
+        let class = "{apiVersion: gateway.networking.k8s.io/v1, kind: GatewayClass, metadata: {name: forebay}, spec: {controllerName: forebay.dev/gateway}}";
+        parse(class).into_iter().for_each(|o| index.apply(o));
+        index.publish().statuses[0].supported_features.clone()
+    };
+    let all = forebay_api::features::SUPPORTED;
+    assert_eq!(named(true), all);
+    let without: Vec<_> = all
+        .iter()
+        .filter(|feature| **feature != "GatewayInfrastructurePropagation")
+        .copied()
+        .collect();
+    assert_eq!(named(false), without);
 }
 
 #[test]

@@ -8,10 +8,12 @@ use std::time::Duration;
 
 use forebay_model::Moment;
 use forebay_model::picker::PickerConfig;
+use forebay_model::policy::Saturation;
 
 use crate::gate::{Gate, GateLimits, Offer, Ticket, Waiter};
 use crate::pool::PoolState;
 use crate::report::Refusal;
+use crate::rng::Rng;
 
 /// Who stops waiting now.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -30,7 +32,7 @@ impl PoolState {
     ///
     /// [`Refusal::Saturated`] for a request of negative priority.
     pub fn offer(&mut self, waiter: Waiter, now: Moment) -> Result<Offer, Refusal> {
-        if waiter.priority < 0 {
+        if waiter.priority < 0 && self.config.shed_negative {
             // Who waits is worth more, and room that comes up is theirs.
             return match self.gate.is_empty() {
                 true => self.shed(waiter.priority, now).map(|()| Offer::Go),
@@ -93,15 +95,49 @@ impl PoolState {
 
     /// How much fuller the endpoints together will be for the requests on their way.
     fn coming_fullness(&self) -> f32 {
-        self.coming as f32 / self.config.saturation_queue.max(1) as f32
+        let each = match self.config.saturation {
+            Saturation::Reported => self.config.saturation_queue,
+            Saturation::Inflight { requests_max, .. } => match requests_max {
+                Some(max) => max,
+                // Nobody knows yet how many tokens they bring.
+                None => return 0.0,
+            },
+        };
+        self.coming as f32 / each.max(1) as f32
     }
 
     /// Refuses a request of negative priority while the pool is full.
     pub(crate) fn shed(&self, priority: i32, now: Moment) -> Result<(), Refusal> {
-        if priority >= 0 || self.expected_saturation(now) < self.config.shed_at_saturation {
+        if priority >= 0
+            || !self.config.shed_negative
+            || self.expected_saturation(now) < self.config.shed_at_saturation
+        {
             return Ok(());
         }
         Err(self.too_full(priority, now))
+    }
+
+    /// Refuses some of the requests of negative priority, the more the fuller the pool is.
+    pub(crate) fn shed_gradually(
+        &self,
+        priority: i32,
+        now: Moment,
+        rng: &mut Rng,
+    ) -> Result<(), Refusal> {
+        let Some(curve) = self.config.shed_gradually.filter(|_| priority < 0) else {
+            return Ok(());
+        };
+        let full = self.reported_fullness(curve.saturation_queue, curve.saturation_kv, now);
+        let saturation = full.with(0.0);
+        let share = curve.scale * saturation.powf(curve.power);
+        if share <= 0.0 || rng.unit() >= f64::from(share) {
+            return Ok(());
+        }
+        Err(Refusal::Saturated {
+            priority,
+            saturation,
+            limit: 0.0,
+        })
     }
 
     fn too_full(&self, priority: i32, now: Moment) -> Refusal {

@@ -4,7 +4,7 @@
 
 use std::net::SocketAddr;
 
-use forebay_model::Moment;
+use forebay_model::{Moment, Topology};
 
 use crate::prefix::{BlockHash, TokenChain};
 
@@ -31,8 +31,21 @@ pub struct Ask<'a> {
     pub stream: bool,
     /// Only these endpoints may be chosen.
     pub subset: Option<&'a [SocketAddr]>,
+    /// The fields of the request that [`crate::reads_fields`] names, in lower case, with their values.
+    pub fields: &'a [(&'a str, &'a str)],
+    /// Where the request's other part is done, as far as that is known.
+    pub near: Option<&'a Topology>,
     /// Endpoints that already failed in this exchange.
     pub avoid: &'a [SocketAddr],
+}
+
+impl<'a> Ask<'a> {
+    /// The value of one of [`fields`](Self::fields); blank is absent.
+    pub(crate) fn field(&self, name: &str) -> Option<&'a str> {
+        let found = self.fields.iter().find(|(own, _)| *own == name);
+        let value = found.map(|(_, value)| value.trim());
+        value.filter(|value| !value.is_empty())
+    }
 }
 
 /// One request under way at one endpoint. Made by [`crate::PoolState::begin`], handed back to

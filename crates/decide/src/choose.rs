@@ -4,14 +4,16 @@
 //! by `PoolState::begin`. Formulas are in `score.rs`, standings in `health.rs`.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use forebay_model::Moment;
-use forebay_model::picker::{PickerConfig, PickerKind, Scorer};
+use forebay_model::picker::{PickerConfig, PickerKind};
 use smallvec::SmallVec;
 
 use crate::ask::Ask;
 use crate::cached::{Hit, Hits};
 use crate::health::Standing;
+use crate::plan::Plan;
 use crate::pool::PoolState;
 use crate::prefix::base_blocks;
 use crate::report::{
@@ -19,7 +21,7 @@ use crate::report::{
     Refusal, Report, Sticky,
 };
 use crate::rng::Rng;
-use crate::score::{self, Facts};
+use crate::score::{self, Facts, Look};
 use crate::slot::Slot;
 
 /// Totals this close are equal: far below any difference that a scorer means, far above what
@@ -31,11 +33,11 @@ type Verdicts = SmallVec<[Option<Exclusion>; 128]>;
 
 // These are filled in place: as return values their kilobytes would be copied.
 
-struct Candidates {
+pub(crate) struct Candidates {
     /// Of every slot.
     hits: Hits,
-    facts: SmallVec<[Facts; 32]>,
-    sticky: Sticky,
+    pub(crate) facts: SmallVec<[Facts; 32]>,
+    pub(crate) sticky: Sticky,
     panic: bool,
 }
 
@@ -52,7 +54,11 @@ impl PoolState {
     ///
     /// A [`Refusal`] if no endpoint may take the request or the pool is too full for it.
     pub fn choose(&self, ask: &Ask<'_>, now: Moment, rng: &mut Rng) -> Result<Pick, Refusal> {
+        let plan = self.plan(ask)?;
         self.shed(ask.priority, now)?;
+        if ask.avoid.is_empty() {
+            self.shed_gradually(ask.priority, now, rng)?;
+        }
         let mut verdicts = Verdicts::new();
         verdicts.resize(self.slots.len(), None);
         let panic = self.rule_out(ask, now, &mut verdicts)?;
@@ -64,13 +70,23 @@ impl PoolState {
         };
         self.hits(ask, &mut candidates.hits);
         self.facts(ask, now, &verdicts, &candidates.hits, &mut candidates.facts);
-        candidates.keep_sticky(&self.config, &mut verdicts);
+        let look = Look {
+            ask,
+            slots: &self.slots,
+            sites: &self.sites,
+        };
+        if plan.sticky {
+            candidates.keep_sticky(&self.config, &mut verdicts);
+        }
+        if !plan.filters.is_empty() {
+            self.filter(plan, look, &mut candidates, &mut verdicts, rng)?;
+        }
         let mut totals = Totals {
             columns: SmallVec::new(),
             totals: SmallVec::new(),
         };
-        self.totals(&candidates.facts, &mut totals);
-        let (order, reason) = self.order(&candidates.facts, &totals.totals, rng);
+        score_all(plan, look, &candidates.facts, &mut totals);
+        let (order, reason) = self.order(plan, &candidates.facts, &totals.totals, rng);
         let choice = |&at: &usize| {
             let facts = &candidates.facts[at];
             Choice {
@@ -81,7 +97,7 @@ impl PoolState {
         };
         Ok(Pick {
             order: order.iter().map(choice).collect(),
-            report: self.report(ask, &candidates, &verdicts, &totals, reason),
+            report: self.report(plan, ask, &candidates, &verdicts, &totals, reason),
         })
     }
 
@@ -195,14 +211,17 @@ impl PoolState {
         let fact = |at: usize, slot: &Slot| {
             let load = slot.fresh(now, self.stale_after());
             let hit = hits[at];
-            let uncached = ask.prompt_tokens.saturating_sub(hit.tokens);
+            let uncached = ask.prompt_tokens.saturating_sub(hit.tokens) as f32;
             let ms_per_token = 1_000.0 / slot.speed.tokens_per_s();
-            let backlog_ms = slot.backlog_tokens(now) * ms_per_token;
+            let backlog_tokens = slot.backlog_tokens(now);
+            let backlog_ms = backlog_tokens * ms_per_token;
             Facts {
                 slot: at as u16,
                 hit,
+                uncached_tokens: uncached,
+                backlog_tokens,
                 backlog_ms,
-                prefill_ms: backlog_ms + uncached as f32 * ms_per_token,
+                prefill_ms: backlog_ms + uncached * ms_per_token,
                 waiting: load.and_then(|load| slot.waiting(load)),
                 running: load.and_then(|load| slot.running(load)),
                 kv_used: load.and_then(|load| slot.kv_used(load)),
@@ -222,32 +241,18 @@ impl PoolState {
         }
     }
 
-    fn totals(&self, facts: &[Facts], Totals { columns, totals }: &mut Totals) {
-        columns.resize(facts.len() * self.scorers.len(), 0.0);
-        totals.resize(facts.len(), 0.0);
-        for (scorer, column) in self
-            .scorers
-            .iter()
-            .zip(columns.chunks_exact_mut(facts.len()))
-        {
-            score::score(scorer.scorer, facts, column);
-            for (total, score) in totals.iter_mut().zip(column) {
-                *total += scorer.weight * *score;
-            }
-        }
-    }
-
     /// Positions of the winner and the fallbacks among the candidates.
     fn order(
         &self,
+        plan: &Plan,
         facts: &[Facts],
         totals: &[f32],
         rng: &mut Rng,
     ) -> (SmallVec<[usize; 3]>, Reason) {
         let mut order: SmallVec<[usize; 3]> = SmallVec::new();
-        let mut reason = Reason::from(self.config.picker);
+        let mut reason = Reason::from(plan.picker);
         let all = 0..totals.len();
-        let winner = match self.config.picker {
+        let winner = match plan.picker {
             PickerKind::MaxScore => {
                 let (winner, tied) = best(all, totals, rng);
                 if tied {
@@ -264,7 +269,7 @@ impl PoolState {
             PickerKind::Random => Some(rng.below(totals.len())),
         };
         order.extend(winner);
-        for _ in 1..self.config.endpoints_max.min(totals.len()) {
+        for _ in 1..plan.endpoints_max.min(totals.len()) {
             let rest = (0..totals.len()).filter(|at| !order.contains(at));
             let (next, _) = best(rest, totals, rng);
             order.extend(next);
@@ -277,6 +282,7 @@ impl PoolState {
 
     fn report(
         &self,
+        plan: &Plan,
         ask: &Ask<'_>,
         candidates: &Candidates,
         verdicts: &[Option<Exclusion>],
@@ -300,7 +306,8 @@ impl PoolState {
             self.describe_best(candidates, totals)
         };
         Report {
-            scorers: self.scorers.clone(),
+            scorers: Arc::clone(&plan.scorers),
+            profile: plan.name.clone(),
             reason,
             sticky: candidates.sticky,
             panic: candidates.panic,
@@ -414,6 +421,23 @@ impl Candidates {
     }
 }
 
+fn score_all(
+    plan: &Plan,
+    look: Look<'_>,
+    facts: &[Facts],
+    Totals { columns, totals }: &mut Totals,
+) {
+    columns.resize(facts.len() * plan.scorers.len(), 0.0);
+    totals.resize(facts.len(), 0.0);
+    let scorers = plan.scorers.iter();
+    for (scorer, column) in scorers.zip(columns.chunks_exact_mut(facts.len())) {
+        score::score(&scorer.scorer, look, facts, column);
+        for (total, score) in totals.iter_mut().zip(column) {
+            *total += scorer.weight * *score;
+        }
+    }
+}
+
 fn readmit(verdicts: &mut [Option<Exclusion>], whom: Exclusion) {
     for verdict in verdicts.iter_mut().filter(|v| **v == Some(whom)) {
         *verdict = None;
@@ -476,24 +500,4 @@ fn best_of_drawn(n: usize, totals: &[f32], rng: &mut Rng) -> Option<usize> {
         drawn.push(if drawn.contains(&at) { last } else { at });
     }
     best(drawn.into_iter(), totals, rng).0
-}
-
-/// Scorers that count: a weight of zero, or none at all, is the same as absence.
-pub(crate) fn counting(
-    config: &PickerConfig,
-) -> SmallVec<[forebay_model::picker::WeightedScorer; 6]> {
-    let counts = |weight: f32| weight.is_finite() && weight > 0.0;
-    let scorers = config.scorers.iter().copied();
-    scorers.filter(|s| counts(s.weight)).collect()
-}
-
-/// Whether a pool with this configuration looks at prompts at all, so that hashing them is of use.
-#[must_use]
-pub fn reads_prefix(config: &PickerConfig) -> bool {
-    config.sticky_share < 1.0
-        || config.precise_prefix.is_some()
-        || config
-            .scorers
-            .iter()
-            .any(|s| matches!(s.scorer, Scorer::Prefix | Scorer::TokenLoad) && s.weight > 0.0)
 }

@@ -6,10 +6,12 @@
 use std::net::SocketAddr;
 
 use forebay_model::Moment;
-use forebay_model::picker::PickerConfig;
+use forebay_model::picker::{PickerConfig, Scorer};
+use smallvec::SmallVec;
 
 use crate::ask::{Ask, Claim, End, EndKind, FailureKind, Flight};
 use crate::health::{Standing, may_eject_another};
+use crate::plan::Plan;
 use crate::pool::{NOWHERE, PoolState};
 use crate::prefix::{base_blocks, block_weight};
 use crate::session::Place;
@@ -27,6 +29,7 @@ impl PoolState {
         let Some(&at) = self.by_address.get(&address) else {
             return Flight::nowhere(ask, now);
         };
+        self.note_cold(at, ask);
         let held = self.index.hold(at, ask.prefix);
         let claimed = hit_tokens(ask, held.hit_blocks, &self.config);
         let next_claim = hit_tokens(ask, held.hit_blocks + 1, &self.config);
@@ -72,6 +75,25 @@ impl PoolState {
         flight
     }
 
+    /// Remembers who got a prompt that nobody holds anything of, where a scorer asks for it. Nobody
+    /// else pays for the look into the index.
+    fn note_cold(&mut self, at: u16, ask: &Ask<'_>) {
+        let spreads = |plan: &Plan| {
+            let mut scorers = plan.scorers.iter();
+            scorers.any(|s| matches!(s.scorer, Scorer::ColdSpread))
+        };
+        if !self.plans.iter().any(spreads) {
+            return;
+        }
+        let mut depths = SmallVec::<[u16; 256]>::new();
+        depths.resize(self.slots.len(), 0);
+        self.index.matches(ask.prefix, &mut depths);
+        if depths.iter().all(|&depth| depth == 0) {
+            self.cold_prompts += 1;
+            self.slots[usize::from(at)].cold_stamp = self.cold_prompts;
+        }
+    }
+
     /// The first byte of the answer came. For a streamed answer that is the end of prefill: the
     /// prompt leaves the backlog, and the time it took shows the endpoint's speed.
     pub fn first_byte(&mut self, flight: &mut Flight, now: Moment) {
@@ -102,7 +124,7 @@ impl PoolState {
         if !flight.answered {
             slot.leave_backlog(&flight, now);
         }
-        slot.ended(flight.begun, flight.answered, served);
+        slot.ended(&flight, served);
         slot.inflight_requests -= 1;
         slot.inflight_tokens -= u64::from(flight.total_tokens);
         if served {

@@ -8,9 +8,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use forebay_model::Moment;
+use forebay_model::policy::{self, Bands, Fairness};
 use rustc_hash::FxHashMap;
 use serde::Serialize;
 
@@ -127,8 +129,12 @@ pub struct Tick {
 #[derive(Clone, Debug)]
 pub struct Gate {
     limits: GateLimits,
+    /// Limits of single priorities within those; `None` if all are alike.
+    by_priority: Option<Arc<Bands>>,
     next_ticket: u64,
     waiting: BTreeMap<Ticket, Place>,
+    /// When each wait is over at the latest.
+    expiries: BTreeSet<(Moment, Ticket)>,
     bands: BTreeMap<i32, Band>,
     bytes: usize,
 }
@@ -137,11 +143,13 @@ pub struct Gate {
 struct Place {
     waiter: Waiter,
     since: Moment,
+    expires: Option<Moment>,
 }
 
 /// Requests of one priority. No flow in it is empty, and no band is.
 #[derive(Clone, Debug, Default)]
 struct Band {
+    bytes: usize,
     flows: BTreeMap<u64, BTreeSet<Ticket>>,
     /// The flow that went last; the next one by number is next.
     served: Option<u64>,
@@ -153,8 +161,10 @@ impl Gate {
     pub fn new(limits: GateLimits) -> Self {
         Self {
             limits,
+            by_priority: None,
             next_ticket: 0,
             waiting: BTreeMap::new(),
+            expiries: BTreeSet::new(),
             bands: BTreeMap::new(),
             bytes: 0,
         }
@@ -163,17 +173,67 @@ impl Gate {
     /// Replaces the limits; those who wait keep their places even if there are too many of them.
     pub fn set_limits(&mut self, limits: GateLimits) {
         self.limits = limits;
+        self.time_waits();
+    }
+
+    /// Replaces the limits of single priorities, in the same way.
+    pub fn set_bands(&mut self, bands: Option<Bands>) {
+        self.by_priority = bands.map(Arc::new);
+        self.time_waits();
+    }
+
+    /// Reckons anew when the waits are over.
+    fn time_waits(&mut self) {
+        let mut waiting = std::mem::take(&mut self.waiting);
+        for place in waiting.values_mut() {
+            let max = self.wait_max(place.waiter.priority);
+            place.expires = max.map(|max| place.since.plus(max));
+        }
+        let expiries = waiting.iter();
+        let expiries = expiries.filter_map(|(ticket, place)| Some((place.expires?, *ticket)));
+        self.expiries = expiries.collect();
+        self.waiting = waiting;
+    }
+
+    fn band(&self, priority: i32) -> Option<&policy::Band> {
+        self.by_priority.as_deref().map(|bands| bands.of(priority))
+    }
+
+    /// From which saturation on requests of this priority wait.
+    fn ceiling(&self, priority: i32) -> f32 {
+        let own = self.band(priority).map_or(1.0, |band| band.ceiling);
+        self.limits.saturation_ceiling * own
+    }
+
+    /// How long one of this priority may wait.
+    fn wait_max(&self, priority: i32) -> Option<Duration> {
+        match self.band(priority) {
+            None => Some(self.limits.wait_max),
+            Some(band) => band.timeout_ms.map(Duration::from_millis),
+        }
+    }
+
+    /// Whom a request takes turns as.
+    fn flow(&self, waiter: Waiter) -> u64 {
+        match self.band(waiter.priority).map(|band| band.fairness) {
+            Some(Fairness::Arrival) => 0,
+            Some(Fairness::Turns) | None => waiter.fairness,
+        }
     }
 
     /// A request arrives. It goes if there is room in the pool and nobody of its priority or a
     /// higher one waits.
-    pub fn offer(&mut self, waiter: Waiter, now: Moment, saturation: f32) -> Offer {
+    pub fn offer(&mut self, mut waiter: Waiter, now: Moment, saturation: f32) -> Offer {
         let first = self
             .bands
             .last_key_value()
             .is_none_or(|(highest, _)| *highest < waiter.priority);
-        if first && saturation < self.limits.saturation_ceiling {
+        if first && saturation < self.ceiling(waiter.priority) {
             return Offer::Go;
+        }
+        waiter.fairness = self.flow(waiter);
+        if !self.band_has_room(waiter) {
+            return Offer::Refuse(GateRefusal::QueueFull);
         }
         if waiter.bytes > self.limits.bytes_max {
             return Offer::Refuse(GateRefusal::TooLarge);
@@ -186,10 +246,17 @@ impl Gate {
         }
         let ticket = Ticket(self.next_ticket);
         self.next_ticket += 1;
-        let place = Place { waiter, since: now };
+        let expires = self.wait_max(waiter.priority).map(|max| now.plus(max));
+        let place = Place {
+            waiter,
+            since: now,
+            expires,
+        };
         self.waiting.insert(ticket, place);
+        self.expiries.extend(expires.map(|at| (at, ticket)));
         self.bytes += waiter.bytes;
         let band = self.bands.entry(waiter.priority).or_default();
+        band.bytes += waiter.bytes;
         band.flows
             .entry(waiter.fairness)
             .or_default()
@@ -202,13 +269,14 @@ impl Gate {
     /// goes.
     pub fn tick(&mut self, now: Moment, saturation: f32) -> Tick {
         let mut tick = Tick::default();
-        while let Some((&ticket, place)) = self.waiting.first_key_value()
-            && now.since(place.since) >= self.limits.wait_max
+        while let Some(&(at, ticket)) = self.expiries.first()
+            && at <= now
         {
             self.withdraw(ticket);
             tick.expired.push(ticket);
         }
-        if saturation < self.limits.saturation_ceiling {
+        let highest = self.bands.last_key_value().map(|(priority, _)| *priority);
+        if highest.is_some_and(|priority| saturation < self.ceiling(priority)) {
             tick.released = self.release();
         }
         tick
@@ -216,11 +284,18 @@ impl Gate {
 
     /// Takes a request out of the queue, because its client went away. False if it is not there.
     pub fn withdraw(&mut self, ticket: Ticket) -> bool {
-        let Some(Place { waiter, .. }) = self.waiting.remove(&ticket) else {
+        let Some(Place {
+            waiter, expires, ..
+        }) = self.waiting.remove(&ticket)
+        else {
             return false;
         };
+        if let Some(at) = expires {
+            self.expiries.remove(&(at, ticket));
+        }
         self.bytes -= waiter.bytes;
         if let Some(band) = self.bands.get_mut(&waiter.priority) {
+            band.bytes -= waiter.bytes;
             if let Some(flow) = band.flows.get_mut(&waiter.fairness) {
                 flow.remove(&ticket);
                 if flow.is_empty() {
@@ -278,8 +353,18 @@ impl Gate {
     /// When the longest waiting request's time is over, to wake up then.
     #[must_use]
     pub fn next_expiry(&self) -> Option<Moment> {
-        let (_, oldest) = self.waiting.first_key_value()?;
-        Some(oldest.since.plus(self.limits.wait_max))
+        self.expiries.first().map(|(at, _)| *at)
+    }
+
+    /// Whether the limits of its own priority let one more wait.
+    fn band_has_room(&self, waiter: Waiter) -> bool {
+        let Some(limits) = self.band(waiter.priority) else {
+            return true;
+        };
+        let (requests, bytes) = self.bands.get(&waiter.priority).map_or((0, 0), |band| {
+            (band.flows.values().map(BTreeSet::len).sum(), band.bytes)
+        });
+        requests < limits.requests_max && bytes.saturating_add(waiter.bytes) <= limits.bytes_max
     }
 
     fn release(&mut self) -> Option<Ticket> {

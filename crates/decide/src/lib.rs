@@ -12,8 +12,10 @@ pub mod ask;
 pub mod cached;
 mod choose;
 mod exchange;
+mod filter;
 pub mod gate;
 pub mod health;
+mod plan;
 pub mod pool;
 pub mod prefix;
 pub mod report;
@@ -21,6 +23,7 @@ pub mod retry;
 pub mod rng;
 mod score;
 mod session;
+mod site;
 mod slot;
 #[cfg(test)]
 mod tests;
@@ -28,9 +31,9 @@ mod tests;
 pub use admit::Turns;
 pub use ask::{Ask, End, EndKind, FailureKind, Flight};
 pub use cached::KvView;
-pub use choose::reads_prefix;
 pub use gate::{Gate, GateLimits, GateRefusal, Offer, Tick, Ticket, Waiter};
 pub use health::{Ejection, EjectionCause, Standing};
+pub use plan::{reads_fields, reads_prefix};
 pub use pool::{EndpointView, PoolState};
 pub use prefix::{
     Applied, BlockHash, ChainSeed, Following, SourceCopy, TokenChain, TokenPlan, TokenState, chain,

@@ -8,20 +8,21 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use forebay_model::picker::{PickerConfig, WeightedScorer};
-use forebay_model::{Load, Moment, Pool};
+use forebay_model::picker::PickerConfig;
+use forebay_model::policy::Saturation;
+use forebay_model::{Endpoint, Load, Moment, Pool};
 use rustc_hash::{FxHashMap, FxHashSet};
-use smallvec::SmallVec;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::admit::gate_limits;
 use crate::cached;
 use crate::cached::KvView;
-use crate::choose;
 use crate::gate::Gate;
 use crate::health::{Ejection, Health, Standing};
+use crate::plan::Plan;
 use crate::prefix::{PreciseIndex, PrefixIndex};
 use crate::session::Sessions;
+use crate::site::Site;
 use crate::slot::{Slot, prefix_blocks};
 
 /// Adapter names that a pool remembers having seen; names beyond count as base models.
@@ -42,8 +43,11 @@ const CAPACITY_SHARE_MIN: usize = 16;
 #[derive(Clone, Debug)]
 pub struct PoolState {
     pub(crate) config: PickerConfig,
-    pub(crate) scorers: SmallVec<[WeightedScorer; 6]>,
+    /// The profiles of the configuration; at least one.
+    pub(crate) plans: Vec<Plan>,
     pub(crate) slots: Vec<Slot>,
+    /// What is configured of each slot's endpoint.
+    pub(crate) sites: Vec<Site>,
     free: Vec<u16>,
     pub(crate) by_address: FxHashMap<SocketAddr, u16>,
     pub(crate) index: PrefixIndex,
@@ -52,6 +56,8 @@ pub struct PoolState {
     pub(crate) sessions: Sessions,
     pub(crate) adapters: FxHashSet<u64>,
     pub(crate) last_begun: u16,
+    /// Prompts that nobody held anything of, so far.
+    pub(crate) cold_prompts: u64,
     pub(crate) output_tokens: f32,
     pub(crate) gate: Gate,
     /// Requests that were let go by the gate and are not booked yet.
@@ -95,6 +101,8 @@ pub struct EndpointView {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Fullness {
     sum: f32,
+    /// The same by another measure, where the larger of the two counts.
+    other: f32,
     known: f32,
 }
 
@@ -102,7 +110,7 @@ impl Fullness {
     /// The mean, were the endpoints together `more` full; 0 if nothing is known of any.
     pub(crate) fn with(self, more: f32) -> f32 {
         if self.known > 0.0 {
-            (self.sum + more) / self.known
+            ((self.sum + more) / self.known).max(self.other / self.known)
         } else {
             0.0
         }
@@ -115,8 +123,9 @@ impl PoolState {
     pub fn new(pool: &Pool, now: Moment) -> Self {
         let mut state = Self {
             config: pool.picker.clone(),
-            scorers: choose::counting(&pool.picker),
+            plans: Plan::all(&pool.picker),
             slots: Vec::new(),
+            sites: Vec::new(),
             free: Vec::new(),
             by_address: FxHashMap::default(),
             index: PrefixIndex::new(pool.picker.prefix_index_bytes_max),
@@ -124,10 +133,12 @@ impl PoolState {
             sessions: Sessions::default(),
             adapters: FxHashSet::default(),
             last_begun: NOWHERE,
+            cold_prompts: 0,
             output_tokens: OUTPUT_TOKENS,
             gate: Gate::new(gate_limits(&pool.picker)),
             coming: 0,
         };
+        state.gate.set_bands(pool.picker.bands.clone());
         state.sync(pool, now);
         state
     }
@@ -135,7 +146,7 @@ impl PoolState {
     /// Follows a changed pool. Endpoints that stay keep what is known of them, new ones start
     /// with nothing (and gently, if others are serving), those that went are forgotten.
     pub fn sync(&mut self, pool: &Pool, now: Moment) {
-        self.configure(&pool.picker);
+        let mut resettle = self.configure(&pool.picker);
         let listed: FxHashMap<SocketAddr, bool> = pool
             .endpoints
             .iter()
@@ -163,12 +174,36 @@ impl PoolState {
                 }
                 None => self.add(endpoint.address, endpoint.ready, fresh()),
             }
+            resettle |= self.site(endpoint);
+        }
+        if resettle {
+            for plan in &mut self.plans {
+                plan.settle(&self.sites);
+            }
         }
     }
 
-    fn configure(&mut self, config: &PickerConfig) {
+    /// Takes in what is configured of an endpoint; whether that is new.
+    fn site(&mut self, endpoint: &Endpoint) -> bool {
+        let Some(&at) = self.by_address.get(&endpoint.address) else {
+            return false;
+        };
+        let at = usize::from(at);
+        let known = self.sites.len() > at;
+        self.sites
+            .resize(self.slots.len().max(self.sites.len()), Site::default());
+        let site = &mut self.sites[at];
+        if known && site.is_of(endpoint) {
+            return false;
+        }
+        *site = Site::of(endpoint);
+        true
+    }
+
+    /// Takes in a configuration; whether it is new.
+    fn configure(&mut self, config: &PickerConfig) -> bool {
         if *config == self.config {
-            return;
+            return false;
         }
         self.index.set_bytes_max(config.prefix_index_bytes_max);
         if config.prefix_block_bytes != self.config.prefix_block_bytes {
@@ -177,10 +212,12 @@ impl PoolState {
         self.configure_precise(config);
         self.config = config.clone();
         self.gate.set_limits(gate_limits(config));
-        self.scorers = choose::counting(config);
+        self.gate.set_bands(config.bands.clone());
+        self.plans = Plan::all(config);
         for at in 0..self.slots.len() {
             self.reset_capacity(at);
         }
+        true
     }
 
     fn add(&mut self, address: SocketAddr, ready: bool, health: Health) {
@@ -257,6 +294,7 @@ impl PoolState {
     pub(crate) fn nominal_capacity(&self, at: usize) -> usize {
         let scraped = self.slots[at].scrape.as_ref();
         scraped
+            .filter(|_| self.config.prefix_capacity_from_metrics)
             .and_then(|s| prefix_blocks(&s.load, self.config.prefix_block_bytes))
             .unwrap_or(self.config.prefix_blocks_per_endpoint)
     }
@@ -297,18 +335,37 @@ impl PoolState {
     }
 
     pub(crate) fn fullness(&self, now: Moment) -> Fullness {
+        match self.config.saturation {
+            Saturation::Reported => {
+                let (queue, kv) = (self.config.saturation_queue, self.config.saturation_kv);
+                self.reported_fullness(queue, kv, now)
+            }
+            Saturation::Inflight {
+                requests_max,
+                tokens_max,
+            } => {
+                let slots = || self.slots.iter().filter(|s| s.present && s.ready);
+                let requests: f32 = slots().map(|s| s.inflight_requests as f32).sum();
+                let tokens: f32 = slots().map(|s| s.backlog_tokens(now)).sum();
+                Fullness {
+                    sum: requests_max.map_or(0.0, |max| requests / max.max(1) as f32),
+                    other: tokens_max.map_or(0.0, |max| tokens / max.max(1) as f32),
+                    known: slots().count() as f32,
+                }
+            }
+        }
+    }
+
+    /// By what endpoints report, against these limits.
+    pub(crate) fn reported_fullness(&self, queue_max: u32, kv_max: f32, now: Moment) -> Fullness {
         let stale_after = self.stale_after();
         let mut full = Fullness::default();
         for slot in self.slots.iter().filter(|s| s.present && s.ready) {
             let Some(load) = slot.fresh(now, stale_after) else {
                 continue;
             };
-            let queue = slot
-                .queued(load)
-                .map(|n| n / self.config.saturation_queue.max(1) as f32);
-            let kv = slot
-                .kv_used(load)
-                .map(|n| n / self.config.saturation_kv.max(0.01));
+            let queue = slot.queued(load).map(|n| n / queue_max.max(1) as f32);
+            let kv = slot.kv_used(load).map(|n| n / kv_max.max(0.01));
             if let Some(most) = queue.into_iter().chain(kv).reduce(f32::max) {
                 full.sum += most.min(ENDPOINT_SATURATION_MAX);
                 full.known += 1.0;

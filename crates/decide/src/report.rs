@@ -4,6 +4,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use forebay_model::picker::{PickerKind, Scorer, WeightedScorer};
 use serde::Serialize;
@@ -47,7 +48,10 @@ pub struct Choice {
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     /// The scorers that counted, in the order of [`Considered::scores`].
-    pub scorers: SmallVec<[WeightedScorer; 6]>,
+    pub scorers: Arc<[WeightedScorer]>,
+    /// The profile by which the pick was made, of a policy that has several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub profile: Option<Arc<str>>,
     /// What decided.
     pub reason: Reason,
     /// What the filter for cached prompts did.
@@ -123,6 +127,18 @@ pub enum Exclusion {
     ColdCache,
     /// It holds the prompt in cache but is too far behind.
     Overrun,
+    /// A filter asks for other labels.
+    Label,
+    /// It does not do this part of an inference.
+    Stage,
+    /// The session was elsewhere before.
+    Session,
+    /// It is beyond a limit of a filter.
+    Load,
+    /// Prompts of this length are for others.
+    ContextLength,
+    /// Others are closer to the endpoint that does the request's other part.
+    Far,
 }
 
 /// What decided between the candidates.
@@ -174,6 +190,8 @@ pub struct Counts {
     pub tried: u32,
     /// Left out as [`Exclusion::ColdCache`] or [`Exclusion::Overrun`].
     pub not_sticky: u32,
+    /// Left out by any other filter.
+    pub filtered: u32,
 }
 
 impl Counts {
@@ -185,6 +203,12 @@ impl Counts {
             Exclusion::OutsideSubset => &mut self.outside_subset,
             Exclusion::Tried => &mut self.tried,
             Exclusion::ColdCache | Exclusion::Overrun => &mut self.not_sticky,
+            Exclusion::Label
+            | Exclusion::Stage
+            | Exclusion::Session
+            | Exclusion::Load
+            | Exclusion::ContextLength
+            | Exclusion::Far => &mut self.filtered,
         };
         *counter += 1;
     }
@@ -205,6 +229,15 @@ pub enum Refusal {
     },
     /// The request is restricted to endpoints, none of which is in the pool.
     SubsetEmpty,
+    /// The filters of the policy leave none of the endpoints that could take it.
+    Filtered {
+        /// Endpoints before the first filter.
+        endpoints: u32,
+        /// What the last of them was left out for.
+        by: Exclusion,
+    },
+    /// The request names a profile that the policy does not have.
+    UnknownProfile,
     /// The pool is full and the request may be shed.
     Saturated {
         /// The request's priority, below zero.
@@ -224,6 +257,8 @@ impl Refusal {
             Self::NoReadyEndpoint { tried: 1.., .. } => "endpoints-exhausted",
             Self::NoReadyEndpoint { .. } => "no-ready-endpoint",
             Self::SubsetEmpty => "subset-empty",
+            Self::Filtered { .. } => "filtered",
+            Self::UnknownProfile => "unknown-profile",
             Self::Saturated { .. } => "saturated",
         }
     }
@@ -249,6 +284,15 @@ impl fmt::Display for Refusal {
             Self::SubsetEmpty => f.write_str(
                 "the request is restricted to endpoints, none of which is in the pool: check \
                  the subset that the proxy sends",
+            ),
+            Self::Filtered { endpoints, by } => write!(
+                f,
+                "the filters of the pool's policy leave none of {endpoints} endpoints (the last: \
+                 {by}): check the labels of its pods"
+            ),
+            Self::UnknownProfile => f.write_str(
+                "the request names a profile that the pool's policy does not have: name one of \
+                 schedulingProfiles",
             ),
             Self::Saturated {
                 priority,
@@ -316,6 +360,12 @@ impl fmt::Display for Exclusion {
             Self::Tried => "already failed for this request",
             Self::ColdCache => "others hold the prompt in cache",
             Self::Overrun => "holds the prompt but is too far behind",
+            Self::Label => "has not the labels that are asked for",
+            Self::Stage => "does not do this part of an inference",
+            Self::Session => "the session was elsewhere before",
+            Self::Load => "beyond a limit of a filter",
+            Self::ContextLength => "not for prompts of this length",
+            Self::Far => "others are closer to the request's other endpoint",
         })
     }
 }
@@ -332,6 +382,7 @@ impl fmt::Display for Report {
             (counts.outside_subset, "outside the subset"),
             (counts.tried, "tried"),
             (counts.not_sticky, "not sticky"),
+            (counts.filtered, "filtered"),
         ] {
             if count > 0 {
                 write!(f, ", {count} {what}")?;
@@ -359,7 +410,7 @@ impl fmt::Display for Report {
                 write!(
                     f,
                     ", {} {:.2}x{}",
-                    name(scorer.scorer),
+                    name(&scorer.scorer),
                     score,
                     scorer.weight
                 )?;
@@ -371,7 +422,7 @@ impl fmt::Display for Report {
 
 /// A scorer's name as in the configuration.
 #[must_use]
-pub fn name(scorer: Scorer) -> &'static str {
+pub fn name(scorer: &Scorer) -> &'static str {
     match scorer {
         Scorer::Queue => "queue",
         Scorer::KvCache => "kv-cache",
@@ -382,6 +433,17 @@ pub fn name(scorer: Scorer) -> &'static str {
         Scorer::Prefix => "prefix",
         Scorer::Session => "session",
         Scorer::TokenLoad => "token-load",
+        Scorer::QueueSpan => "queue-span",
+        Scorer::RunningSpan => "running-span",
+        Scorer::QueueShare { .. } => "queue-share",
+        Scorer::PrefixLength { .. } => "prefix-length",
+        Scorer::ColdSpread => "cold-spread",
+        Scorer::PrefillShare { .. } => "prefill-share",
+        Scorer::ActiveRequests { .. } => "active-requests",
+        Scorer::ContextLength { .. } => "context-length",
+        Scorer::Near => "near",
+        Scorer::HeaderLabel { .. } => "header-label",
+        Scorer::Signal { .. } => "signal",
     }
 }
 

@@ -48,6 +48,8 @@ pub(crate) struct Slot {
     /// Index stamps of the requests whose first byte is still to come; as many as are in flight.
     pub(crate) awaiting: Vec<u64>,
     pub(crate) speed: PrefillSpeed,
+    /// When it last got a prompt of which nobody held anything, on the pool's own count; 0 is never.
+    pub(crate) cold_stamp: u64,
     /// Base blocks that the endpoint is believed to have room for.
     pub(crate) prefix_capacity: usize,
 }
@@ -138,6 +140,7 @@ impl Slot {
                 tokens_per_s: PREFILL_TOKENS_PER_S,
                 samples: 0,
             },
+            cold_stamp: 0,
             prefix_capacity: 0,
         }
     }
@@ -230,8 +233,14 @@ impl Slot {
     }
 
     /// A request ended. Without a first byte, one sent since the scrape counted as waiting, and an
-    /// older one as running unless something waits and it was not served.
-    pub(crate) fn ended(&mut self, begun: Moment, answered: bool, served: bool) {
+    /// older one as running unless something waits and it was not served. What KV cache it took
+    /// since the scrape is free again: it may stay cached, and is nobody's.
+    pub(crate) fn ended(&mut self, flight: &Flight, served: bool) {
+        let (begun, answered) = (flight.begun, flight.answered);
+        if self.sent_since_scrape(begun) {
+            let took = u64::from(flight.uncached_tokens);
+            self.since.tokens = self.since.tokens.saturating_sub(took);
+        }
         let waited = self.sent_since_scrape(begun) || (!served && self.any_waiting());
         if !answered && !served && self.sent_since_scrape(begun) {
             // It may never have got there, and shows nothing of the server's pace.

@@ -52,7 +52,10 @@ fn pool_of(addresses: impl IntoIterator<Item = SocketAddr>, picker: PickerConfig
 }
 
 fn only(scorers: &[(Scorer, f32)]) -> PickerConfig {
-    let weighted = |&(scorer, weight)| WeightedScorer { scorer, weight };
+    let weighted = |(scorer, weight): &(Scorer, f32)| WeightedScorer {
+        scorer: scorer.clone(),
+        weight: *weight,
+    };
     PickerConfig {
         scorers: scorers.iter().map(weighted).collect(),
         sticky_share: 1.0,

@@ -36,6 +36,8 @@ pub(crate) struct Cli {
 pub(crate) enum Role {
     /// Serve: routes requests as the manifests say, and follows their changes
     Gateway(Box<GatewayArgs>),
+    /// Pick endpoints for other gateways
+    Epp(EppArgs),
     /// Simulate a model server that speaks vLLM's API (its numbers are a simulation's)
     Sim(SimArgs),
     /// Show the gateway at work against four simulated model servers
@@ -244,6 +246,43 @@ pub(crate) enum PickerResponses {
     Heads,
     /// Bodies too, as the protocol has it: it may read usage there, and change them
     Bodies,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct EppArgs {
+    #[command(subcommand)]
+    pub(crate) command: EppCommand,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum EppCommand {
+    /// Read an EndpointPickerConfig and tell what each of its plugins becomes
+    Check(EppCheckArgs),
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  forebay epp check epp-config.yaml
+  kubectl get configmap epp -o jsonpath='{.data.default-plugins\\.yaml}' | forebay epp check -
+
+Exit status: 0 if the configuration holds, 1 if not, 2 if there is no such file.")]
+pub(crate) struct EppCheckArgs {
+    /// The configuration, of llm-d.ai/v1, llm-d.ai/v1alpha1 or inference.networking.x-k8s.io/v1alpha1;
+    /// - is stdin
+    #[arg(value_name = "CONFIG")]
+    pub(crate) config: PathBuf,
+    /// Form of what is printed
+    #[arg(long, value_name = "FORM", default_value = "text")]
+    pub(crate) output: Output,
+}
+
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Output {
+    /// For eyes
+    Text,
+    /// One JSON object
+    Json,
 }
 
 #[derive(Args, Debug)]

@@ -105,6 +105,7 @@ fn settings(args: &KubernetesArgs, own: &str) -> Settings {
         only_gateway: args.gateway.clone(),
         infrastructure_namespace: has_services.then(|| infrastructure.to_owned()),
         addresses: args.gateway_address.clone(),
+        service_accounts: args.gateway_service_accounts,
         ..Settings::cluster()
     }
 }
@@ -117,6 +118,7 @@ fn site(args: &KubernetesArgs, own: &str) -> Site {
         service_type: args.gateway_service_type.name().map(str::to_owned),
         image: args.image.clone().unwrap_or_default(),
         cluster_role: args.data_plane_cluster_role.clone(),
+        service_accounts: args.gateway_service_accounts,
     }
 }
 

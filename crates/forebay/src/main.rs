@@ -1,7 +1,7 @@
 //! The `forebay` program: flags, roles and wiring.
 //!
 //! Each role has a file of its own: [`gateway`] serves, [`sim`] stands in for a model server,
-//! [`demo`] shows both; [`check`], [`status`] and [`explain`] tell what is going on. Nothing is
+//! [`demo`] shows both; [`epp`] picks for other gateways; [`check`], [`status`] and [`explain`] tell what is going on. Nothing is
 //! decided here; this crate only connects the others and talks to the terminal.
 
 mod admin_client;
@@ -10,6 +10,7 @@ mod cli;
 mod config_view;
 mod demo;
 mod descriptors;
+mod epp;
 mod explain;
 mod gateway;
 mod kubernetes;
@@ -73,6 +74,7 @@ fn main() -> ExitCode {
 fn run(role: Role) -> Result<(), Failure> {
     match role {
         Role::Gateway(args) => gateway::run(&args),
+        Role::Epp(args) => epp::run(args),
         Role::Sim(args) => sim::run(args),
         Role::Demo(args) => demo::run(&args),
         Role::Check(args) => check::run(args),

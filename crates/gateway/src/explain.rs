@@ -315,6 +315,9 @@ impl Picked {
         if report.panic {
             notes.push("every endpoint was out of rotation, so all were considered".to_owned());
         }
+        if let Some(profile) = &report.profile {
+            notes.push(format!("by profile {profile}"));
+        }
         match report.sticky {
             Sticky::Idle => {}
             Sticky::Kept => notes.push("kept to endpoints that hold the prompt".to_owned()),
@@ -331,7 +334,7 @@ impl Picked {
                 .scorers
                 .iter()
                 .map(|s| Weight {
-                    scorer: scorer_name(s.scorer),
+                    scorer: forebay_decide::report::name(&s.scorer).to_owned(),
                     weight: s.weight,
                 })
                 .collect(),
@@ -353,14 +356,6 @@ impl Candidate {
             // JSON knows no infinity.
             prefill_ms: Some(considered.prefill_ms).filter(|ms| ms.is_finite()),
         }
-    }
-}
-
-/// The name that the configuration uses.
-fn scorer_name(scorer: forebay_model::picker::Scorer) -> String {
-    match serde_json::to_value(scorer) {
-        Ok(serde_json::Value::String(name)) => name,
-        _ => format!("{scorer:?}"),
     }
 }
 

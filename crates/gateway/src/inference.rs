@@ -37,6 +37,7 @@ use crate::queue::{self, Place};
 use crate::record::Try;
 use crate::relay::{Body, Passing, Relay, Settle};
 use crate::respond::Refusal;
+use crate::told::ToldFields;
 use crate::upstream::{self, Answer, AnswerBody, Head, Outgoing, Peer, SendError};
 use crate::{catalogue, clock, tunnel};
 
@@ -191,20 +192,22 @@ pub(crate) async fn serve(
         }
     };
 
+    let told = ToldFields::of(&pool.picker, &onward.head.headers);
     let mut hashes = ex.worker.hashes.take();
     hashes.clear();
+    let mut chains = ex.worker.token_chains.take();
+    let mut exact = None;
     if forebay_decide::reads_prefix(&pool.picker) {
         hash_prompt(pool, &reading, &onward.body, target_model, &mut hashes);
+        exact = exact::hash_tokens(
+            ex,
+            runtime,
+            &reading,
+            &onward.body,
+            target_model,
+            &mut chains,
+        );
     }
-    let mut chains = ex.worker.token_chains.take();
-    let exact = exact::hash_tokens(
-        ex,
-        runtime,
-        &reading,
-        &onward.body,
-        target_model,
-        &mut chains,
-    );
     let ask = Ask {
         model: target_model,
         prefix: &hashes,
@@ -219,6 +222,8 @@ pub(crate) async fn serve(
         priority: ex.record.priority,
         stream: ex.record.stream,
         subset: None,
+        fields: &told.as_texts(),
+        near: None,
         avoid: &[],
     };
     let upgrade = onward.upgrade.take();
@@ -463,7 +468,7 @@ fn outgoing(
         (body, _, _) => return body.outgoing(&ex.worker),
     };
     let bytes = renamed(&peeked, model, name);
-    (Outgoing::whole(bytes), Some(peeked))
+    (peeked.outgoing_as(bytes), Some(peeked))
 }
 
 /// The same for those who only look at it.
@@ -471,7 +476,7 @@ fn preview(body: &ClientBody, model: Option<ModelAt>, served: Option<&str>) -> O
     let ClientBody::Read(peeked) = body else {
         return Outgoing::Empty;
     };
-    Outgoing::whole(match (model, served) {
+    peeked.outgoing_as(match (model, served) {
         (Some(model), Some(name)) => renamed(peeked, model, name),
         (_, None) | (None, _) => peeked.bytes.clone(),
     })

@@ -40,6 +40,7 @@ mod stream;
 pub mod telemetry;
 mod tls;
 pub mod tokenizers;
+mod told;
 mod tunnel;
 pub mod upstream;
 mod view;

@@ -9,7 +9,7 @@ use forebay_model::route::{Mirror, Target};
 use crate::exchange::Exchange;
 use crate::onward::Onward;
 use crate::service::Way;
-use crate::upstream::{self, Outgoing, Peer};
+use crate::upstream::{self, Peer};
 
 /// Copies under way in the process; further ones are left out, since a slow mirror must not take
 /// memory from real traffic.
@@ -30,13 +30,12 @@ pub(crate) fn send(ex: &Exchange, mirror: &Mirror, onward: &Onward) {
     let Some(peer) = destination(ex, &mirror.target) else {
         return;
     };
-    let Some(bytes) = onward.body.held() else {
+    let Some(body) = onward.body.copy() else {
         return;
     };
     let Some(copying) = Copying::begin(&COPIES) else {
         return;
     };
-    let body = Outgoing::whole(bytes.clone());
     let worker = Rc::clone(&ex.worker);
     let head = onward.head.clone();
     tokio::task::spawn_local(async move {

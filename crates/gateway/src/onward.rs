@@ -88,7 +88,15 @@ impl ClientBody {
                 let limit = worker.shared.settings.body_stall_timeout;
                 (Outgoing::Stream(Streamed::new(incoming, limit)), None)
             }
-            Self::Read(peeked) => (Outgoing::whole(peeked.bytes.clone()), Some(peeked)),
+            Self::Read(peeked) => (peeked.outgoing(), Some(peeked)),
+        }
+    }
+
+    /// A copy of all of it, if it has been read.
+    pub(crate) fn copy(&self) -> Option<Outgoing> {
+        match self {
+            Self::Read(peeked) => Some(peeked.outgoing()),
+            Self::Stream(_) => None,
         }
     }
 }

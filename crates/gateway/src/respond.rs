@@ -85,7 +85,10 @@ impl Refusal {
                 dropped: Some("rejected-saturated"),
                 ..Self::new(StatusCode::TOO_MANY_REQUESTS, "saturated", message)
             },
-            PickRefusal::NoReadyEndpoint { .. } | PickRefusal::SubsetEmpty => Self {
+            PickRefusal::UnknownProfile => Self::bad_request("unknown_profile", message),
+            PickRefusal::NoReadyEndpoint { .. }
+            | PickRefusal::SubsetEmpty
+            | PickRefusal::Filtered { .. } => Self {
                 retry_after_s: Some(1),
                 dropped: Some("rejected-no-endpoints"),
                 ..Self::new(

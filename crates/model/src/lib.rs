@@ -12,6 +12,7 @@ pub mod matching;
 pub mod moment;
 pub mod name;
 pub mod picker;
+pub mod policy;
 pub mod pool;
 pub mod route;
 pub mod snapshot;

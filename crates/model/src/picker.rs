@@ -4,6 +4,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::policy::{Bands, GradualShedding, Profile, ProfileBy, Saturation, Signal};
+
 /// Filters, scorers and picker of one pool, with their parameters.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
@@ -45,6 +47,21 @@ pub struct PickerConfig {
     pub saturation_queue: u32,
     /// KV use at which an endpoint counts as saturated.
     pub saturation_kv: f32,
+    /// Named ways to choose; with any, the scorers, the picker, `endpoints_max` and the sticky filter
+    /// above count for nothing.
+    pub profiles: Vec<Profile>,
+    /// Which of several profiles a request gets.
+    pub profile_by: ProfileBy,
+    /// Whether endpoints' own metrics say how many prefix blocks they have room for.
+    pub prefix_capacity_from_metrics: bool,
+    /// How it is judged how full the pool is.
+    pub saturation: Saturation,
+    /// Limits of single priorities, within those of the whole queue; `None` gives all the same.
+    pub bands: Option<Bands>,
+    /// Whether requests of negative priority are shed rather than wait.
+    pub shed_negative: bool,
+    /// Shed some of the requests of negative priority before the pool is full.
+    pub shed_gradually: Option<GradualShedding>,
     /// Follow what endpoints say of their caches; `None` goes by what was sent to them.
     pub precise_prefix: Option<PrecisePrefix>,
 }
@@ -98,7 +115,7 @@ impl Default for PrecisePrefix {
 }
 
 /// A scorer and what it counts.
-#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct WeightedScorer {
     /// Which scorer.
@@ -108,8 +125,8 @@ pub struct WeightedScorer {
 }
 
 /// What an endpoint is judged by. Every scorer answers 0 (worst) to 1 (best).
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", rename_all_fields = "camelCase")]
 pub enum Scorer {
     /// Short queues first, relative to the other candidates.
     Queue,
@@ -129,6 +146,61 @@ pub enum Scorer {
     Session,
     /// Shortest prefill backlog, in time, at the endpoint's own measured speed.
     TokenLoad,
+    /// Short queues first: between the longest (0) and the shortest (1) among the candidates,
+    /// however little they differ.
+    QueueSpan,
+    /// Few running requests first, in the same way.
+    RunningSpan,
+    /// Short queues first, in absolute terms: half of the share of `queue_max` that is free.
+    QueueShare {
+        /// Requests waiting that are as bad as it gets.
+        queue_max: f32,
+    },
+    /// Longest part of the prompt in cache: `weight` for its length, the rest for its share.
+    PrefixLength {
+        /// What the length counts, 0 to 1.
+        weight: f32,
+        /// Tokens in cache that are worth everything, squared.
+        tokens_max: f32,
+    },
+    /// For a prompt that nobody has in cache: who has not had such a one for longest.
+    ColdSpread,
+    /// Few prompt tokens to be computed first, this prompt's included.
+    PrefillShare {
+        /// Tokens that are as bad as it gets.
+        tokens_max: f32,
+    },
+    /// Few requests in flight from here first, against the most that any candidate has.
+    ActiveRequests {
+        /// So many are as good as none.
+        idle_max: u32,
+        /// The score of an endpoint that has more than that, with next to nothing to do.
+        busy_score_max: f32,
+    },
+    /// Pods whose range of prompt lengths fits the prompt closely.
+    ContextLength {
+        /// The label with the range, as in `0-8192`, in tokens.
+        label: String,
+    },
+    /// Close to the endpoint that does the request's other part; 0 for all if there is none.
+    Near,
+    /// Pods whose label has the value of a field of the request.
+    HeaderLabel {
+        /// The field, in lower case.
+        header: String,
+        /// The label.
+        label: String,
+    },
+    /// By one signal, on a line between two values; 0 where it is unknown.
+    Signal {
+        /// Which.
+        signal: Signal,
+        /// Whether the lowest is best.
+        lowest: bool,
+        /// The two values; without them the lowest and the highest among the candidates.
+        #[serde(default)]
+        range: Option<(f32, f32)>,
+    },
 }
 
 /// How the winner is drawn.
@@ -175,12 +247,26 @@ impl Default for PickerConfig {
             queue_timeout_ms: 60_000,
             saturation_queue: 5,
             saturation_kv: 0.8,
+            profiles: Vec::new(),
+            profile_by: ProfileBy::First,
+            prefix_capacity_from_metrics: true,
+            saturation: Saturation::Reported,
+            bands: None,
+            shed_negative: true,
+            shed_gradually: None,
             precise_prefix: None,
         }
     }
 }
 
 impl PickerConfig {
+    /// Everything that scores in some profile.
+    pub fn all_scorers(&self) -> impl Iterator<Item = &WeightedScorer> {
+        let plain = self.profiles.is_empty().then_some(&self.scorers);
+        let named = self.profiles.iter().map(|profile| &profile.scorers);
+        plain.into_iter().chain(named).flatten()
+    }
+
     /// Takes turns, whatever the load, and queues nothing: the baseline of comparisons.
     #[must_use]
     pub fn round_robin() -> Self {

@@ -43,6 +43,8 @@ const ALLOWED: &[&str] = &[
     "create coordination.k8s.io/leases forebay-system",
     "get,update coordination.k8s.io/leases=forebay-gateway forebay-system",
     "get,list,watch,create,patch,delete core/services forebay-system",
+    // Held to those of our making by the fence.
+    "get,list,create,patch,delete core/serviceaccounts apps",
 ];
 
 const DENIED: &[&str] = &[
@@ -75,7 +77,8 @@ const DENIED: &[&str] = &[
     "create,update,patch,delete core/secrets apps",
     "create,update,patch,delete core/secrets forebay-system",
     "create,update,patch,delete core/configmaps forebay-system",
-    "get,create,patch core/serviceaccounts apps",
+    "update,deletecollection core/serviceaccounts apps",
+    "create core/serviceaccounts/token apps",
     "create core/serviceaccounts/token forebay-system",
     "impersonate core/users -",
     "create authentication.k8s.io/tokenreviews -",
@@ -168,6 +171,7 @@ const LIMITED_ALLOWED: &[&str] = &[
     "get,list,watch core/services apps",
     "get,list,watch discovery.k8s.io/endpointslices apps",
     "get,list,watch,create,patch,delete core/services limited",
+    "get,list,create,patch,delete core/serviceaccounts apps",
     "create coordination.k8s.io/leases limited",
     "get,update coordination.k8s.io/leases=forebay-gateway limited",
 ];
@@ -182,6 +186,47 @@ const LIMITED_DENIED: &[&str] = &[
     "get,list,watch core/pods others",
     "get,list,watch core/configmaps others",
     "create,patch,delete core/services apps",
+    "get,list,create,patch,delete core/serviceaccounts others",
+    "create,patch,delete core/serviceaccounts limited",
+];
+
+/// With `placement=Dedicated` and `watchNamespaces={apps,apart}`, as release `apart` in the namespace `apart`.
+const APART_ALLOWED: &[&str] = &[
+    "get,list,create,patch,delete apps/deployments apps",
+    "get,list,create,patch,delete core/services apps",
+    "get,list,create,patch,delete core/serviceaccounts apps",
+    "get,list,create,patch,delete rbac.authorization.k8s.io/rolebindings apps",
+    "bind rbac.authorization.k8s.io/clusterroles=apart-forebay.apart.data-plane apps",
+    "get,list,create,patch,delete rbac.authorization.k8s.io/clusterrolebindings -",
+    "bind rbac.authorization.k8s.io/clusterroles=apart-forebay.apart.data-plane.cluster -",
+];
+
+const APART_DENIED: &[&str] = &[
+    // What reads Secrets can be bound in the namespaces that are followed alone.
+    "bind rbac.authorization.k8s.io/clusterroles=apart-forebay.apart.data-plane -",
+    "bind rbac.authorization.k8s.io/clusterroles=apart-forebay.apart.data-plane others",
+    "bind rbac.authorization.k8s.io/clusterroles=cluster-admin apps",
+    "create,patch rbac.authorization.k8s.io/rolebindings others",
+    "create,patch,delete apps/deployments others",
+    "create,patch,delete core/serviceaccounts others",
+    "create,patch rbac.authorization.k8s.io/roles apps",
+    "get,list,watch core/secrets others",
+];
+
+/// A data plane of that release.
+const APART_DATA_PLANE_ALLOWED: &[&str] = &[
+    "get,list,watch gateway.networking.k8s.io/gatewayclasses -",
+    "get,list,watch core/namespaces -",
+    "get,list,watch gateway.networking.k8s.io/gateways apps",
+    "get,list,watch core/secrets apps",
+];
+
+const APART_DATA_PLANE_DENIED: &[&str] = &[
+    "list,watch core/secrets -",
+    "get,list,watch core/secrets others",
+    "get,list,watch core/pods others",
+    "get,list,watch gateway.networking.k8s.io/gateways others",
+    "patch gateway.networking.k8s.io/gateways/status apps",
 ];
 
 /// With `placement=Dedicated`, as release `dedicated` in the namespace `dedicated`.
@@ -240,17 +285,23 @@ fn options_of_the_chart_give_what_they_say() {
         let applied = cluster.kubectl(&arguments, manifest);
         applied.unwrap_or_else(|error| panic!("{error}"))
     };
-    for name in ["apps", "limited", "dedicated"] {
+    for name in ["apps", "limited", "dedicated", "apart"] {
         apply(&namespace(name));
     }
-    for (release, option) in [
-        ("limited", "watchNamespaces={apps}"),
-        ("dedicated", "placement=Dedicated"),
+    for (release, options) in [
+        ("limited", &["watchNamespaces={apps}"][..]),
+        ("dedicated", &["placement=Dedicated"]),
+        (
+            "apart",
+            &["placement=Dedicated", "watchNamespaces={apps,apart}"],
+        ),
     ] {
-        let set = ["--set", option, "--set", "gatewayClass.create=false"];
-        let template = ["template", release, "deploy/chart/forebay", "-n", release];
-        let rendered = helm(&[&template[..], &set].concat());
-        apply(&rendered.unwrap_or_else(|error| panic!("{option}: {error}")));
+        let mut template = vec!["template", release, "deploy/chart/forebay", "-n", release];
+        for option in [&["gatewayClass.create=false"], options].concat() {
+            template.extend(["--set", option]);
+        }
+        let rendered = helm(&template);
+        apply(&rendered.unwrap_or_else(|error| panic!("{options:?}: {error}")));
     }
     let account = |namespace: &str, name: &str| format!("system:serviceaccount:{namespace}:{name}");
     check(
@@ -265,33 +316,148 @@ fn options_of_the_chart_give_what_they_say() {
         DEDICATED_ALLOWED,
         DEDICATED_DENIED,
     );
-    apply(
-        &json!({
+    check(
+        cluster,
+        &account("apart", "apart-forebay"),
+        APART_ALLOWED,
+        APART_DENIED,
+    );
+    let bind = |kind: &str, name: &str, role: &str, subject: &str| {
+        let mut binding = json!({
             "apiVersion": "rbac.authorization.k8s.io/v1",
-            "kind": "ClusterRoleBinding",
-            "metadata": { "name": "test-data-plane" },
+            "kind": kind,
+            "metadata": { "name": name },
             "roleRef": {
                 "apiGroup": "rbac.authorization.k8s.io",
                 "kind": "ClusterRole",
-                "name": "dedicated-forebay.dedicated.data-plane",
+                "name": role,
             },
-            "subjects": [{ "kind": "ServiceAccount", "name": "edge", "namespace": "apps" }],
-        })
-        .to_string(),
-    );
+            "subjects": [{ "kind": "ServiceAccount", "name": subject, "namespace": "apps" }],
+        });
+        if kind == "RoleBinding" {
+            binding["metadata"]["namespace"] = "apps".into();
+        }
+        apply(&binding.to_string())
+    };
+    let everywhere = "dedicated-forebay.dedicated.data-plane";
+    bind("ClusterRoleBinding", "test-data-plane", everywhere, "edge");
     check(
         cluster,
         &account("apps", "edge"),
         DATA_PLANE_ALLOWED,
         DATA_PLANE_DENIED,
     );
+    // As the controller binds them.
+    let role = "apart-forebay.apart.data-plane";
+    let of_cluster = format!("{role}.cluster");
+    bind("ClusterRoleBinding", "test-apart", &of_cluster, "apart");
+    bind("RoleBinding", "test-apart", role, "apart");
+    check(
+        cluster,
+        &account("apps", "apart"),
+        APART_DATA_PLANE_ALLOWED,
+        APART_DATA_PLANE_DENIED,
+    );
     let gone = [
         "clusterrolebinding/test-data-plane",
+        "clusterrolebinding/test-apart",
         "namespace/limited",
         "namespace/dedicated",
+        "namespace/apart",
     ];
     let delete = [&["delete", "--wait=false"][..], &gone].concat();
     cluster
         .kubectl(&delete, "")
         .expect("what the test made goes");
+}
+
+#[test]
+fn what_is_not_of_its_making_is_closed_to_the_account_whatever_its_roles_say() {
+    let Some(cluster) = cluster("fence of the ServiceAccount") else {
+        return;
+    };
+    let object = |kind: &str, namespace: &str, name: &str, label: &str, spec: Option<&Value>| {
+        let mut object = json!({
+            "apiVersion": "v1",
+            "kind": kind,
+            "metadata": {
+                "name": name,
+                "namespace": namespace,
+                "labels": { "forebay.dev/controller-namespace": label },
+            },
+        });
+        if let Some(spec) = spec {
+            object["spec"] = spec.clone();
+        }
+        object.to_string()
+    };
+    let fenced =
+        json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "fenced" } });
+    let others = object("ServiceAccount", "fenced", "theirs", "", None);
+    for object in [fenced.to_string(), others] {
+        let apply = ["apply", "--server-side", "-f", "-"];
+        cluster.kubectl(&apply, &object).expect("made by somebody");
+    }
+    let account = format!("--as=system:serviceaccount:{NAMESPACE}:forebay");
+    let create = |manifest: &str| {
+        let arguments = ["create", "--dry-run=server", "-f", "-"];
+        cluster.kubectl(&[&[account.as_str()], &arguments[..]].concat(), manifest)
+    };
+    let delete = |name: &str| {
+        let arguments = [
+            "delete",
+            "--dry-run=server",
+            "-n",
+            "fenced",
+            "serviceaccount",
+            name,
+        ];
+        cluster.kubectl(&[&[account.as_str()], &arguments[..]].concat(), "")
+    };
+    let take_over = || {
+        let patch = format!(
+            r#"{{"metadata":{{"labels":{{"forebay.dev/controller-namespace":"{NAMESPACE}"}}}}}}"#
+        );
+        let what = [
+            "patch",
+            "-n",
+            "fenced",
+            "serviceaccount",
+            "theirs",
+            "--type=merge",
+        ];
+        let how = ["--dry-run=server", "-p", &patch];
+        cluster.kubectl(&[&[account.as_str()], &what[..], &how].concat(), "")
+    };
+    let mine = |name: &str, label: &str| object("ServiceAccount", "fenced", name, label, None);
+    // A policy is followed a moment after it is there.
+    let patience = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while delete("theirs").is_ok() {
+        assert!(std::time::Instant::now() < patience, "nothing is fenced");
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    let outside = json!({ "ports": [{ "port": 80 }], "externalIPs": ["192.0.2.1"] });
+    let inside = json!({ "ports": [{ "port": 80 }] });
+    let service =
+        |name: &str, spec: &Value| object("Service", NAMESPACE, name, NAMESPACE, Some(spec));
+    for (allowed, done) in [
+        (true, create(&mine("gw-a", NAMESPACE))),
+        (false, create(&mine("a", NAMESPACE))),
+        (false, create(&mine("gw-a", "another"))),
+        (false, delete("theirs")),
+        (false, delete("default")),
+        (false, take_over()),
+        (true, create(&service("gw-a", &inside))),
+        (false, create(&service("gw-a", &outside))),
+        (false, create(&service("forebay", &inside))),
+    ] {
+        match done {
+            Ok(_) => assert!(allowed),
+            Err(complaint) => {
+                assert!(!allowed && complaint.contains("denied"), "{complaint}");
+            }
+        }
+    }
+    let gone = ["delete", "namespace", "fenced", "--wait=false"];
+    cluster.kubectl(&gone, "").expect("what the test made goes");
 }

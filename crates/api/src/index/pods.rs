@@ -12,9 +12,15 @@ use crate::kinds::core::Pod;
 
 pub(crate) const ENGINE_LABEL: &str = "llm-d.ai/engine-type";
 pub(crate) const ROLE_LABEL: &str = "llm-d.ai/role";
+const REGION_LABEL: &str = "topology.kubernetes.io/region";
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+/// The first that a pod has counts; clouds have names of their own.
+const RACK_LABELS: [&str; 2] = [
+    "topology.kubernetes.io/rack",
+    "cloud.google.com/gce-topology-subblock",
+];
 const RAIL_LABEL: &str = "forebay.dev/rail";
-const BLOCK_LABEL: &str = "forebay.dev/block";
+const BLOCK_LABELS: [&str; 2] = ["forebay.dev/block", "cloud.google.com/gce-topology-block"];
 /// Set by NVIDIA's DRA driver and device plugin on what shares an NVLink domain.
 const NVLINK_LABEL: &str = "nvidia.com/gpu.clique";
 
@@ -46,10 +52,12 @@ impl PodFacts {
                 engine: labels.get(ENGINE_LABEL).and_then(|v| Engine::from_label(v)),
                 role: role(&labels).unwrap_or_default(),
                 topology: Topology {
+                    region: text(REGION_LABEL),
                     zone: text(ZONE_LABEL),
+                    rack: RACK_LABELS.into_iter().find_map(text),
                     host: pod.spec.node_name.as_deref().map(Arc::from),
                     rail: text(RAIL_LABEL),
-                    block: text(BLOCK_LABEL),
+                    block: BLOCK_LABELS.into_iter().find_map(text),
                     nvlink_domain: text(NVLINK_LABEL),
                 },
                 ready,
@@ -75,10 +83,8 @@ impl PodFacts {
 
 /// The role that the labels name; none if it is none that we know.
 pub(crate) fn role(labels: &Labels) -> Option<Role> {
-    match labels.get(ROLE_LABEL).map(String::as_str) {
-        None | Some("both" | "prefill-decode") => Some(Role::Both),
-        Some("prefill") => Some(Role::Prefill),
-        Some("decode") => Some(Role::Decode),
-        Some(_) => None,
+    match labels.get(ROLE_LABEL) {
+        None => Some(Role::default()),
+        Some(value) => Role::from_label(value),
     }
 }

@@ -1,5 +1,6 @@
 //! What a Gateway needs in the cluster to be reached: a Service, and pods of its own where its
-//! [`GatewayConfig`](crate::Kind::GatewayConfig) asks for them.
+//! [`GatewayConfig`](crate::Kind::GatewayConfig) asks for them. Beside a Gateway whose pods are shared
+//! lies a ServiceAccount with its labels and annotations, for those who look for them there.
 //!
 //! [`plan`] compares what the Gateways want with what there is and says what to apply and to delete;
 //! it asks and changes nothing. The Services are the record of which port of Forebay's pods serves
@@ -75,6 +76,11 @@ pub struct Site {
     pub service_type: Option<String>,
     /// Image of pods of a Gateway's own. Empty: not known, as above.
     pub image: String,
-    /// ClusterRole that these pods are bound to; `None` if somebody else sees to their rights.
+    /// ClusterRole that these pods are bound to: everywhere, or in each of `namespaces` by itself, and
+    /// then to the one of this name with `.cluster` behind it as well, for kinds without a namespace.
+    /// `None` if somebody else sees to their rights.
     pub cluster_role: Option<String>,
+    /// Whether Gateways that share pods get a ServiceAccount in their own namespaces
+    /// (`docs/decisions/009-a-service-account-beside-each-gateway.md`).
+    pub service_accounts: bool,
 }

@@ -31,40 +31,68 @@ impl Place {
     pub(super) fn of(wanted: &Wanted, site: &Site) -> Self {
         let ObjectName { namespace, name } = &wanted.gateway;
         match wanted.data_plane {
-            // Its own namespace tells a Gateway from others.
-            Some(_) => Self {
-                namespace: namespace.to_string(),
-                name: name_of(name, &wanted.class),
-            },
+            Some(_) => Self::beside(wanted),
             None => Self {
                 namespace: site.namespace.clone(),
                 name: name_of(namespace, name),
             },
         }
     }
+
+    /// In the Gateway's namespace, which tells it from others.
+    fn beside(wanted: &Wanted) -> Self {
+        let ObjectName { namespace, name } = &wanted.gateway;
+        Self {
+            namespace: namespace.to_string(),
+            name: name_of(name, &wanted.class),
+        }
+    }
+
+    /// Of a binding in `namespace`, or of one in none.
+    fn of_binding(wanted: &Wanted, namespace: &str) -> Self {
+        let ObjectName {
+            namespace: of,
+            name,
+        } = &wanted.gateway;
+        Self {
+            namespace: namespace.to_owned(),
+            name: name_of(of, name),
+        }
+    }
 }
 
 /// Everything that is made for one Gateway, in the order in which it is applied.
-pub(super) fn objects(wanted: &Wanted, site: &Site, ports: &Mapping) -> Vec<(Made, Place, Value)> {
+/// There is no Service without `ports`.
+pub(super) fn objects(
+    wanted: &Wanted,
+    site: &Site,
+    ports: Option<&Mapping>,
+) -> Vec<(Made, Place, Value)> {
     let maker = Maker { wanted, site };
     let mut all = Vec::new();
-    let mut add = |made, object| all.push((made, Place::of(wanted, site), object));
+    let service = |selector: &Labels| {
+        let place = Place::of(wanted, site);
+        ports.map(|ports| {
+            let service = maker.service(&place, ports, selector);
+            (Made::Service, place, service)
+        })
+    };
+    let account = || {
+        let place = Place::beside(wanted);
+        let account = maker.service_account(&place);
+        (Made::ServiceAccount, place, account)
+    };
     let Some(data_plane) = &wanted.data_plane else {
-        add(Made::Service, maker.service(ports, &site.selector));
+        all.extend(service(&site.selector));
+        all.extend(site.service_accounts.then(account));
         return all;
     };
-    add(Made::ServiceAccount, maker.service_account());
-    if let Some(role) = &site.cluster_role {
-        let place = Place {
-            namespace: String::new(),
-            name: name_of(&wanted.gateway.namespace, &wanted.gateway.name),
-        };
-        let binding = maker.binding(&place.name, role);
-        all.push((Made::ClusterRoleBinding, place, binding));
-    }
-    let mut add = |made, object| all.push((made, Place::of(wanted, site), object));
-    add(Made::Service, maker.service(ports, &maker.pods()));
-    add(Made::Deployment, maker.deployment(data_plane));
+    all.push(account());
+    all.extend(maker.bindings());
+    all.extend(service(&maker.pods()));
+    let place = Place::beside(wanted);
+    let deployment = maker.deployment(&place, data_plane);
+    all.push((Made::Deployment, place, deployment));
     all
 }
 
@@ -98,8 +126,7 @@ impl Maker<'_> {
         labels
     }
 
-    fn metadata(&self) -> Value {
-        let Place { namespace, name } = Place::of(self.wanted, self.site);
+    fn metadata(&self, Place { namespace, name }: &Place) -> Value {
         let mut metadata = json!({
             "name": name,
             "namespace": namespace,
@@ -107,7 +134,7 @@ impl Maker<'_> {
             "annotations": self.wanted.annotations,
         });
         // An owner must be of the same namespace.
-        if self.wanted.data_plane.is_some() {
+        if *self.wanted.gateway.namespace == **namespace {
             metadata["ownerReferences"] = json!([{
                 "apiVersion": format!("{GATEWAY_GROUP}/v1"),
                 "kind": "Gateway",
@@ -119,7 +146,7 @@ impl Maker<'_> {
         metadata
     }
 
-    fn service(&self, ports: &Mapping, selector: &Labels) -> Value {
+    fn service(&self, place: &Place, ports: &Mapping, selector: &Labels) -> Value {
         let kind = self.wanted.service_type.as_ref();
         let kind = kind.or(self.site.service_type.as_ref());
         let kind = kind.map_or("ClusterIP", String::as_str);
@@ -142,26 +169,52 @@ impl Maker<'_> {
         json!({
             "apiVersion": "v1",
             "kind": "Service",
-            "metadata": self.metadata(),
+            "metadata": self.metadata(place),
             "spec": spec,
         })
     }
 
-    fn service_account(&self) -> Value {
-        json!({
+    fn service_account(&self, place: &Place) -> Value {
+        let mut account = json!({
             "apiVersion": "v1",
             "kind": "ServiceAccount",
-            "metadata": self.metadata(),
-        })
+            "metadata": self.metadata(place),
+        });
+        if self.wanted.data_plane.is_none() {
+            // Nobody is meant to be this one.
+            account["automountServiceAccountToken"] = false.into();
+        }
+        account
     }
 
-    fn binding(&self, name: &str, role: &str) -> Value {
-        let account = Place::of(self.wanted, self.site);
-        json!({
+    /// What gives pods of the Gateway's own their rights, if we do.
+    fn bindings(&self) -> Vec<(Made, Place, Value)> {
+        let Some(role) = &self.site.cluster_role else {
+            return Vec::new();
+        };
+        if self.site.namespaces.is_empty() {
+            let place = Place::of_binding(self.wanted, "");
+            return vec![self.binding(Made::ClusterRoleBinding, place, role)];
+        }
+        let mut place = Place::of_binding(self.wanted, "");
+        // A binding's role cannot be changed, so this one has a name of its own.
+        place.name.push_str(".cluster");
+        let of_cluster = format!("{role}.cluster");
+        let mut all = vec![self.binding(Made::ClusterRoleBinding, place, &of_cluster)];
+        all.extend(self.site.namespaces.iter().map(|namespace| {
+            let place = Place::of_binding(self.wanted, namespace);
+            self.binding(Made::RoleBinding, place, role)
+        }));
+        all
+    }
+
+    fn binding(&self, made: Made, place: Place, role: &str) -> (Made, Place, Value) {
+        let account = Place::beside(self.wanted);
+        let mut binding = json!({
             "apiVersion": "rbac.authorization.k8s.io/v1",
-            "kind": "ClusterRoleBinding",
+            "kind": made.as_str(),
             "metadata": {
-                "name": name,
+                "name": place.name,
                 "labels": self.labels(),
                 "annotations": self.wanted.annotations,
             },
@@ -175,16 +228,20 @@ impl Maker<'_> {
                 "name": account.name,
                 "namespace": account.namespace,
             }],
-        })
+        });
+        if !place.namespace.is_empty() {
+            binding["metadata"]["namespace"] = place.namespace.as_str().into();
+        }
+        (made, place, binding)
     }
 
-    fn deployment(&self, data_plane: &DataPlane) -> Value {
+    fn deployment(&self, place: &Place, data_plane: &DataPlane) -> Value {
         let mut labels = self.labels();
         labels.extend(self.pods());
         json!({
             "apiVersion": "apps/v1",
             "kind": "Deployment",
-            "metadata": self.metadata(),
+            "metadata": self.metadata(place),
             "spec": {
                 "replicas": data_plane.replicas,
                 "revisionHistoryLimit": 3,
@@ -232,7 +289,7 @@ impl Maker<'_> {
             container["resources"] = resources.clone();
         }
         json!({
-            "serviceAccountName": Place::of(self.wanted, self.site).name,
+            "serviceAccountName": Place::beside(self.wanted).name,
             "enableServiceLinks": false,
             "terminationGracePeriodSeconds": GRACE_SECONDS,
             "securityContext": {

@@ -17,20 +17,23 @@ use crate::reason;
 pub enum Made {
     /// How a Gateway is reached.
     Service,
-    /// Who pods of a Gateway's own are.
+    /// Who pods of a Gateway's own are; of others, what carries the Gateway's metadata beside it.
     ServiceAccount,
     /// What they may read.
     ClusterRoleBinding,
+    /// The same in one namespace.
+    RoleBinding,
     /// Pods of a Gateway's own.
     Deployment,
 }
 
 impl Made {
     /// All of them.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 5] = [
         Self::Service,
         Self::ServiceAccount,
         Self::ClusterRoleBinding,
+        Self::RoleBinding,
         Self::Deployment,
     ];
 
@@ -41,6 +44,7 @@ impl Made {
             Self::Service => "Service",
             Self::ServiceAccount => "ServiceAccount",
             Self::ClusterRoleBinding => "ClusterRoleBinding",
+            Self::RoleBinding => "RoleBinding",
             Self::Deployment => "Deployment",
         }
     }
@@ -52,6 +56,7 @@ impl Made {
             Self::Service => ("/api/v1", "services"),
             Self::ServiceAccount => ("/api/v1", "serviceaccounts"),
             Self::Deployment => ("/apis/apps/v1", "deployments"),
+            Self::RoleBinding => ("/apis/rbac.authorization.k8s.io/v1", "rolebindings"),
             Self::ClusterRoleBinding => {
                 return "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings".to_owned();
             }
@@ -123,9 +128,7 @@ pub fn plan(wanted: &[Wanted], present: &[(Made, Value)], site: &Site) -> Plan {
         .sort_by(|a, b| (a.created, &a.path).cmp(&(b.created, &b.path)));
     let mappings = planner.mappings(wanted);
     for (one, mapping) in wanted.iter().zip(mappings) {
-        if let Some(mapping) = mapping {
-            planner.put_all(one, &mapping);
-        }
+        planner.put_all(one, mapping.as_ref());
     }
     planner.delete_others();
     planner.plan
@@ -254,16 +257,17 @@ impl Planner<'_> {
         });
     }
 
-    fn put_all(&mut self, one: &Wanted, mapping: &Mapping) {
+    /// Puts what one Gateway needs, with a Service of these ports if it gets one.
+    fn put_all(&mut self, one: &Wanted, mapping: Option<&Mapping>) {
         if one.undecided {
             return self.keep_all(one);
         }
-        if mapping.is_empty() {
+        if mapping.is_some_and(Mapping::is_empty) {
             // A Service without ports is none.
             return;
         }
         let missing = match &one.data_plane {
-            None if self.site.selector.is_empty() => {
+            None if mapping.is_some() && self.site.selector.is_empty() => {
                 Some("it is not known which pods serve it: give the controller --gateway-selector")
             }
             Some(own) if own.image.is_none() && self.site.image.is_empty() => Some(
@@ -275,9 +279,8 @@ impl Planner<'_> {
         if let Some(message) = missing {
             return self.refuse(one, message.to_owned());
         }
-        for (made, Place { namespace, name }, mut object) in
-            objects::objects(one, self.site, mapping)
-        {
+        for object in objects::objects(one, self.site, mapping) {
+            let (made, Place { namespace, name }, mut object) = object;
             seal(&mut object);
             let namespace = (!namespace.is_empty()).then_some(namespace);
             let path = format!("{}/{name}", made.path(namespace.as_deref()));

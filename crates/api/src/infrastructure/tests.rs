@@ -17,6 +17,7 @@ fn site() -> Site {
         service_type: Some("LoadBalancer".to_owned()),
         image: "forebay:1".to_owned(),
         cluster_role: Some("forebay-data-plane".to_owned()),
+        service_accounts: false,
     }
 }
 
@@ -62,7 +63,10 @@ impl Cluster {
     #[track_caller]
     fn apply(&mut self, plan: &Plan) {
         for put in &plan.puts {
-            let at = |object: &Value| object["metadata"]["name"] == put.object["metadata"]["name"];
+            let same = |object: &Value, field: &str| {
+                object["metadata"][field] == put.object["metadata"][field]
+            };
+            let at = |object: &Value| same(object, "name") && same(object, "namespace");
             let found = self
                 .objects
                 .iter_mut()
@@ -99,9 +103,14 @@ impl Cluster {
     /// Plans, applies, and checks that there is nothing left to do then.
     #[track_caller]
     fn settle(&mut self, wanted: &[Wanted]) -> Plan {
-        let done = plan(wanted, &self.objects, &site());
+        self.settle_at(&site(), wanted)
+    }
+
+    #[track_caller]
+    fn settle_at(&mut self, site: &Site, wanted: &[Wanted]) -> Plan {
+        let done = plan(wanted, &self.objects, site);
         self.apply(&done);
-        let again = plan(wanted, &self.objects, &site());
+        let again = plan(wanted, &self.objects, site);
         assert_eq!((again.puts, again.deletes), (vec![], vec![]));
         done
     }
@@ -232,6 +241,129 @@ fn a_gateway_with_pods_of_its_own_gets_all_of_them_beside_it_and_its_own_ports()
         cluster.ports(),
         ["apps/own 80:20001", "apps/shared 80:20000"]
     );
+}
+
+/// Kind and place of everything that is put, in order.
+fn puts(plan: &Plan) -> Vec<String> {
+    let place = |put: &Put| {
+        let metadata = &put.object["metadata"];
+        let namespace = metadata["namespace"].as_str().unwrap_or("-");
+        let name = metadata["name"].as_str().unwrap();
+        // The hash in a name tells nothing here.
+        let (readable, rest) = name.rsplit_once('-').unwrap();
+        let suffix = rest.split_once('.').map_or("", |(_, suffix)| suffix);
+        format!("{} {namespace}/{readable} {suffix}", put.made.as_str())
+            .trim_end()
+            .to_owned()
+    };
+    plan.puts.iter().map(place).collect()
+}
+
+#[test]
+fn a_gateway_that_shares_pods_has_an_account_beside_it_that_shows_its_metadata() {
+    let mut cluster = Cluster::default();
+    let marked = Site {
+        service_accounts: true,
+        ..site()
+    };
+    let one = Wanted {
+        labels: labels(&[("team", "a")]),
+        annotations: labels(&[("note", "kept")]),
+        ..wanted("edge", &[80])
+    };
+    let all = std::slice::from_ref(&one);
+    let plan = cluster.settle_at(&marked, all);
+    assert_eq!(
+        puts(&plan),
+        [
+            "Service forebay-system/gw-apps-edge",
+            "ServiceAccount apps/gw-edge-forebay",
+        ]
+    );
+    let metadata = &plan.puts[1].object["metadata"];
+    assert_eq!(metadata["labels"]["team"], "a");
+    assert_eq!(
+        metadata["labels"]["gateway.networking.k8s.io/gateway-name"],
+        "edge"
+    );
+    assert_eq!(metadata["annotations"]["note"], "kept");
+    assert_eq!(metadata["ownerReferences"][0]["uid"], "uid-edge");
+    // An owner of another namespace would have the Service collected as an orphan.
+    assert!(plan.puts[0].object["metadata"]["ownerReferences"].is_null());
+    assert_eq!(plan.puts[1].object["automountServiceAccountToken"], false);
+    // It is there without a Service, too, stays as its Gateway gets pods of its own, and goes with it.
+    let none = Site {
+        service_type: None,
+        selector: Labels::new(),
+        ..marked.clone()
+    };
+    let plan = cluster.settle_at(&none, all);
+    assert_eq!((plan.puts.len(), plan.deletes.len()), (0, 1));
+    let apart = Wanted {
+        data_plane: dedicated("edge", &[80]).data_plane,
+        ..one.clone()
+    };
+    cluster.settle_at(&marked, &[apart]);
+    assert_eq!(cluster.objects[0].0, Made::ServiceAccount);
+    cluster.settle_at(&marked, &[]);
+    assert_eq!(cluster.objects, []);
+    // Where it is not asked for, there is none.
+    assert_eq!(cluster.settle(all).puts.len(), 1);
+}
+
+#[test]
+fn pods_of_a_gateways_own_get_rights_in_the_namespaces_that_are_followed_and_no_more() {
+    let mut cluster = Cluster::default();
+    let limited = Site {
+        namespaces: vec!["apps".to_owned(), "models".to_owned()],
+        ..site()
+    };
+    let all = [dedicated("own", &[80])];
+    let plan = cluster.settle_at(&limited, &all);
+    assert_eq!(
+        puts(&plan),
+        [
+            "ServiceAccount apps/gw-own-forebay",
+            "ClusterRoleBinding -/gw-apps-own cluster",
+            "RoleBinding apps/gw-apps-own",
+            "RoleBinding models/gw-apps-own",
+            "Service apps/gw-own-forebay",
+            "Deployment apps/gw-own-forebay",
+        ]
+    );
+    let role = |n: usize| plan.puts[n].object["roleRef"]["name"].clone();
+    assert_eq!(
+        [role(1), role(2), role(3)],
+        [
+            "forebay-data-plane.cluster",
+            "forebay-data-plane",
+            "forebay-data-plane"
+        ]
+    );
+    for binding in &plan.puts[1..4] {
+        let subject = &binding.object["subjects"][0];
+        assert_eq!(subject["name"], plan.puts[0].object["metadata"]["name"]);
+        assert_eq!(subject["namespace"], "apps");
+    }
+    let pod = &plan.puts[5].object["spec"]["template"]["spec"];
+    let arguments = pod["containers"][0]["args"].as_array().unwrap();
+    let followed = json!("--watch-namespace=apps,models");
+    assert!(arguments.contains(&followed), "{arguments:?}");
+    // One namespace less: its binding goes, the others stay as they are.
+    let fewer = Site {
+        namespaces: vec!["apps".to_owned()],
+        ..limited.clone()
+    };
+    let plan = cluster.settle_at(&fewer, &all);
+    assert_eq!(puts(&plan), ["Deployment apps/gw-own-forebay"]);
+    let gone: Vec<_> = plan.deletes.iter().map(|gone| gone.made).collect();
+    assert_eq!(gone, [Made::RoleBinding]);
+    // All namespaces: one binding for all, under a name of its own.
+    let plan = cluster.settle(&all);
+    assert_eq!(puts(&plan)[0], "ClusterRoleBinding -/gw-apps-own");
+    assert_eq!(plan.deletes.len(), 2);
+    cluster.settle_at(&limited, &[]);
+    assert_eq!(cluster.objects, []);
 }
 
 #[test]

@@ -24,11 +24,20 @@ pub(super) fn classes(objects: &Objects) -> Vec<ObjectStatus> {
                 Condition::of(reason::ACCEPTED, parameters.as_ref()),
                 Condition::of(reason::SUPPORTED_VERSION, version.as_ref()),
             ],
-            supported_features: features::SUPPORTED.to_vec(),
+            supported_features: supported(objects),
             ..ObjectStatus::new(Kind::GatewayClass, &name, class.metadata.generation)
         }
     })
     .collect()
+}
+
+/// Every feature that is claimed, as far as this process has been given what it takes.
+fn supported(objects: &Objects) -> Vec<&'static str> {
+    let has = |feature: &&&str| match **feature {
+        features::INFRASTRUCTURE_PROPAGATION => objects.settings.service_accounts,
+        _ => true,
+    };
+    features::SUPPORTED.iter().filter(has).copied().collect()
 }
 
 /// Why the release of the installed CRDs is not one that we know.

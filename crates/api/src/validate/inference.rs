@@ -4,6 +4,9 @@ use super::{Report, syntax};
 use crate::kinds::POOL_GROUP;
 use crate::kinds::inference::{InferenceModelRewrite, InferencePool, PoolRef};
 
+/// API groups by which references name a pool: its own, and those that objectives and rewrites have had
+/// it in. llm-d's definitions fill in theirs.
+const POOL_GROUPS: [&str; 3] = [POOL_GROUP, "inference.networking.x-k8s.io", "llm-d.ai"];
 /// Largest weight of a rewrite target.
 const WEIGHT_MAX: u32 = 1_000_000;
 
@@ -40,11 +43,13 @@ pub(super) fn pool(pool: &InferencePool, report: &mut Report<'_>) {
 }
 
 pub(super) fn pool_ref(pool: &PoolRef, report: &mut Report<'_>) {
-    let kind = (pool.group.as_str(), pool.kind.as_str());
     report.check(
-        kind == (POOL_GROUP, "InferencePool"),
+        POOL_GROUPS.contains(&pool.group.as_str()) && pool.kind == "InferencePool",
         "spec.poolRef",
-        format!("must name an InferencePool of {POOL_GROUP}"),
+        format!(
+            "must name an InferencePool; its group is {}",
+            POOL_GROUPS.join(", ")
+        ),
     );
     report.check(
         syntax::is_dns_subdomain(&pool.name),

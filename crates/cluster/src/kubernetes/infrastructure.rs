@@ -132,7 +132,9 @@ struct Keeper {
 impl Keeper {
     /// Gathers, plans and acts, as long as we lead; what could not be done.
     async fn keep_once(&mut self, wanted: &[Wanted], leads: impl Fn() -> bool) -> Vec<Problem> {
-        let present = match self.gather(wanted).await {
+        let mut site = self.site.clone();
+        let mut unseen = None;
+        let present = match self.gather(wanted, &mut site, &mut unseen).await {
             Ok(present) => present,
             Err(failure) => return vec![undone("infrastructure of Gateways", &failure)],
         };
@@ -140,7 +142,8 @@ impl Keeper {
             puts,
             deletes,
             mut problems,
-        } = plan(wanted, &present, &self.site);
+        } = plan(wanted, &present, &site);
+        problems.extend(unseen);
         for put in puts {
             // Another may be at it by now, from a plan of its own.
             if leads() {
@@ -155,13 +158,22 @@ impl Keeper {
         problems
     }
 
-    async fn gather(&mut self, wanted: &[Wanted]) -> Result<Vec<(Made, Value)>, Failure> {
+    /// Everything of ours that is there. What `site` asks for and we may not so much as look at is
+    /// taken out of it, with a problem that says so, where Gateways are reached without it.
+    async fn gather(
+        &mut self,
+        wanted: &[Wanted],
+        site: &mut Site,
+        unseen: &mut Option<Problem>,
+    ) -> Result<Vec<(Made, Value)>, Failure> {
         let dedicated = wanted.iter().any(|one| one.data_plane.is_some());
         let mut present = Vec::new();
         for made in Made::ALL {
-            let always = made == Made::Service;
+            let beside = made == Made::ServiceAccount && site.service_accounts;
+            let always = made == Made::Service || beside;
             let skipped = match made {
-                Made::ClusterRoleBinding => self.site.cluster_role.is_none(),
+                Made::ClusterRoleBinding => site.cluster_role.is_none(),
+                Made::RoleBinding => site.cluster_role.is_none() || site.namespaces.is_empty(),
                 Made::Service | Made::ServiceAccount | Made::Deployment => false,
             };
             if skipped || !(always || dedicated || self.may_dedicate) {
@@ -169,6 +181,10 @@ impl Keeper {
             }
             match self.list(made).await {
                 Ok(objects) => present.extend(objects.into_iter().map(|object| (made, object))),
+                Err(failure) if beside && !dedicated && failure.is(StatusCode::FORBIDDEN) => {
+                    site.service_accounts = false;
+                    *unseen = Some(undone("ServiceAccounts of Gateways", &failure));
+                }
                 // Without these rights we cannot have made any.
                 Err(failure) if !always && !dedicated && failure.is(StatusCode::FORBIDDEN) => {
                     self.may_dedicate = false;
@@ -185,16 +201,7 @@ impl Keeper {
         struct List {
             items: Option<Vec<Value>>,
         }
-        let places: Vec<Option<&str>> = match (made, self.site.namespaces.as_slice()) {
-            (Made::ClusterRoleBinding, _) | (_, []) => vec![None],
-            (_, namespaces) => {
-                let own = std::iter::once(self.site.namespace.as_str());
-                let mut all: Vec<&str> = own.chain(namespaces.iter().map(String::as_str)).collect();
-                all.sort_unstable();
-                all.dedup();
-                all.into_iter().map(Some).collect()
-            }
-        };
+        let places = places(made, &self.site);
         let labels = encoded(&selector(&self.site.namespace));
         let mut objects = Vec::new();
         for place in places {
@@ -267,6 +274,21 @@ impl Keeper {
     }
 }
 
+/// Where things of this kind may be: the namespaces of Gateways, and ours for the Services of those that
+/// share pods. `None` stands for all of the cluster.
+fn places(made: Made, site: &Site) -> Vec<Option<&str>> {
+    let followed = site.namespaces.iter().map(String::as_str);
+    let mut all: Vec<&str> = match made {
+        Made::ClusterRoleBinding => return vec![None],
+        _ if site.namespaces.is_empty() => return vec![None],
+        Made::Service => followed.chain([site.namespace.as_str()]).collect(),
+        Made::ServiceAccount | Made::RoleBinding | Made::Deployment => followed.collect(),
+    };
+    all.sort_unstable();
+    all.dedup();
+    all.into_iter().map(Some).collect()
+}
+
 /// `Service forebay-system/gw-apps-edge-0123456789`.
 fn named(made: Made, path: &str) -> String {
     let parts: Vec<&str> = path.split('/').collect();
@@ -290,6 +312,30 @@ fn undone(what: &str, failure: &Failure) -> Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_we_may_not_make_somewhere_is_not_looked_for_there() {
+        let mut site = Site {
+            namespace: "own".to_owned(),
+            namespaces: vec!["b".to_owned(), "a".to_owned()],
+            selector: std::collections::BTreeMap::new(),
+            service_type: None,
+            image: String::new(),
+            cluster_role: None,
+            service_accounts: true,
+        };
+        let of = |made, site: &Site| {
+            let places = places(made, site).into_iter();
+            let places: Vec<String> = places.map(|at| at.unwrap_or("*").to_owned()).collect();
+            places.join(" ")
+        };
+        assert_eq!(of(Made::Service, &site), "a b own");
+        assert_eq!(of(Made::ServiceAccount, &site), "a b");
+        assert_eq!(of(Made::RoleBinding, &site), "a b");
+        assert_eq!(of(Made::ClusterRoleBinding, &site), "*");
+        site.namespaces.clear();
+        assert_eq!(of(Made::Deployment, &site), "*");
+    }
 
     #[test]
     fn objects_are_named_as_people_name_them() {

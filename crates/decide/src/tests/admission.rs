@@ -126,6 +126,28 @@ fn waits_end_by_the_time_limit_in_force() {
     assert_eq!((turns.released, turns.expired), (vec![], vec![one]));
 }
 
+#[test]
+fn kv_cache_of_what_was_answered_since_the_scrape_is_free_again() {
+    let mut state = world("a", PickerConfig::default());
+    let large = Load {
+        waiting: Some(0),
+        kv_used: Some(0.0),
+        blocks: Some(100),
+        block_tokens: Some(16),
+        ..Load::default()
+    };
+    state.scraped(address('a'), large, ms(1));
+    let ask = Ask {
+        prompt_tokens: 1_400,
+        ..Ask::default()
+    };
+    let flight = begin(&mut state, 'a', &ask, ms(2));
+    let waits = queue(&mut state, 0, ms(3));
+    state.finish(flight, served(), ms(4));
+    assert_eq!(state.turns(ms(4)).released, [waits]);
+    assert_eq!(state.saturation(ms(4)), 0.0);
+}
+
 /// Sends `arriving` requests per interval to a server that takes whatever it is sent at once, and
 /// reports no first bytes. Returns who waits after each scrape.
 fn waiting_at_a_fast_server(arriving: usize, intervals: u64, every: u64) -> Vec<usize> {

@@ -57,7 +57,16 @@ pub(crate) struct KubernetesArgs {
     /// Image of data planes of their own (placement Dedicated of a GatewayConfig)
     #[arg(long, value_name = "IMAGE", env = "FOREBAY_IMAGE")]
     pub(crate) image: Option<String>,
-    /// ClusterRole that the controller binds to data planes of their own
+    /// Make a ServiceAccount beside each Gateway that shows the labels and annotations of its
+    /// spec.infrastructure there; nobody needs to be it
+    #[arg(
+        long,
+        env = "FOREBAY_GATEWAY_SERVICE_ACCOUNTS",
+        requires = "kubernetes"
+    )]
+    pub(crate) gateway_service_accounts: bool,
+    /// ClusterRole that the controller binds to data planes of their own: everywhere, or with
+    /// --watch-namespace in these namespaces, and NAME.cluster for kinds without a namespace
     #[arg(long, value_name = "NAME", env = "FOREBAY_DATA_PLANE_CLUSTER_ROLE")]
     pub(crate) data_plane_cluster_role: Option<String>,
 }

@@ -450,7 +450,8 @@ impl Talk {
         let mut headers = question.headers.clone();
         let line = mutation::apply(&head.mutation, &mut headers)?;
         let mut budget = Buffered::none(&ex.worker);
-        let body = self.body(head.replaced.clone());
+        let trailers = question.body.trailers().cloned();
+        let body = self.body(head.replaced.clone(), trailers);
         if let Some(body) = &body
             && !budget.grow(usize::try_from(body.length().unwrap_or(0)).unwrap_or(usize::MAX))
         {
@@ -490,10 +491,14 @@ impl Talk {
         }))
     }
 
-    /// The body that goes on, if it is not the one that was shown.
-    fn body(&mut self, replaced: Option<Bytes>) -> Option<Outgoing> {
+    /// The body that goes on, if it is not the one that was shown, with the trailers of that one.
+    fn body(
+        &mut self,
+        replaced: Option<Bytes>,
+        trailers: Option<Arc<HeaderMap>>,
+    ) -> Option<Outgoing> {
         if let Some(bytes) = replaced {
-            return Some(Outgoing::whole(bytes));
+            return Some(Outgoing::of([bytes], trailers));
         }
         if !self.protocol.body(Side::Request).is_changed() {
             return None;
@@ -503,16 +508,7 @@ impl Talk {
             .give_up_body(Side::Request)
             .unwrap_or_default();
         let pieces = std::mem::take(&mut self.pieces);
-        let pieces: SmallVec<[Bytes; 3]> = pieces
-            .into_iter()
-            .chain(rest)
-            .filter(|piece| !piece.is_empty())
-            .collect();
-        Some(if pieces.is_empty() {
-            Outgoing::Empty
-        } else {
-            Outgoing::Pieces(pieces)
-        })
+        Some(Outgoing::of(pieces.into_iter().chain(rest), trailers))
     }
 }
 

@@ -25,7 +25,8 @@ impl Upload {
         let mut rest = VecDeque::new();
         let mut length = None;
         match body {
-            Outgoing::Pieces(pieces) => {
+            // Trailers are not shown: see the section "A picker outside" of `docs/picking.md`.
+            Outgoing::Whole { pieces, .. } => {
                 length = Some(pieces.iter().map(Bytes::len).sum());
                 for piece in pieces.iter().filter(|piece| !piece.is_empty()) {
                     pieces_of(piece.clone(), |piece| rest.push_back(piece));

@@ -310,16 +310,18 @@ pub(crate) fn test_record() -> Record {
             },
         ],
         report: Some(Box::new(Report {
-            scorers: smallvec![
+            profile: None,
+            scorers: [
                 WeightedScorer {
                     scorer: Scorer::Queue,
-                    weight: 2.0
+                    weight: 2.0,
                 },
                 WeightedScorer {
                     scorer: Scorer::Prefix,
-                    weight: 3.0
+                    weight: 3.0,
                 },
-            ],
+            ]
+            .into(),
             reason: Reason::BestTotal,
             sticky: Sticky::Idle,
             panic: false,

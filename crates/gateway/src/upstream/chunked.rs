@@ -7,12 +7,10 @@
 use bytes::{Buf, Bytes, BytesMut};
 use http::HeaderMap;
 
+use super::trailers::{TRAILERS_BYTES_MAX, TRAILERS_MAX, passes};
+
 /// Bytes of one chunk-size line, extensions included. Longer lines are an error.
 const SIZE_LINE_BYTES_MAX: usize = 256;
-/// Bytes of all trailers. More is an error.
-const TRAILER_BYTES_MAX: usize = 16 << 10;
-/// Number of trailers. More is an error.
-const TRAILERS_MAX: usize = 64;
 
 /// Where in the coding the next byte belongs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -173,17 +171,13 @@ fn trailers(rest: &[u8]) -> Result<Option<(usize, Option<HeaderMap>)>, BadChunk>
                 ) else {
                     return Err(BadChunk("malformed trailer"));
                 };
-                // Framing and routing are settled by the head; a late word on them is dropped.
-                if !super::is_hop_by_hop(&name)
-                    && name != http::header::CONTENT_LENGTH
-                    && name != http::header::HOST
-                {
+                if passes(&name) {
                     map.append(name, value);
                 }
             }
             Ok(Some((length, Some(map))))
         }
-        Ok(httparse::Status::Partial) if rest.len() < TRAILER_BYTES_MAX => Ok(None),
+        Ok(httparse::Status::Partial) if rest.len() < TRAILERS_BYTES_MAX => Ok(None),
         Ok(httparse::Status::Partial) => Err(BadChunk("trailers are too long")),
         Err(_) => Err(BadChunk("malformed trailer")),
     }

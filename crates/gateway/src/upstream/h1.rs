@@ -22,6 +22,7 @@ use super::chunked::Chunked;
 use super::io::{Io, broke};
 use super::{
     Answer, AnswerBody, Head, Idle, Key, Outgoing, Peer, SendError, Streamed, settle_fields,
+    trailers,
 };
 use crate::telemetry::Counted;
 use crate::tls::backend::Inside;
@@ -159,7 +160,7 @@ impl Upload {
     fn new(head: &Head<'_>, body: Outgoing) -> Self {
         let mut text = BytesMut::with_capacity(1024 + INLINE_BODY_BYTES_MAX);
         write_head(&mut text, head, &body);
-        let chunked = body.length().is_none();
+        let chunked = is_chunked(&body);
         let mut queue = SmallVec::new();
         let mut source = None;
         match body {
@@ -168,7 +169,20 @@ impl Upload {
                 queue.push(text.freeze());
                 source = Some(streamed);
             }
-            Outgoing::Pieces(pieces) => {
+            Outgoing::Whole {
+                pieces,
+                trailers: Some(trailers),
+            } => {
+                queue.push(text.freeze());
+                for piece in pieces {
+                    push_chunk(piece, &mut queue);
+                }
+                queue.push(end_of_chunks(Some(&trailers)));
+            }
+            Outgoing::Whole {
+                pieces,
+                trailers: None,
+            } => {
                 let length: usize = pieces.iter().map(Bytes::len).sum();
                 if length <= INLINE_BODY_BYTES_MAX {
                     pieces
@@ -213,16 +227,21 @@ impl Upload {
                 return self.poll_flush(io, cx).map(Ok);
             };
             match source.poll_frame(cx) {
-                Poll::Ready(Some(Ok(frame))) => {
-                    if let Ok(data) = frame.into_data() {
-                        self.push(data);
+                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(data) => self.push(data),
+                    Err(frame) => {
+                        self.source = None;
+                        // Behind a body of a length that its head told there is no place for them.
+                        if self.chunked {
+                            self.queue.push(end_of_chunks(frame.trailers_ref()));
+                        }
                     }
-                }
+                },
                 Poll::Ready(Some(Err(_))) => return Poll::Ready(Err(SendError::ClientBody)),
                 Poll::Ready(None) => {
                     self.source = None;
                     if self.chunked {
-                        self.queue.push(Bytes::from_static(b"0\r\n\r\n"));
+                        self.queue.push(end_of_chunks(None));
                     }
                 }
                 Poll::Pending => {
@@ -248,10 +267,7 @@ impl Upload {
             return;
         }
         if self.chunked {
-            self.queue
-                .push(Bytes::from(format!("{:x}\r\n", data.len())));
-            self.queue.push(data);
-            self.queue.push(Bytes::from_static(b"\r\n"));
+            push_chunk(data, &mut self.queue);
         } else {
             self.queue.push(data);
         }
@@ -269,6 +285,27 @@ impl Upload {
             self.queue.remove(0);
         }
     }
+}
+
+/// Whether the body goes in chunks: its length is not known, or trailers follow it.
+fn is_chunked(body: &Outgoing) -> bool {
+    body.length().is_none() || body.trailers().is_some()
+}
+
+/// Queues a piece of a chunked body; an empty one would end it.
+fn push_chunk(data: Bytes, queue: &mut SmallVec<[Bytes; 4]>) {
+    queue.push(Bytes::from(format!("{:x}\r\n", data.len())));
+    queue.push(data);
+    queue.push(Bytes::from_static(b"\r\n"));
+}
+
+fn end_of_chunks(trailers: Option<&HeaderMap>) -> Bytes {
+    if trailers.is_none() {
+        return Bytes::from_static(b"0\r\n\r\n");
+    }
+    let mut end = BytesMut::new();
+    trailers::write_end(trailers, &mut end);
+    end.freeze()
 }
 
 fn write_head(out: &mut BytesMut, head: &Head<'_>, body: &Outgoing) {
@@ -293,7 +330,7 @@ fn write_head(out: &mut BytesMut, head: &Head<'_>, body: &Outgoing) {
         out.extend_from_slice(protocol.as_bytes());
         out.extend_from_slice(b"\r\n");
     }
-    match body.length() {
+    match body.length().filter(|_| !is_chunked(body)) {
         // POST and its kind say that there is no body; GET and its kind leave it out.
         Some(0) if matches!(*head.method, Method::GET | Method::HEAD | Method::OPTIONS) => {}
         Some(0) if head.upgrade.is_some() => {}

@@ -6,6 +6,7 @@ use std::future::Future as _;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use hyper::client::conn::http2;
 use hyper_util::rt::TokioIo;
 
 use super::io::{Io, TlsFault};
+use super::streamed::BadBody;
 use super::{Answer, AnswerBody, Head, Idle, Outgoing, Peer, SendError, settle_fields};
 use crate::tls::backend::Inside;
 use crate::worker::LocalExecutor;
@@ -204,16 +206,20 @@ impl From<Outgoing> for Upload {
 
 impl Body for Upload {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BadBody;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, BadBody>>> {
         match &mut self.body {
             Outgoing::Empty => Poll::Ready(None),
-            Outgoing::Pieces(pieces) if pieces.is_empty() => Poll::Ready(None),
-            Outgoing::Pieces(pieces) => Poll::Ready(Some(Ok(Frame::data(pieces.remove(0))))),
+            Outgoing::Whole { pieces, trailers } => Poll::Ready(if pieces.is_empty() {
+                let trailers = trailers.take().map(Arc::unwrap_or_clone);
+                trailers.map(|trailers| Ok(Frame::trailers(trailers)))
+            } else {
+                Some(Ok(Frame::data(pieces.remove(0))))
+            }),
             Outgoing::Stream(streamed) => streamed.poll_frame(cx),
         }
     }
@@ -221,7 +227,7 @@ impl Body for Upload {
     fn is_end_stream(&self) -> bool {
         match &self.body {
             Outgoing::Empty => true,
-            Outgoing::Pieces(pieces) => pieces.is_empty(),
+            Outgoing::Whole { pieces, trailers } => pieces.is_empty() && trailers.is_none(),
             Outgoing::Stream(streamed) => streamed.is_end_stream(),
         }
     }

@@ -12,6 +12,7 @@ mod h2;
 mod idle;
 mod io;
 mod streamed;
+pub mod trailers;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -33,7 +34,7 @@ pub use h2::H2Body;
 pub use idle::Idle;
 pub use io::Io;
 pub(crate) use io::tcp;
-pub use streamed::Streamed;
+pub use streamed::{BadBody, Streamed};
 
 /// Whom to send to, and how.
 #[derive(Clone, Debug)]
@@ -78,8 +79,13 @@ impl Peer {
 pub enum Outgoing {
     /// Nothing.
     Empty,
-    /// Known bytes, which a retry can send again.
-    Pieces(SmallVec<[Bytes; 3]>),
+    /// Known bytes, and what trails behind them, all of which a retry can send again.
+    Whole {
+        /// The body; together they may be empty where there are trailers.
+        pieces: SmallVec<[Bytes; 3]>,
+        /// Those that are passed on, within their bounds.
+        trailers: Option<Arc<HeaderMap>>,
+    },
     /// The client's body as it comes.
     Stream(Streamed),
 }
@@ -88,10 +94,27 @@ impl Outgoing {
     /// A body that has been read whole.
     #[must_use]
     pub fn whole(bytes: Bytes) -> Self {
-        if bytes.is_empty() {
+        Self::of([bytes], None)
+    }
+
+    /// A body of these pieces with these trailers behind it.
+    #[must_use]
+    pub fn of(pieces: impl IntoIterator<Item = Bytes>, trailers: Option<Arc<HeaderMap>>) -> Self {
+        let pieces = pieces.into_iter().filter(|piece| !piece.is_empty());
+        let pieces: SmallVec<[Bytes; 3]> = pieces.collect();
+        if pieces.is_empty() && trailers.is_none() {
             Self::Empty
         } else {
-            Self::Pieces(smallvec::smallvec![bytes])
+            Self::Whole { pieces, trailers }
+        }
+    }
+
+    /// What trails behind a body that has been read whole.
+    #[must_use]
+    pub fn trailers(&self) -> Option<&Arc<HeaderMap>> {
+        match self {
+            Self::Whole { trailers, .. } => trailers.as_ref(),
+            Self::Empty | Self::Stream(_) => None,
         }
     }
 
@@ -100,17 +123,20 @@ impl Outgoing {
     pub fn again(&self) -> Option<Self> {
         match self {
             Self::Empty => Some(Self::Empty),
-            Self::Pieces(pieces) => Some(Self::Pieces(pieces.clone())),
+            Self::Whole { pieces, trailers } => Some(Self::Whole {
+                pieces: pieces.clone(),
+                trailers: trailers.clone(),
+            }),
             Self::Stream(_) => None,
         }
     }
 
-    /// The length, if it is known.
+    /// The length in bytes without trailers, if it is known.
     #[must_use]
     pub fn length(&self) -> Option<u64> {
         match self {
             Self::Empty => Some(0),
-            Self::Pieces(pieces) => Some(pieces.iter().map(|p| p.len() as u64).sum()),
+            Self::Whole { pieces, .. } => Some(pieces.iter().map(|p| p.len() as u64).sum()),
             Self::Stream(streamed) => streamed.length(),
         }
     }

@@ -16,6 +16,38 @@ use http_body::{Body as _, Frame};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
+use super::trailers::{self, TRAILERS_BYTES_MAX, TRAILERS_MAX};
+
+/// Why the rest of a client's body does not go on.
+#[derive(Debug)]
+pub enum BadBody {
+    /// It broke off, or broke its coding.
+    Broken(hyper::Error),
+    /// More trailers came than a message may have.
+    Trailers,
+}
+
+impl std::fmt::Display for BadBody {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Broken(_) => f.write_str("the client's body broke"),
+            Self::Trailers => write!(
+                f,
+                "a request has at most {TRAILERS_MAX} trailers of {TRAILERS_BYTES_MAX} bytes"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for BadBody {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Broken(error) => Some(error),
+            Self::Trailers => None,
+        }
+    }
+}
+
 /// A body that goes on while it arrives.
 #[derive(Debug)]
 pub struct Streamed {
@@ -47,14 +79,25 @@ impl Streamed {
     pub(super) fn poll_frame(
         &mut self,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, BadBody>>> {
         let poll = Pin::new(&mut self.body).poll_frame(cx);
         if poll.is_ready() {
             self.waits_since.set(None);
         } else if self.waits_since.get().is_none() {
             self.waits_since.set(Some(Instant::now()));
         }
-        poll
+        poll.map(|frame| {
+            frame.map(|frame| {
+                let mut frame = frame.map_err(BadBody::Broken)?;
+                if let Some(fields) = frame.trailers_mut() {
+                    if !trailers::fit(fields) {
+                        return Err(BadBody::Trailers);
+                    }
+                    trailers::settle(fields);
+                }
+                Ok(frame)
+            })
+        })
     }
 
     pub(super) fn is_end_stream(&self) -> bool {

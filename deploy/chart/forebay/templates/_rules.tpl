@@ -60,6 +60,13 @@
   verbs: [patch]
 {{- end -}}
 
+{{/* What shows a Gateway's metadata beside it. */}}
+{{- define "forebay.accountsNamespaced" -}}
+- apiGroups: [""]
+  resources: [serviceaccounts]
+  verbs: [get, list, create, patch, delete]
+{{- end -}}
+
 {{/* Services, and pods of their own, of Gateways with placement Dedicated. */}}
 {{- define "forebay.dedicatedNamespaced" -}}
 - apiGroups: [apps]
