@@ -97,7 +97,7 @@ fn main() {
         state.kv_follow(endpoint.address, Following::Wholly);
         caches.insert(endpoint.address, Cache::default());
     }
-    let mut rng = Rng::new(7);
+    let mut rng = Rng::seeded(7);
     let mut chains: Vec<TokenChain> = Vec::new();
     let mut tokens = vec![0_u32; TOKENS];
     let mut prefix = vec![BlockHash(0); TOKENS * 4 / 256];

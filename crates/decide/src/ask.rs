@@ -66,6 +66,8 @@ pub struct Flight {
     /// No queue was known when it began, so that its prefill time tells the endpoint's speed.
     pub(crate) unqueued: bool,
     pub(crate) prompt_tokens: u32,
+    /// They are counted, not estimated: the prompt was tokenized.
+    pub(crate) counted: bool,
     pub(crate) uncached_tokens: u32,
     pub(crate) ahead_tokens: u64,
     pub(crate) total_tokens: u32,

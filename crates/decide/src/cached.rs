@@ -48,6 +48,31 @@ pub struct KvView {
     pub block_tokens: u32,
 }
 
+/// The last prompts that were tokenized here and counted by a server, a bit for each that was counted
+/// alike. A tokenizer or a template that is not the server's shows itself so, and its hits would be
+/// no hits.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct TokenCounts {
+    alike: u16,
+    known: u8,
+}
+
+impl TokenCounts {
+    const KEPT: u8 = 16;
+
+    pub(crate) fn compared(&mut self, alike: bool) {
+        self.alike = self.alike << 1 | u16::from(alike);
+        self.known = (self.known + 1).min(Self::KEPT);
+    }
+
+    /// Whether half of them were counted otherwise, of a few at least.
+    fn differ(self) -> bool {
+        let mask = (1_u32 << self.known) - 1;
+        let alike = (u32::from(self.alike) & mask).count_ones();
+        self.known >= 4 && alike * 2 <= u32::from(self.known)
+    }
+}
+
 /// The index of a pool that listens to events.
 pub(crate) fn index(config: &PickerConfig) -> Option<PreciseIndex> {
     let precise = config.precise_prefix.as_ref()?;
@@ -206,7 +231,8 @@ impl PoolState {
             Knowledge::Sent
             | Knowledge::Unheard
             | Knowledge::EventsLost
-            | Knowledge::Untokenized => sent,
+            | Knowledge::Untokenized
+            | Knowledge::TokensDiffer => sent,
         }
     }
 
@@ -242,7 +268,8 @@ impl PoolState {
                 Knowledge::Sent
                 | Knowledge::Unheard
                 | Knowledge::EventsLost
-                | Knowledge::Untokenized => false,
+                | Knowledge::Untokenized
+                | Knowledge::TokensDiffer => false,
             };
             if better {
                 hit.tokens = tokens;
@@ -264,6 +291,9 @@ impl PoolState {
             Following::Lost => Knowledge::EventsLost,
             Following::Partly | Following::Wholly if ask.tokens.is_empty() => {
                 Knowledge::Untokenized
+            }
+            Following::Partly | Following::Wholly if self.token_counts.differ() => {
+                Knowledge::TokensDiffer
             }
             Following::Partly => Knowledge::EventsInPart,
             Following::Wholly => Knowledge::Events,

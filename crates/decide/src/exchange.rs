@@ -51,6 +51,7 @@ impl PoolState {
             answered: false,
             unqueued: !slot.any_waiting(),
             prompt_tokens: ask.prompt_tokens,
+            counted: !ask.tokens.is_empty(),
             uncached_tokens: ask.prompt_tokens - hit_tokens,
             ahead_tokens: slot.backlog_tokens(now) as u64,
             total_tokens: ask.prompt_tokens.saturating_add(expected as u32),
@@ -128,6 +129,9 @@ impl PoolState {
         slot.inflight_requests -= 1;
         slot.inflight_tokens -= u64::from(flight.total_tokens);
         if served {
+            if let (true, Some(counted)) = (flight.counted, end.prompt_tokens) {
+                self.token_counts.compared(counted == flight.prompt_tokens);
+            }
             self.correct(&flight, end);
         } else if !flight.answered {
             let added = std::mem::take(&mut flight.fresh_blocks);
@@ -207,6 +211,7 @@ impl Flight {
             answered: false,
             unqueued: false,
             prompt_tokens: ask.prompt_tokens,
+            counted: false,
             uncached_tokens: 0,
             ahead_tokens: 0,
             total_tokens: 0,

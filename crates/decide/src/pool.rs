@@ -16,7 +16,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::admit::gate_limits;
 use crate::cached;
-use crate::cached::KvView;
+use crate::cached::{KvView, TokenCounts};
 use crate::gate::Gate;
 use crate::health::{Ejection, Health, Standing};
 use crate::plan::Plan;
@@ -53,6 +53,8 @@ pub struct PoolState {
     pub(crate) index: PrefixIndex,
     /// What endpoints say themselves, if anybody listens.
     pub(crate) precise: Option<PreciseIndex>,
+    /// Whether servers count the tokens of prompts as they were counted here.
+    pub(crate) token_counts: TokenCounts,
     pub(crate) sessions: Sessions,
     pub(crate) adapters: FxHashSet<u64>,
     pub(crate) last_begun: u16,
@@ -130,6 +132,7 @@ impl PoolState {
             by_address: FxHashMap::default(),
             index: PrefixIndex::new(pool.picker.prefix_index_bytes_max),
             precise: cached::index(&pool.picker),
+            token_counts: TokenCounts::default(),
             sessions: Sessions::default(),
             adapters: FxHashSet::default(),
             last_begun: NOWHERE,

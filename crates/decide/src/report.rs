@@ -107,6 +107,8 @@ pub enum Knowledge {
     EventsLost,
     /// By what was sent there: it tells, but the prompt's tokens are not known.
     Untokenized,
+    /// By what was sent there: it tells, but servers count other tokens than were made of prompts.
+    TokensDiffer,
 }
 
 /// Why an endpoint was left out.
@@ -332,6 +334,7 @@ impl Knowledge {
             Self::Unheard => "unheard",
             Self::EventsLost => "events-lost",
             Self::Untokenized => "untokenized",
+            Self::TokensDiffer => "tokens-differ",
         }
     }
 }
@@ -346,6 +349,7 @@ impl fmt::Display for Knowledge {
             Self::Unheard => " (by what was sent: no events are heard)",
             Self::EventsLost => " (by what was sent: events went missing)",
             Self::Untokenized => " (by what was sent: the prompt is not tokenized)",
+            Self::TokensDiffer => " (by what was sent: servers count other tokens)",
         })
     }
 }
