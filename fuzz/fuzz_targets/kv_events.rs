@@ -38,7 +38,7 @@ fuzz_target!(|input: &[u8]| {
     let mut decoder = Decoder::new(Role::Subscriber, limits);
     for piece in input.chunks(97) {
         decoder.buffer().extend_from_slice(piece);
-        while let Ok(Some(incoming)) = decoder.next() {
+        while let Ok(Some(incoming)) = decoder.take() {
             let Incoming::Message(message) = incoming else {
                 continue;
             };

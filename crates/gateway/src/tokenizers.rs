@@ -137,7 +137,11 @@ impl Tokenizers {
         }
     }
 
+    /// Where its files are. A name that leads elsewhere has none.
     fn folder(&self, name: &str) -> Option<PathBuf> {
+        if name.is_empty() || name.starts_with('.') || name.contains(['/', '\\', '\0']) {
+            return None;
+        }
         Some(self.root.as_ref()?.join(name))
     }
 

@@ -155,7 +155,7 @@ impl Decoder {
     ///
     /// # Errors
     /// If the peer breaks the protocol or a limit. Nothing can be read after that.
-    pub fn next(&mut self) -> Result<Option<Incoming>, ProtocolError> {
+    pub fn take(&mut self) -> Result<Option<Incoming>, ProtocolError> {
         while let Some((flags, body)) = self.frame()? {
             if flags & COMMAND != 0 {
                 if let Some(incoming) = command(body)? {
@@ -337,7 +337,7 @@ mod tests {
         let mut all = Vec::new();
         for piece in bytes.chunks(step.max(1)) {
             decoder.buffer().extend_from_slice(piece);
-            while let Some(incoming) = decoder.next()? {
+            while let Some(incoming) = decoder.take()? {
                 all.push(incoming);
             }
         }

@@ -100,7 +100,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// At the end of the stream, or if the peer breaks the protocol.
     pub async fn incoming(&mut self) -> Result<Incoming, ConnectionError> {
         loop {
-            match self.decoder.next()? {
+            match self.decoder.take()? {
                 Some(Incoming::Ping(context)) => self.pong(&context).await?,
                 Some(incoming) => return Ok(incoming),
                 None => {

@@ -79,12 +79,12 @@ impl<'a> Reader<'a> {
             }
             0xca => Value::Float(f64::from(f32::from_bits(self.unsigned(4)? as u32))),
             0xcb => Value::Float(f64::from_bits(self.unsigned(8)?)),
-            0xcc..=0xcf => Value::Integer(self.unsigned(1 << (first - 0xcc))? as i64),
+            0xcc..=0xcf => Value::Integer(self.unsigned(1 << (first - 0xcc))?.cast_signed()),
             0xd0..=0xd3 => {
                 let len = 1 << (first - 0xd0);
                 let unused = 64 - 8 * len as u32;
                 // Up and down again, which carries the sign along.
-                Value::Integer(((self.unsigned(len)? << unused) as i64) >> unused)
+                Value::Integer((self.unsigned(len)? << unused).cast_signed() >> unused)
             }
             0xd4..=0xd8 => {
                 self.take((1 << (first - 0xd4)) + 1)?;

@@ -39,8 +39,9 @@ const ASK_AFTER: Duration = Duration::from_secs(10);
 /// Pause before the first try to connect again; it doubles up to the longest.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
-/// Events applied under one hold of the pool's lock, so that picks are not kept waiting.
-const EVENTS_AT_ONCE: usize = 16;
+/// Blocks taken in under one hold of the pool's lock, so that picks are not kept waiting: some tens of
+/// microseconds.
+const BLOCKS_AT_ONCE: usize = 256;
 /// The number that ends a replay.
 const END: u64 = u64::MAX;
 
@@ -58,13 +59,16 @@ pub(super) struct Follower {
     complained: bool,
 }
 
-/// Who is at the other end.
+/// Why the publisher is asked for what was missed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Publisher {
-    /// The one that was there before: the connection has not broken since.
-    Same,
-    /// Perhaps another one, which would number its batches alike.
-    Unproven,
+enum Occasion {
+    /// A connection was made: the publisher may be another one than before, which would number its
+    /// batches alike.
+    Connected,
+    /// Something is missing.
+    Gap,
+    /// Nothing has come for a while; perhaps there was nothing.
+    Silence,
 }
 
 /// Why a session ended.
@@ -150,11 +154,11 @@ impl Follower {
         events.subscribe(self.source.topic.as_bytes()).await?;
         // What was published before the subscription arrived is asked for on the other port; what
         // comes here meanwhile waits in the socket.
-        self.catch_up(Publisher::Unproven).await?;
+        self.catch_up(Occasion::Connected).await?;
         loop {
             self.heard = Instant::now();
             let Ok(message) = timeout(ASK_AFTER, events.message()).await else {
-                self.catch_up(Publisher::Same).await?;
+                self.catch_up(Occasion::Silence).await?;
                 continue;
             };
             if self.complained {
@@ -172,18 +176,18 @@ impl Follower {
         if !self.followed() {
             // Somebody else dropped what is known: the endpoint went away, or the pool changed.
             self.sequence.reset();
-            self.catch_up(Publisher::Same).await?;
+            self.catch_up(Occasion::Gap).await?;
         }
         match self.sequence.judge(number, payload) {
             Verdict::Seen => return Ok(()),
             Verdict::Next => return self.next(number, payload),
             Verdict::Gap { .. } => {
                 self.interrupted("gap");
-                self.catch_up(Publisher::Same).await?;
+                self.catch_up(Occasion::Gap).await?;
             }
             Verdict::Restarted => {
                 self.begin_anew("restarted");
-                self.catch_up(Publisher::Same).await?;
+                self.catch_up(Occasion::Gap).await?;
             }
         }
         match self.sequence.judge(number, payload) {
@@ -197,34 +201,41 @@ impl Follower {
     }
 
     /// Asks for what was missed since the last batch that is known, or for all there is.
-    async fn catch_up(&mut self, publisher: Publisher) -> Result<(), Fault> {
+    async fn catch_up(&mut self, occasion: Occasion) -> Result<(), Fault> {
         if !self.followed() {
             self.sequence.reset();
         }
         let Some(replay) = self.source.replay else {
-            // Whether the connection lost something cannot be known.
-            self.begin_anew("there is no replay port");
-            self.follow(Following::Partly);
+            if occasion == Occasion::Connected {
+                // Whether the last connection lost something cannot be known.
+                self.begin_anew("there is no replay port");
+            }
+            if !self.followed() {
+                self.follow(Following::Partly);
+            }
             return Ok(());
         };
         for _ in 0..2 {
             // A connection for each: what is left of a replay that was broken off goes with it.
             let mut replayed = match connect(replay, Role::Dealer).await {
                 Ok(replayed) => replayed,
-                Err(fault) => return self.without_replay(&fault),
+                Err(fault) => return self.without_replay(occasion, &fault),
             };
-            match self.replay(&mut replayed, publisher).await {
+            match self.replay(&mut replayed, occasion).await {
                 Ok(true) => return Ok(()),
                 // The publisher is another one: once more, from its beginning.
                 Ok(false) => {}
-                Err(fault) => return self.without_replay(&fault),
+                Err(fault) => return self.without_replay(occasion, &fault),
             }
         }
         Ok(())
     }
 
     /// A replay that cannot be had: events are followed from here on, as far as they go.
-    fn without_replay(&mut self, fault: &Fault) -> Result<(), Fault> {
+    fn without_replay(&mut self, occasion: Occasion, fault: &Fault) -> Result<(), Fault> {
+        if occasion == Occasion::Silence && self.followed() {
+            return Ok(());
+        }
         tracing::warn!(pool = %self.runtime.name, endpoint = %self.address,
             "missed KV events cannot be had again: {fault}");
         self.begin_anew("no replay");
@@ -236,7 +247,7 @@ impl Follower {
     async fn replay(
         &mut self,
         from: &mut Connection<TcpStream>,
-        publisher: Publisher,
+        occasion: Occasion,
     ) -> Result<bool, Fault> {
         let known = self.sequence.last();
         let ask = self.sequence.ask_from();
@@ -250,7 +261,7 @@ impl Follower {
                 return Ok(self.replayed_all(known, first));
             }
             let first = std::mem::take(&mut first);
-            if first && publisher == Publisher::Unproven && known.is_some_and(|n| n != number) {
+            if first && occasion == Occasion::Connected && known.is_some_and(|n| n != number) {
                 self.begin_anew("the publisher does not keep what would prove it the same");
                 return Ok(false);
             }
@@ -316,8 +327,9 @@ impl Follower {
         };
         self.runtime.state().kv_mark(self.address, None);
         let mut applied = Applied::default();
-        for events in batch.events.chunks(EVENTS_AT_ONCE) {
-            let more = self.runtime.state().kv_apply(self.address, events);
+        let pieces = batch.events.into_iter();
+        for event in pieces.flat_map(|event| event.split(BLOCKS_AT_ONCE)) {
+            let more = self.runtime.state().kv_apply(self.address, &[event]);
             applied = applied.and(more);
         }
         self.runtime
