@@ -7,7 +7,6 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 
-use forebay_decide::prefix::TokenPlan;
 use forebay_decide::{Ask, BlockHash, End, EndKind, Following, PoolState, Rng, TokenChain};
 use forebay_model::kv::{CacheEvent, Removed, Stored};
 use forebay_model::picker::PrecisePrefix;
@@ -113,7 +112,7 @@ fn main() {
             for (at, block) in (0..).zip(prefix.iter_mut()) {
                 *block = BlockHash((unique << 8 | at).wrapping_mul(0x9e37_79b9_7f4a_7c15));
             }
-            let plan = state.token_plan(None).unwrap_or_else(TokenPlan::default);
+            let plan = state.token_plan(None).unwrap_or_default();
             plan.hash(&tokens, None, &mut chains);
             let ask = Ask {
                 prefix: &prefix,

@@ -1,8 +1,6 @@
 //! Events as they come from libzmq and msgspec, which is what model servers publish them with:
 //! `tests-sdk/publish.py` is the publisher.
 
-#![expect(clippy::disallowed_types, reason = "a test may speak with a socket")]
-
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, Command, Stdio};
 

@@ -34,8 +34,8 @@ enum State {
     /// For the first time.
     Loading,
     Ready(Arc<Tokenizer>, Option<SystemTime>),
-    /// Why, and what its files were when it was tried.
-    Failed(Arc<str>, Option<SystemTime>),
+    /// With the time of the files that were tried.
+    Failed(Option<SystemTime>),
 }
 
 impl Tokenizers {
@@ -56,21 +56,6 @@ impl Tokenizers {
         }
     }
 
-    /// What has become of each: a word, and a reason if it cannot be used.
-    pub fn describe(&self) -> Vec<(Arc<str>, &'static str, Option<Arc<str>>)> {
-        let known = lock(&self.known);
-        let mut all: Vec<_> = known
-            .iter()
-            .map(|(name, state)| match state {
-                State::Loading => (Arc::clone(name), "loading", None),
-                State::Ready(..) => (Arc::clone(name), "ready", None),
-                State::Failed(why, _) => (Arc::clone(name), "failed", Some(Arc::clone(why))),
-            })
-            .collect();
-        all.sort();
-        all
-    }
-
     /// Loads those of `names` that are not there, or whose files have changed; forgets others.
     pub fn look<'a>(self: &Arc<Self>, names: impl Iterator<Item = &'a str>) {
         let names: std::collections::BTreeSet<&str> = names.take(TOKENIZERS_MAX).collect();
@@ -81,7 +66,7 @@ impl Tokenizers {
             let current = match known.get(name) {
                 None => false,
                 Some(State::Loading) => true,
-                Some(State::Ready(_, at) | State::Failed(_, at)) => *at == changed,
+                Some(State::Ready(_, at) | State::Failed(at)) => *at == changed,
             };
             if current {
                 continue;
@@ -99,7 +84,7 @@ impl Tokenizers {
                 if !matches!(known.get(name), Some(State::Failed(..))) {
                     tracing::warn!(tokenizer = name, "prompts are compared byte by byte: {why}");
                 }
-                known.insert(name.into(), State::Failed(why.into(), changed));
+                known.insert(name.into(), State::Failed(changed));
                 continue;
             };
             // What is there serves on until the new one is ready.
@@ -123,7 +108,7 @@ impl Tokenizers {
                 }
                 Err(why) => {
                     tracing::warn!(tokenizer = %name, "prompts are compared byte by byte: {why}");
-                    State::Failed(why.into(), changed)
+                    State::Failed(changed)
                 }
             };
             // Unless nobody names it any more.

@@ -84,15 +84,14 @@ fn stored_map(packed: Packed) -> Packed {
         .nil()
         .text("block_size")
         .int(2);
-    let packed = packed
+    packed
         .text("medium")
         .text("CPU")
         .text("novel")
         .map(1)
         .text("a")
         .array(1)
-        .nil();
-    packed
+        .nil()
 }
 
 #[test]

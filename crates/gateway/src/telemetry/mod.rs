@@ -331,6 +331,7 @@ pub(crate) fn test_record() -> Record {
                 ..Counts::default()
             },
             prompt_blocks: 4,
+            prompt_tokens: 256,
             considered: vec![
                 considered(1, Some(Exclusion::Tried), &[], 0.0, 0, 0.0),
                 considered(2, None, &[1.0, 0.5], 3.5, 2, 40.0),
