@@ -106,6 +106,9 @@ fn write_listener(out: &mut String, listener: &Listener, services: &Services) ->
     let host = self::host(listener.hostname.as_ref());
     let (gateway, name) = (&listener.gateway, &listener.name);
     write!(out, "  listener {gateway} {name} for {host}")?;
+    if listener.refused {
+        write!(out, " refused")?;
+    }
     for certificate in &listener.certificates {
         write!(out, " certificate {}", certificate.secret)?;
     }

@@ -165,7 +165,7 @@ problem Gateway default/other spec.gatewayClassName: NotFound: GatewayClass isti
 }
 
 #[test]
-fn certificates_come_from_secrets_and_a_listener_without_one_keeps_its_port_only() {
+fn certificates_come_from_secrets_and_a_listener_without_one_keeps_port_and_host() {
     let secret = |name: &str, namespace: &str, rest: &str| {
         format!(
             "\n---\napiVersion: v1\nkind: Secret\nmetadata: {{name: {name}, namespace: {namespace}}}\n{rest}\n"
@@ -200,6 +200,10 @@ fn certificates_come_from_secrets_and_a_listener_without_one_keeps_its_port_only
         "
 port 443 https
   listener default/gw good for good.com certificate default/cert
+  listener default/gw gone for gone.com refused
+  listener default/gw bad for bad.com refused
+  listener default/gw kind for kind.com refused
+  listener default/gw far for far.com refused
 problem Gateway default/gw spec.listeners[1]: InvalidCertificateRef: Secret default/gone does not exist
 problem Gateway default/gw spec.listeners[2]: InvalidCertificateRef: Secret default/bad has no PEM certificate in tls.crt
 problem Gateway default/gw spec.listeners[3]: InvalidCertificateRef: Secret default/opaque has type \"Opaque\", not kubernetes.io/tls

@@ -206,6 +206,7 @@ port 80 http
 port 443 https
   listener default/gw a/s/own for own.com certificate a/cert
     own.com /* -> a/same[0]
+  listener default/gw a/s/far for far.com refused
 problem ListenerSet a/s spec.listeners[1]: RefNotPermitted: Secret certs/cert is in another namespace; a ReferenceGrant there must allow ListenerSet of a
 problem HTTPRoute default/other spec.parentRefs[0]: NotAllowedByListeners: listener far of ListenerSet a/s does not allow HTTPRoutes of namespace default; see its allowedRoutes
 Gateway default/gw Accepted Programmed ResolvedRefs with 1 sets

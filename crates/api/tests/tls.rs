@@ -107,8 +107,11 @@ fn listeners_that_could_not_be_told_apart_are_refused() {
         "
 port 443 https
   listener default/gw c for c.com certificate default/cert
+  listener default/gw a for a.com refused
 port 444 https
+  listener default/gw none for * refused
 port 445 https
+  listener default/gw options for * refused
 port 446 https
   listener default/gw kinds for * certificate default/cert
 problem Gateway default/gw spec.listeners[0]: ProtocolConflict: HTTPS and TLS cannot share a host name of port 443
@@ -123,6 +126,56 @@ Gateway default/gw Accepted(ListenersNotValid) Programmed !ResolvedRefs(Listener
   listener none: 0 routes of HTTPRoute,GRPCRoute Accepted !Programmed(Invalid) !ResolvedRefs(InvalidCertificateRef) !Conflicted(NoConflicts)
   listener options: 0 routes of HTTPRoute,GRPCRoute Accepted !Programmed(Invalid) !ResolvedRefs(InvalidCertificateRef) !Conflicted(NoConflicts)
   listener kinds: 0 routes of GRPCRoute Accepted Programmed !ResolvedRefs(InvalidRouteKinds) !Conflicted(NoConflicts)
+",
+    );
+}
+
+#[test]
+fn a_listener_without_its_certificate_keeps_its_host_from_the_others_of_the_port() {
+    let without = |protocol: &str| {
+        format!("protocol: {protocol}, tls: {{certificateRefs: [{{name: missing}}]}}")
+    };
+    let listeners = [
+        listener("wild", 443, &format!("hostname: '*.a.com', {HTTPS}")),
+        listener(
+            "https",
+            443,
+            &format!("hostname: b.a.com, {}", without("HTTPS")),
+        ),
+        listener(
+            "raw",
+            443,
+            &format!("hostname: c.a.com, {}", without("TLS")),
+        ),
+    ];
+    check_all(
+        &[
+            gateway("gw", "", &listeners.join(", ")),
+            secret("cert"),
+            service("s", "ports: [{port: 80}]"),
+            object("HTTPRoute", "h", "parentRefs: [{name: gw}]"),
+            object(
+                "TLSRoute",
+                "t",
+                "parentRefs: [{name: gw, sectionName: raw}], hostnames: [c.a.com], rules: [{backendRefs: [{name: s, port: 80}]}]",
+            ),
+        ],
+        "
+port 443 https
+  listener default/gw https for b.a.com refused
+  listener default/gw raw for c.a.com refused
+  listener default/gw wild for *.a.com certificate default/cert
+    *.a.com /* -> default/h[0]
+problem Gateway default/gw spec.listeners[1]: InvalidCertificateRef: Secret default/missing does not exist
+problem Gateway default/gw spec.listeners[2]: InvalidCertificateRef: Secret default/missing does not exist
+Gateway default/gw Accepted(ListenersNotValid) Programmed !ResolvedRefs(ListenersNotResolved)
+  listener wild: 1 routes of HTTPRoute,GRPCRoute Accepted Programmed ResolvedRefs !Conflicted(NoConflicts) OverlappingTLSConfig(OverlappingHostnames)
+  listener https: 1 routes of HTTPRoute,GRPCRoute Accepted !Programmed(Invalid) !ResolvedRefs(InvalidCertificateRef) !Conflicted(NoConflicts) OverlappingTLSConfig(OverlappingHostnames)
+  listener raw: 1 routes of TLSRoute Accepted !Programmed(Invalid) !ResolvedRefs(InvalidCertificateRef) !Conflicted(NoConflicts) OverlappingTLSConfig(OverlappingHostnames)
+HTTPRoute default/h
+  at Gateway default/gw Accepted ResolvedRefs
+TLSRoute default/t
+  at Gateway default/gw#raw Accepted ResolvedRefs
 ",
     );
 }
@@ -198,8 +251,11 @@ port 444 https
 port 445 https
   listener default/gw l445 for * certificate default/cert
 port 446 https
+  listener default/gw l446 for * refused
 port 447 https
+  listener default/gw l447 for * refused
 port 448 https
+  listener default/gw l448 for * refused
 port 449 https
   listener default/gw l449 for * certificate default/cert clients(bundle of 1)
 problem Gateway default/gw spec.listeners[3]: NoValidCACertificate: no certificate of an authority for clients can be had

@@ -24,7 +24,7 @@ const DEBOUNCE: Duration = Duration::from_millis(50);
 /// Longest wait for that quiet.
 const DEBOUNCE_MAX: Duration = Duration::from_millis(250);
 /// Time between looks without a notification.
-const POLL: Duration = Duration::from_secs(2);
+pub(crate) const POLL: Duration = Duration::from_secs(2);
 
 /// Reads `paths` once, for checking a configuration.
 #[must_use]
@@ -139,7 +139,7 @@ impl FileSource {
 }
 
 /// Waits until notifications pause.
-async fn quiet(woken: &mut mpsc::Receiver<()>) {
+pub(crate) async fn quiet(woken: &mut mpsc::Receiver<()>) {
     let pause = async { while timeout(DEBOUNCE, woken.recv()).await.is_ok() {} };
     tokio::select! {
         () = pause => {}
@@ -173,7 +173,7 @@ fn log(last: &Snapshot, new: &Snapshot) {
 }
 
 /// Watches every root; where that fails, polling stands in.
-fn watcher(roots: &[PathBuf], wake: mpsc::Sender<()>) -> Option<RecommendedWatcher> {
+pub(crate) fn watcher(roots: &[PathBuf], wake: mpsc::Sender<()>) -> Option<RecommendedWatcher> {
     let notified = move |event: notify::Result<notify::Event>| {
         // Our own reading is an event too, and must not wake us.
         let is_read = matches!(&event, Ok(event) if event.kind.is_access());

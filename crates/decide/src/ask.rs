@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 
 use forebay_model::{Moment, Topology};
 
+use crate::predict::{Begun, Prediction};
 use crate::prefix::{BlockHash, TokenChain};
 
 /// One request, as far as choosing an endpoint is concerned.
@@ -29,6 +30,8 @@ pub struct Ask<'a> {
     /// Whether the answer is streamed, so that its first byte tells when prefill was over. A
     /// whole answer's first byte comes with its last token and says nothing about prefill.
     pub stream: bool,
+    /// What the request's latency should be.
+    pub slo: Slo,
     /// Only these endpoints may be chosen.
     pub subset: Option<&'a [SocketAddr]>,
     /// The fields of the request that [`crate::reads_fields`] names, in lower case, with their values.
@@ -37,6 +40,30 @@ pub struct Ask<'a> {
     pub near: Option<&'a Topology>,
     /// Endpoints that already failed in this exchange.
     pub avoid: &'a [SocketAddr],
+}
+
+/// What a request's latency should be, as far as it says, in milliseconds.
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
+pub struct Slo {
+    /// Time to the first token, from now on.
+    pub ttft_ms: Option<f32>,
+    /// Time between further tokens, on average.
+    pub tpot_ms: Option<f32>,
+}
+
+impl Slo {
+    /// A number of milliseconds as a client writes it; `None` for what is none, or not above zero.
+    #[must_use]
+    pub fn parse_ms(text: &str) -> Option<f32> {
+        let ms = text.trim().parse::<f32>().ok()?;
+        (ms.is_finite() && ms > 0.0).then_some(ms)
+    }
+
+    /// Whether the request says anything.
+    #[must_use]
+    pub fn is_some(&self) -> bool {
+        self.ttft_ms.is_some() || self.tpot_ms.is_some()
+    }
 }
 
 impl<'a> Ask<'a> {
@@ -63,6 +90,10 @@ pub struct Flight {
     pub(crate) stream: bool,
     /// The first byte was seen: prefill is over.
     pub(crate) answered: bool,
+    /// When that was.
+    pub(crate) first_byte: Moment,
+    /// What was known and predicted when it began.
+    pub(crate) latency: Begun,
     /// No queue was known when it began, so that its prefill time tells the endpoint's speed.
     pub(crate) unqueued: bool,
     pub(crate) prompt_tokens: u32,
@@ -90,6 +121,12 @@ pub(crate) struct Claim {
 }
 
 impl Flight {
+    /// The latency that the request was predicted to have where it went, if enough was known.
+    #[must_use]
+    pub fn predicted(&self) -> Option<Prediction> {
+        self.latency.predicted
+    }
+
     /// Prompt tokens that were believed to be in the endpoint's cache.
     #[must_use]
     pub fn hit_tokens(&self) -> u32 {
@@ -142,7 +179,7 @@ pub enum FailureKind {
     Connect,
     /// The connection broke before the answer was complete.
     Reset,
-    /// It answered with this status, 500 to 599.
+    /// It answered with this status, 500 to 599, or with one of gRPC that means the same.
     Status5xx(u16),
     /// No answer in time.
     Timeout,

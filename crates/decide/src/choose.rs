@@ -70,10 +70,15 @@ impl PoolState {
         };
         self.hits(ask, &mut candidates.hits);
         self.facts(ask, now, &verdicts, &candidates.hits, &mut candidates.facts);
+        if plan.predicts || ask.slo.is_some() {
+            self.predict(ask, now, &mut candidates.facts);
+        }
+        self.admit_by_slo(ask, &candidates.facts)?;
         let look = Look {
             ask,
             slots: &self.slots,
             sites: &self.sites,
+            output_tokens: self.expected_output_tokens(ask),
         };
         if plan.sticky {
             candidates.keep_sticky(&self.config, &mut verdicts);
@@ -231,6 +236,7 @@ impl PoolState {
                 lora: adapter.and_then(|(name, hash)| lora_worth(slot, load?, name, hash)),
                 had_session: session
                     .is_some_and(|s| usize::from(s.slot) == at && s.generation == slot.generation),
+                predicted: None,
             }
         };
         facts.reserve(self.by_address.len());
@@ -239,6 +245,28 @@ impl PoolState {
                 facts.push(fact(at, slot));
             }
         }
+    }
+
+    /// Adds what latency the request is predicted to have at each candidate.
+    fn predict(&self, ask: &Ask<'_>, now: Moment, facts: &mut [Facts]) {
+        let stale_after = self.stale_after();
+        for f in facts {
+            let at = usize::from(f.slot);
+            let slot = &self.slots[at];
+            let load = slot.fresh(now, stale_after);
+            let uncached = ask.prompt_tokens.saturating_sub(f.hit.tokens);
+            let mut situation = slot.situation(load, ask.prompt_tokens, uncached, f.lora, now);
+            situation.displaced = self.displaced(at);
+            f.predicted = self.predictor.predict(at, &situation);
+        }
+    }
+
+    /// What one more token in the endpoint's cache is likely to cost later: as much of it as is full
+    /// makes room, and as much of what was there would have been found by others as is now.
+    fn displaced(&self, at: usize) -> f32 {
+        let capacity = self.slots[at].prefix_capacity.max(1) as f32;
+        let full = self.index.held_by(at as u16) as f32 / capacity;
+        self.found.share() * full.min(1.0)
     }
 
     /// Positions of the winner and the fallbacks among the candidates.
@@ -342,6 +370,7 @@ impl PoolState {
                     hit_tokens: hit.tokens,
                     knowledge: hit.knowledge,
                     prefill_ms: 0.0,
+                    predicted: None,
                 },
             })
             .collect()
@@ -379,6 +408,7 @@ impl PoolState {
             hit_tokens: facts.hit.tokens,
             knowledge: facts.hit.knowledge,
             prefill_ms: facts.prefill_ms,
+            predicted: facts.predicted,
         }
     }
 }
@@ -446,7 +476,12 @@ fn readmit(verdicts: &mut [Option<Exclusion>], whom: Exclusion) {
 
 /// Adapter in the batch 1, room for one more 0.8, others wait for it already 0.6, else 0: the
 /// values of the Inference Extension.
-fn lora_worth(slot: &Slot, load: &forebay_model::Load, name: &str, hash: u64) -> Option<f32> {
+pub(crate) fn lora_worth(
+    slot: &Slot,
+    load: &forebay_model::Load,
+    name: &str,
+    hash: u64,
+) -> Option<f32> {
     let lora = load.lora.as_ref()?;
     let named = |names: &[std::sync::Arc<str>]| names.iter().any(|n| **n == *name);
     Some(if named(&lora.running) || slot.was_sent_adapter(hash) {

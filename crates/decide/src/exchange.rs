@@ -10,9 +10,11 @@ use forebay_model::picker::{PickerConfig, Scorer};
 use smallvec::SmallVec;
 
 use crate::ask::{Ask, Claim, End, EndKind, FailureKind, Flight};
+use crate::choose::lora_worth;
 use crate::health::{Standing, may_eject_another};
 use crate::plan::Plan;
 use crate::pool::{NOWHERE, PoolState};
+use crate::predict::Begun;
 use crate::prefix::{base_blocks, block_weight};
 use crate::session::Place;
 use crate::slot::Slot;
@@ -20,6 +22,9 @@ use crate::slot::Slot;
 /// Claims that are wrong by less than this are rounding: servers cache whole blocks only, and the
 /// prompt's token count is an estimate.
 const CLAIM_ERROR_TOKENS: u32 = 64;
+
+/// Answers with fewer gaps between tokens say more of how they were packed than of the server.
+const TPOT_GAPS_MIN: u32 = 4;
 
 impl PoolState {
     /// Books a request to `address`: it is in flight from now on, its prompt counts as cached
@@ -35,9 +40,10 @@ impl PoolState {
         let next_claim = hit_tokens(ask, held.hit_blocks + 1, &self.config);
         let hit_tokens = self.hit_at(at, ask, claimed);
         self.guess(at, ask, now);
-        let expected = ask
-            .output_tokens_max
-            .map_or(self.output_tokens, |max| self.output_tokens.min(max as f32));
+        let expected = self.expected_output_tokens(ask);
+        let uncached_tokens = ask.prompt_tokens - hit_tokens;
+        self.found.add(hit_tokens, ask.prompt_tokens);
+        let latency = self.latency(at, ask, uncached_tokens, now);
         let adapter = self.adapter(ask.model).map(|(_, hash)| hash);
         let slot = &mut self.slots[usize::from(at)];
         let oldest_awaiting = slot.awaiting.iter().min();
@@ -49,10 +55,12 @@ impl PoolState {
             stamp: held.stamp,
             stream: ask.stream,
             answered: false,
+            first_byte: now,
+            latency,
             unqueued: !slot.any_waiting(),
             prompt_tokens: ask.prompt_tokens,
             counted: !ask.tokens.is_empty(),
-            uncached_tokens: ask.prompt_tokens - hit_tokens,
+            uncached_tokens,
             ahead_tokens: slot.backlog_tokens(now) as u64,
             total_tokens: ask.prompt_tokens.saturating_add(expected as u32),
             hit_tokens,
@@ -102,6 +110,8 @@ impl PoolState {
             return;
         }
         flight.fresh_blocks = Box::default();
+        flight.first_byte = now;
+        let took = now.since(flight.begun);
         let Some(slot) = self.slot_of(flight) else {
             return;
         };
@@ -109,7 +119,11 @@ impl PoolState {
         slot.started(flight.begun);
         if flight.stream && flight.unqueued {
             let tokens = flight.ahead_tokens + u64::from(flight.uncached_tokens);
-            slot.speed.measured(tokens, now.since(flight.begun));
+            slot.speed.measured(tokens, took);
+        }
+        if flight.stream {
+            let (at, ms) = (usize::from(flight.slot), took.as_secs_f64() * 1e3);
+            self.predictor.observe_ttft(at, &flight.latency, ms);
         }
     }
 
@@ -132,12 +146,43 @@ impl PoolState {
             if let (true, Some(counted)) = (flight.counted, end.prompt_tokens) {
                 self.token_counts.compared(counted == flight.prompt_tokens);
             }
+            self.learn_tpot(&flight, end, now);
             self.correct(&flight, end);
         } else if !flight.answered {
             let added = std::mem::take(&mut flight.fresh_blocks);
             self.index.retract(flight.slot, &added, flight.stamp);
         }
         self.judge(flight.slot, end.kind, now);
+    }
+
+    /// Tokens that the answer is expected to have: as many as others had, within its own limit.
+    pub(crate) fn expected_output_tokens(&self, ask: &Ask<'_>) -> f32 {
+        let max = ask.output_tokens_max.map_or(f32::MAX, |max| max as f32);
+        self.output_tokens.min(max)
+    }
+
+    /// What is known and predicted of a prompt at an endpoint, before it is booked there.
+    fn latency(&self, at: u16, ask: &Ask<'_>, uncached_tokens: u32, now: Moment) -> Begun {
+        let slot = &self.slots[usize::from(at)];
+        let load = slot.fresh(now, self.stale_after());
+        let adapter = self.adapter(ask.model);
+        let lora = adapter.and_then(|(name, hash)| lora_worth(slot, load?, name, hash));
+        let situation = slot.situation(load, ask.prompt_tokens, uncached_tokens, lora, now);
+        Begun {
+            situation,
+            predicted: self.predictor.predict(usize::from(at), &situation),
+        }
+    }
+
+    /// A streamed answer's tokens after the first show how long a step takes there.
+    fn learn_tpot(&mut self, flight: &Flight, end: End, now: Moment) {
+        let gaps = end.output_tokens.map_or(0, |n| n.saturating_sub(1));
+        if !flight.stream || !flight.answered || gaps < TPOT_GAPS_MIN {
+            return;
+        }
+        let ms = now.since(flight.first_byte).as_secs_f64() * 1e3 / f64::from(gaps);
+        self.predictor
+            .observe_tpot(usize::from(flight.slot), &flight.latency, ms);
     }
 
     fn judge(&mut self, at: u16, kind: EndKind, now: Moment) {
@@ -209,6 +254,8 @@ impl Flight {
             stamp: 0,
             stream: ask.stream,
             answered: false,
+            first_byte: now,
+            latency: Begun::default(),
             unqueued: false,
             prompt_tokens: ask.prompt_tokens,
             counted: false,

@@ -5,6 +5,7 @@ use forebay_model::policy::{Filter, LoadLimits, PrefixAffinity, SignalFilter, Si
 use smallvec::SmallVec;
 
 use crate::choose::Candidates;
+use crate::latency;
 use crate::plan::Plan;
 use crate::pool::PoolState;
 use crate::report::{Exclusion, Refusal, Sticky};
@@ -49,6 +50,14 @@ impl PoolState {
                 Filter::Unsaturated { headroom } => {
                     let room = 1.0 + headroom;
                     candidates.keep_if_any(by, verdicts, |f| self.has_room(f, room));
+                }
+                Filter::SloHeadroom { exploration } => {
+                    if *exploration > 0.0 && rng.unit() < f64::from(*exploration) {
+                        continue;
+                    }
+                    let slo = look.ask.slo;
+                    candidates
+                        .keep_if_any(by, verdicts, |f| latency::keeps(slo, f).unwrap_or(true));
                 }
                 Filter::Near(least) => {
                     let Some(near) = look.ask.near else {
@@ -103,6 +112,7 @@ fn why(filter: &Filter) -> Exclusion {
         Filter::Session => Exclusion::Session,
         Filter::Load(_) | Filter::Signal(_) | Filter::Unsaturated { .. } => Exclusion::Load,
         Filter::ContextLength(_) => Exclusion::ContextLength,
+        Filter::SloHeadroom { .. } => Exclusion::Slo,
         Filter::Near(_) => Exclusion::Far,
     }
 }
@@ -146,6 +156,24 @@ impl Candidates {
         let (Some(own), Some(other)) = (best(true, tokens), best(false, tokens)) else {
             return;
         };
+        if affinity.predicted {
+            let ttft = |wanted: bool| {
+                let those = self.facts.iter().filter(|f| warm(f) == wanted);
+                let ttft = those.filter_map(|f| f.predicted.map(|p| p.ttft_ms));
+                ttft.reduce(f32::min)
+            };
+            let behind_ms = ttft(true).zip(ttft(false)).map(|(own, other)| own - other);
+            let max = affinity.backlog_max_ms.unwrap_or(f32::INFINITY);
+            self.sticky = match behind_ms {
+                Some(behind_ms) if behind_ms <= max => Sticky::Kept,
+                Some(_) => Sticky::Released,
+                None => return,
+            };
+            if self.sticky == Sticky::Kept {
+                self.keep(Exclusion::ColdCache, verdicts, warm);
+            }
+            return;
+        }
         let too_many = affinity
             .backlog_max_tokens
             .is_some_and(|max| own - other > max as f32);

@@ -15,8 +15,10 @@ mod exchange;
 mod filter;
 pub mod gate;
 pub mod health;
+mod latency;
 mod plan;
 pub mod pool;
+pub mod predict;
 pub mod prefix;
 pub mod report;
 pub mod retry;
@@ -29,12 +31,13 @@ mod slot;
 mod tests;
 
 pub use admit::Turns;
-pub use ask::{Ask, End, EndKind, FailureKind, Flight};
+pub use ask::{Ask, End, EndKind, FailureKind, Flight, Slo};
 pub use cached::KvView;
 pub use gate::{Gate, GateLimits, GateRefusal, Offer, Tick, Ticket, Waiter};
 pub use health::{Ejection, EjectionCause, Standing};
 pub use plan::{reads_fields, reads_prefix};
 pub use pool::{EndpointView, PoolState};
+pub use predict::{Prediction, PredictorAccuracy};
 pub use prefix::{
     Applied, BlockHash, ChainSeed, Following, SourceCopy, TokenChain, TokenPlan, TokenState, chain,
 };

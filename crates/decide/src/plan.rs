@@ -26,6 +26,14 @@ pub(crate) struct Plan {
     pub(crate) scorers: Arc<[WeightedScorer]>,
     pub(crate) picker: PickerKind,
     pub(crate) endpoints_max: usize,
+    /// Whether it wants latencies predicted, whatever the request.
+    pub(crate) predicts: bool,
+}
+
+fn predicts(filters: &[Filter], scorers: &[WeightedScorer]) -> bool {
+    let filter = |f: &Filter| matches!(f, Filter::PrefixAffinity(affinity) if affinity.predicted);
+    let scorer = |s: &WeightedScorer| matches!(s.scorer, Scorer::Latency(_) | Scorer::AddedDelay);
+    filters.iter().any(filter) || scorers.iter().any(scorer)
 }
 
 impl Plan {
@@ -39,6 +47,7 @@ impl Plan {
                 scorers: counting(&config.scorers),
                 picker: config.picker,
                 endpoints_max: config.endpoints_max,
+                predicts: predicts(&[], &config.scorers),
             }];
         }
         let named = config.profiles.len() > 1;
@@ -53,6 +62,7 @@ impl Plan {
             scorers: counting(&profile.scorers),
             picker: profile.picker,
             endpoints_max: profile.endpoints_max,
+            predicts: predicts(&profile.filters, &profile.scorers),
         };
         config.profiles.iter().map(plan).collect()
     }
@@ -80,6 +90,7 @@ impl Plan {
                 | Filter::Signal(_)
                 | Filter::ContextLength(_)
                 | Filter::Unsaturated { .. }
+                | Filter::SloHeadroom { .. }
                 | Filter::Near(_) => {}
             }
         }
@@ -134,6 +145,8 @@ fn scores_prefix(scorer: &Scorer) -> bool {
         | Scorer::TokenLoad
         | Scorer::PrefixLength { .. }
         | Scorer::ColdSpread
+        | Scorer::Latency(_)
+        | Scorer::AddedDelay
         | Scorer::PrefillShare { .. } => true,
         Scorer::Queue
         | Scorer::KvCache

@@ -20,6 +20,7 @@ use crate::cached::{KvView, TokenCounts};
 use crate::gate::Gate;
 use crate::health::{Ejection, Health, Standing};
 use crate::plan::Plan;
+use crate::predict::{Predictor, PredictorAccuracy};
 use crate::prefix::{PreciseIndex, PrefixIndex};
 use crate::session::Sessions;
 use crate::site::Site;
@@ -61,6 +62,9 @@ pub struct PoolState {
     /// Prompts that nobody held anything of, so far.
     pub(crate) cold_prompts: u64,
     pub(crate) output_tokens: f32,
+    pub(crate) predictor: Predictor,
+    /// Prompt tokens that were found in a cache.
+    pub(crate) found: Found,
     pub(crate) gate: Gate,
     /// Requests that were let go by the gate and are not booked yet.
     pub(crate) coming: u32,
@@ -97,6 +101,27 @@ pub struct EndpointView {
     pub prefill_tokens_per_s: f32,
     /// What it says of its cache itself; `None` if nobody listens.
     pub kv: Option<KvView>,
+}
+
+/// The share of prompt tokens found in a cache, of late.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Found {
+    hit_tokens: f32,
+    prompt_tokens: f32,
+}
+
+impl Found {
+    /// What is left of a request's weight after each further one: about 500 count.
+    const KEEP: f32 = 0.998;
+
+    pub(crate) fn add(&mut self, hit_tokens: u32, prompt_tokens: u32) {
+        self.hit_tokens = self.hit_tokens * Self::KEEP + hit_tokens as f32;
+        self.prompt_tokens = self.prompt_tokens * Self::KEEP + prompt_tokens as f32;
+    }
+
+    pub(crate) fn share(self) -> f32 {
+        self.hit_tokens / self.prompt_tokens.max(1.0)
+    }
 }
 
 /// How full the endpoints are whose metrics are known.
@@ -138,6 +163,8 @@ impl PoolState {
             last_begun: NOWHERE,
             cold_prompts: 0,
             output_tokens: OUTPUT_TOKENS,
+            predictor: Predictor::default(),
+            found: Found::default(),
             gate: Gate::new(gate_limits(&pool.picker)),
             coming: 0,
         };
@@ -248,6 +275,7 @@ impl PoolState {
         self.by_address.remove(&slot.address);
         self.index.forget(at);
         self.unfollow(at);
+        self.predictor.forget(usize::from(at));
         self.free.push(at);
     }
 
@@ -422,6 +450,12 @@ impl PoolState {
             prefill_tokens_per_s: slot.speed.tokens_per_s(),
             kv: self.kv_view(at as u16),
         })
+    }
+
+    /// How well latencies are predicted.
+    #[must_use]
+    pub fn prediction_accuracy(&self) -> PredictorAccuracy {
+        self.predictor.accuracy()
     }
 
     /// Bytes that the prefix indices take, approximate and precise.

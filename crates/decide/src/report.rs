@@ -10,6 +10,8 @@ use forebay_model::picker::{PickerKind, Scorer, WeightedScorer};
 use serde::Serialize;
 use smallvec::SmallVec;
 
+use crate::predict::Prediction;
+
 /// Pools with more endpoints than this get a report on the best [`REPORTED_BEST`] only, so that
 /// a pick among a thousand does not spend its time on describing the others.
 pub const REPORTED_ALL_UP_TO: usize = 32;
@@ -88,6 +90,8 @@ pub struct Considered {
     pub knowledge: Knowledge,
     /// Time until this prompt would be prefilled, in milliseconds, if decode did not interfere.
     pub prefill_ms: f32,
+    /// The latency that it is predicted to have, if that was asked for and enough is known.
+    pub predicted: Option<Prediction>,
 }
 
 /// How it is known what an endpoint has in its cache.
@@ -141,6 +145,8 @@ pub enum Exclusion {
     ContextLength,
     /// Others are closer to the endpoint that does the request's other part.
     Far,
+    /// Others are predicted to keep the request's SLO.
+    Slo,
 }
 
 /// What decided between the candidates.
@@ -210,6 +216,7 @@ impl Counts {
             | Exclusion::Session
             | Exclusion::Load
             | Exclusion::ContextLength
+            | Exclusion::Slo
             | Exclusion::Far => &mut self.filtered,
         };
         *counter += 1;
@@ -249,6 +256,13 @@ pub enum Refusal {
         /// From where on requests like it are shed.
         limit: f32,
     },
+    /// No endpoint is predicted to keep the request's SLO.
+    SloOutOfReach {
+        /// Time to the first token that nine of ten such requests would have at the best, in ms.
+        ttft_ms: f32,
+        /// The same of the time between tokens.
+        tpot_ms: f32,
+    },
 }
 
 impl Refusal {
@@ -262,6 +276,7 @@ impl Refusal {
             Self::Filtered { .. } => "filtered",
             Self::UnknownProfile => "unknown-profile",
             Self::Saturated { .. } => "saturated",
+            Self::SloOutOfReach { .. } => "slo-out-of-reach",
         }
     }
 }
@@ -304,6 +319,12 @@ impl fmt::Display for Refusal {
                 f,
                 "the pool is saturated ({saturation:.2}, limit {limit:.2}) and requests of \
                  priority {priority} are shed: retry later or raise the objective's priority"
+            ),
+            Self::SloOutOfReach { ttft_ms, tpot_ms } => write!(
+                f,
+                "no endpoint is predicted to keep the request's SLO: nine of ten would have their \
+                 first token within {ttft_ms:.0} ms and further ones {tpot_ms:.1} ms apart: retry \
+                 later, or ask for less"
             ),
         }
     }
@@ -370,6 +391,7 @@ impl fmt::Display for Exclusion {
             Self::Load => "beyond a limit of a filter",
             Self::ContextLength => "not for prompts of this length",
             Self::Far => "others are closer to the request's other endpoint",
+            Self::Slo => "others are predicted to keep the request's SLO",
         })
     }
 }
@@ -410,6 +432,13 @@ impl fmt::Display for Report {
                 endpoint.knowledge,
                 endpoint.prefill_ms
             )?;
+            if let Some(p) = endpoint.predicted {
+                write!(
+                    f,
+                    ", predicted {:.0} ms to the first token and {:.1} ms between",
+                    p.ttft_ms, p.tpot_ms
+                )?;
+            }
             for (scorer, score) in self.scorers.iter().zip(&endpoint.scores) {
                 write!(
                     f,
@@ -445,6 +474,8 @@ pub fn name(scorer: &Scorer) -> &'static str {
         Scorer::PrefillShare { .. } => "prefill-share",
         Scorer::ActiveRequests { .. } => "active-requests",
         Scorer::ContextLength { .. } => "context-length",
+        Scorer::Latency(_) => "latency",
+        Scorer::AddedDelay => "added-delay",
         Scorer::Near => "near",
         Scorer::HeaderLabel { .. } => "header-label",
         Scorer::Signal { .. } => "signal",

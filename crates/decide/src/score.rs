@@ -12,6 +12,8 @@ use smallvec::SmallVec;
 
 use crate::ask::Ask;
 use crate::cached::Hit;
+use crate::latency;
+use crate::predict::Prediction;
 use crate::site::{self, Site};
 use crate::slot::Slot;
 
@@ -30,7 +32,7 @@ const INFLIGHT_TOKENS_RANGE_MIN: f32 = 16_384.0;
 const UNKNOWN: f32 = 0.5;
 
 /// One candidate as the scorers see it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Facts {
     pub(crate) slot: u16,
     /// What of the prompt is in its cache.
@@ -53,6 +55,8 @@ pub(crate) struct Facts {
     /// What the adapter's state there is worth; `None` if unknown or of no importance.
     pub(crate) lora: Option<f32>,
     pub(crate) had_session: bool,
+    /// Its latency, where somebody asks for it and enough is known.
+    pub(crate) predicted: Option<Prediction>,
 }
 
 /// What scorers look at besides the candidates' facts.
@@ -61,6 +65,8 @@ pub(crate) struct Look<'a> {
     pub(crate) ask: &'a Ask<'a>,
     pub(crate) slots: &'a [Slot],
     pub(crate) sites: &'a [Site],
+    /// Tokens that the answer is expected to have.
+    pub(crate) output_tokens: f32,
 }
 
 /// Writes one score per candidate.
@@ -123,6 +129,8 @@ pub(crate) fn score(scorer: &Scorer, look: Look<'_>, facts: &[Facts], out: &mut 
                 Some(Some(range)) => context_fit(look.ask.prompt_tokens, range),
             }
         }),
+        Scorer::Latency(scoring) => latency::score_latency(scoring, look, facts, out),
+        Scorer::AddedDelay => latency::score_added_delay(look, facts, out),
         Scorer::Near => each(facts, out, |f| {
             let own = &look.sites[usize::from(f.slot)].topology;
             match look.ask.near.and_then(|near| own.proximity(near)) {

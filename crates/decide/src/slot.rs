@@ -11,6 +11,7 @@ use smallvec::SmallVec;
 
 use crate::ask::Flight;
 use crate::health::Health;
+use crate::predict::Situation;
 
 /// Prefill speed assumed until measured, in tokens per second: Qwen3-32B on two H100, the value
 /// of llm-d's recipes.
@@ -21,6 +22,10 @@ const CALIBRATION_TOKENS_MIN: u64 = 1024;
 /// Speeds outside of this are measuring errors (a whole answer in the first byte, a cache hit
 /// that was not expected).
 const SPEED_RANGE: std::ops::RangeInclusive<f32> = 200.0..=5_000_000.0;
+/// How fast the rate of prompts sent to an endpoint forgets, in seconds: some answers' length.
+const RATE_MEMORY_S: f32 = 5.0;
+/// What an adapter's state is worth at least where it need not wait for a slot: see `lora_worth`.
+const LORA_ROOM: f32 = 0.7;
 /// Adapters sent to an endpoint since its last scrape that are remembered; more are not, and
 /// then count as not loaded until the scrape.
 const ADAPTERS_SINCE_MAX: usize = 16;
@@ -48,6 +53,8 @@ pub(crate) struct Slot {
     /// Index stamps of the requests whose first byte is still to come; as many as are in flight.
     pub(crate) awaiting: Vec<u64>,
     pub(crate) speed: PrefillSpeed,
+    /// Uncached prompt tokens that were sent there lately.
+    sent_rate: SentRate,
     /// When it last got a prompt of which nobody held anything, on the pool's own count; 0 is never.
     pub(crate) cold_stamp: u64,
     /// Base blocks that the endpoint is believed to have room for.
@@ -83,6 +90,24 @@ impl Draining {
 
     pub(crate) fn change(&mut self, by: f32, now: Moment, speed: f32) {
         self.tokens = (self.at(now, speed) + by).max(0.0);
+        self.at = now;
+    }
+}
+
+/// Tokens per second, as a moving mean with exponential weights.
+#[derive(Clone, Copy, Debug, Default)]
+struct SentRate {
+    tokens: f32,
+    at: Moment,
+}
+
+impl SentRate {
+    fn tokens_at(self, now: Moment) -> f32 {
+        self.tokens * (-now.since(self.at).as_secs_f32() / RATE_MEMORY_S).exp()
+    }
+
+    fn add(&mut self, tokens: f32, now: Moment) {
+        self.tokens = self.tokens_at(now) + tokens;
         self.at = now;
     }
 }
@@ -141,6 +166,7 @@ impl Slot {
                 samples: 0,
             },
             cold_stamp: 0,
+            sent_rate: SentRate::default(),
             prefix_capacity: 0,
         }
     }
@@ -187,6 +213,32 @@ impl Slot {
     pub(crate) fn backlog_tokens(&self, now: Moment) -> f32 {
         let speed = self.speed.tokens_per_s();
         self.streamed_backlog as f32 + self.whole_backlog.at(now, speed)
+    }
+
+    /// What the latency of a prompt depends on that has so many tokens, and so many not in cache.
+    /// What the server does not report is replaced by what was sent from here.
+    pub(crate) fn situation(
+        &self,
+        load: Option<&Load>,
+        prompt_tokens: u32,
+        uncached_tokens: u32,
+        lora: Option<f32>,
+        now: Moment,
+    ) -> Situation {
+        let own_waiting = self.awaiting.len() as f32;
+        let own_running = self.inflight_requests as f32 - own_waiting;
+        Situation {
+            waiting: load.and_then(|l| self.waiting(l)).unwrap_or(own_waiting),
+            running: load.and_then(|l| self.running(l)).unwrap_or(own_running),
+            kv_used: load.and_then(|l| self.kv_used(l)).unwrap_or(0.0),
+            ahead_tokens: self.backlog_tokens(now),
+            uncached_tokens: uncached_tokens as f32,
+            prompt_tokens: prompt_tokens as f32,
+            context_tokens: self.inflight_tokens as f32,
+            displaced: 0.0,
+            adapter_blocked: lora.is_some_and(|worth| worth < LORA_ROOM),
+            prefill_tokens_per_s: self.sent_rate.tokens_at(now) / RATE_MEMORY_S,
+        }
     }
 
     /// Whether the adapter was sent there since the last scrape.
@@ -266,6 +318,7 @@ impl Slot {
 impl Slot {
     pub(crate) fn book(&mut self, flight: &Flight, adapter: Option<u64>, now: Moment) {
         self.sent(flight.uncached_tokens, adapter);
+        self.sent_rate.add(flight.uncached_tokens as f32, now);
         self.inflight_requests += 1;
         self.inflight_tokens += u64::from(flight.total_tokens);
         self.awaiting.push(flight.stamp);

@@ -13,6 +13,7 @@ use crate::*;
 
 mod admission;
 mod events;
+mod profiles;
 mod scenarios;
 mod tables;
 

@@ -2,6 +2,7 @@
 //! help. Only syntax is judged here; what the values mean for the world (paths, ports) is found out
 //! by the role that uses them.
 
+pub(crate) mod epp;
 pub(crate) mod kubernetes;
 
 use std::net::{IpAddr, SocketAddr};
@@ -36,8 +37,8 @@ pub(crate) struct Cli {
 pub(crate) enum Role {
     /// Serve: routes requests as the manifests say, and follows their changes
     Gateway(Box<GatewayArgs>),
-    /// Pick endpoints for other gateways
-    Epp(EppArgs),
+    /// Pick endpoints for another proxy, which asks over external processing (Envoy, Istio, GKE)
+    Epp(Box<epp::EppArgs>),
     /// Simulate a model server that speaks vLLM's API (its numbers are a simulation's)
     Sim(SimArgs),
     /// Show the gateway at work against four simulated model servers
@@ -118,6 +119,9 @@ pub(crate) struct GatewayArgs {
     )]
     #[arg(value_parser = share)]
     pub(crate) otlp_sample: f64,
+    /// Export metrics by the names of llm-d's endpoint picker (llm_d_epp_*) too
+    #[arg(long, env = "FOREBAY_LLM_D_METRICS")]
+    pub(crate) llm_d_metrics: bool,
     /// How long a shutdown waits, no longer ready but still taking connections, for others to notice
     /// [default: 5s with --kubernetes, otherwise 0s]
     #[arg(long, value_name = "TIME", env = "FOREBAY_LAME_DUCK")]
@@ -140,6 +144,10 @@ pub(crate) struct GatewayArgs {
         default_value = "33554432"
     )]
     pub(crate) max_body_bytes: usize,
+    /// How endpoints of pools are chosen that have no policy of their own: an EndpointPickerConfig;
+    /// changes are followed (docs/picker-config.md)
+    #[arg(long, value_name = "FILE", env = "FOREBAY_PICKER_CONFIG")]
+    pub(crate) picker_config: Option<PathBuf>,
     /// How long a pool's own picker (endpointPickerRef) may take for an answer
     #[arg(
         long,
@@ -246,43 +254,6 @@ pub(crate) enum PickerResponses {
     Heads,
     /// Bodies too, as the protocol has it: it may read usage there, and change them
     Bodies,
-}
-
-#[derive(Args, Debug)]
-pub(crate) struct EppArgs {
-    #[command(subcommand)]
-    pub(crate) command: EppCommand,
-}
-
-#[derive(Subcommand, Debug)]
-pub(crate) enum EppCommand {
-    /// Read an EndpointPickerConfig and tell what each of its plugins becomes
-    Check(EppCheckArgs),
-}
-
-#[derive(Args, Debug)]
-#[command(after_help = "\
-Examples:
-  forebay epp check epp-config.yaml
-  kubectl get configmap epp -o jsonpath='{.data.default-plugins\\.yaml}' | forebay epp check -
-
-Exit status: 0 if the configuration holds, 1 if not, 2 if there is no such file.")]
-pub(crate) struct EppCheckArgs {
-    /// The configuration, of llm-d.ai/v1, llm-d.ai/v1alpha1 or inference.networking.x-k8s.io/v1alpha1;
-    /// - is stdin
-    #[arg(value_name = "CONFIG")]
-    pub(crate) config: PathBuf,
-    /// Form of what is printed
-    #[arg(long, value_name = "FORM", default_value = "text")]
-    pub(crate) output: Output,
-}
-
-#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Output {
-    /// For eyes
-    Text,
-    /// One JSON object
-    Json,
 }
 
 #[derive(Args, Debug)]
@@ -472,7 +443,7 @@ pub(crate) enum Workload {
 }
 
 /// A duration such as `250ms`, `1.5s`, `5m`, `1h`.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     const UNITS: [(&str, f64); 4] = [("ms", 0.001), ("s", 1.0), ("m", 60.0), ("h", 3600.0)];
     let help = || "write a number and a unit, such as 250ms, 1.5s, 5m or 1h".to_owned();
     let (unit, seconds) = UNITS
@@ -485,7 +456,7 @@ fn duration(text: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(number * seconds).map_err(|_| help())
 }
 
-fn share(text: &str) -> Result<f64, String> {
+pub(crate) fn share(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
         _ => Err("a share is a number from 0 to 1".to_owned()),

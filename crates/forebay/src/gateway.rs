@@ -15,11 +15,12 @@ use arc_swap::ArcSwapOption;
 use forebay_cluster::{FileSource, Published, Reread};
 use forebay_gateway::Gateway;
 use forebay_gateway::admin::{Admin, AdminState, Readiness, Told};
-use forebay_gateway::external;
 use forebay_gateway::kv_events::{self, peers};
 use forebay_gateway::settings::Settings;
+use forebay_gateway::shared::Shared;
 use forebay_gateway::signals::{self, Scraper};
 use forebay_gateway::telemetry::{self, Format, OtlpSettings, Telemetry};
+use forebay_gateway::{epp, external};
 use forebay_model::Snapshot;
 use serde_json::Value;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -28,13 +29,14 @@ use tokio::sync::watch;
 use crate::cli::{AccessLog, GatewayArgs, PeerArgs, PickerResponses};
 use crate::config_view::{self, counts};
 use crate::kubernetes::{Cluster, Following};
+use crate::policy::{Policy, PolicySource};
 use crate::{Failure, descriptors, logging};
 
 /// How often it is looked whether the configured ports are open.
 const PORTS_EVERY: Duration = Duration::from_millis(50);
 /// How long connections are still taken after a shutdown began, in a cluster: until the removal of
 /// the endpoint has come through to every node.
-const LAME_DUCK_IN_CLUSTER: Duration = Duration::from_secs(5);
+pub(crate) const LAME_DUCK_IN_CLUSTER: Duration = Duration::from_secs(5);
 /// How long queued log lines and spans may take at the end, each.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -46,6 +48,10 @@ pub(crate) struct Plan {
     pub(crate) telemetry: telemetry::Settings,
     pub(crate) scrape: signals::Settings,
     pub(crate) seed: u64,
+    /// The policy of pools that name none of their own, if it is not ours.
+    pub(crate) policy: Option<PolicySource>,
+    /// The ports of a picker; there are none of Gateways then.
+    pub(crate) epp: Option<epp::Settings>,
 }
 
 /// Where the configuration comes from.
@@ -65,6 +71,17 @@ pub(crate) fn run(args: &GatewayArgs) -> Result<(), Failure> {
         true => LAME_DUCK_IN_CLUSTER,
         false => Duration::ZERO,
     });
+    let peers = peers(&args.peers)?;
+    let plan = async { Ok(plan(args, source(args).await?, peers)) };
+    serve(plan, lame_duck)
+}
+
+/// Starts what `plan` comes to and serves until a signal ends it; after that for `lame_duck` more, so
+/// that others learn of it.
+pub(crate) fn serve(
+    plan: impl Future<Output = Result<Plan, Failure>>,
+    lame_duck: Duration,
+) -> Result<(), Failure> {
     descriptors::raise_limit_or_warn();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -72,7 +89,7 @@ pub(crate) fn run(args: &GatewayArgs) -> Result<(), Failure> {
         .map_err(|error| Failure::world(format!("no runtime: {error}")))?;
     let ended = runtime.block_on(async {
         let mut signals = Signals::listen()?;
-        let mut running = Running::start(plan(args, source(args).await?, peers(&args.peers)?))?;
+        let mut running = Running::start(plan.await?)?;
         let reread = running.reread.clone();
         tokio::select! {
             () = running.follow() => {}
@@ -106,7 +123,7 @@ async fn source(args: &GatewayArgs) -> Result<Source, Failure> {
 }
 
 /// How replicas tell each other what they know of caches, if they do.
-fn peers(args: &PeerArgs) -> Result<Option<peers::Settings>, Failure> {
+pub(crate) fn peers(args: &PeerArgs) -> Result<Option<peers::Settings>, Failure> {
     let Some(file) = &args.peer_token_file else {
         return Ok(None);
     };
@@ -157,15 +174,18 @@ fn plan(args: &GatewayArgs, source: Source, peers: Option<peers::Settings>) -> P
             ..defaults
         },
         telemetry: telemetry::Settings {
+            llm_d_names: args.llm_d_metrics,
             access_log: format(args.access_log),
             otlp,
         },
         scrape: scrape(args.scrape_interval),
         seed: args.seed.unwrap_or_else(random_seed),
+        policy: args.picker_config.clone().map(PolicySource::File),
+        epp: None,
     }
 }
 
-fn format(form: AccessLog) -> Format {
+pub(crate) fn format(form: AccessLog) -> Format {
     match form {
         AccessLog::Off => Format::Off,
         AccessLog::Text => Format::Text,
@@ -174,7 +194,7 @@ fn format(form: AccessLog) -> Format {
 }
 
 /// Idle endpoints are read less often, but never more often than busy ones.
-fn scrape(interval: Duration) -> signals::Settings {
+pub(crate) fn scrape(interval: Duration) -> signals::Settings {
     let defaults = signals::Settings::default();
     signals::Settings {
         interval,
@@ -184,7 +204,7 @@ fn scrape(interval: Duration) -> signals::Settings {
 }
 
 /// `::` takes IPv4 too; a kernel without IPv6 has only `0.0.0.0`.
-fn every_address() -> IpAddr {
+pub(crate) fn every_address() -> IpAddr {
     match TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)) {
         Ok(_) => Ipv6Addr::UNSPECIFIED.into(),
         Err(_) => Ipv4Addr::UNSPECIFIED.into(),
@@ -199,8 +219,9 @@ pub(crate) fn random_seed() -> u64 {
 /// A gateway that serves.
 #[derive(Debug)]
 pub(crate) struct Running {
-    /// Whether requests are served.
-    serves: bool,
+    serves: Serves,
+    /// What pools that name no policy of their own are picked by, if it is not ours.
+    policy: Option<Policy>,
     gateway: Gateway,
     telemetry: Arc<Telemetry>,
     readiness: Arc<Readiness>,
@@ -219,6 +240,7 @@ pub(crate) struct Running {
 impl Running {
     /// Starts every part; must be called within a runtime, which runs the source.
     pub(crate) fn start(plan: Plan) -> Result<Self, Failure> {
+        let policy = plan.policy.map(Policy::open).transpose()?;
         let origin = Origin::open(plan.source)?;
         let telemetry = Telemetry::new(&plan.telemetry).map_err(|error| {
             Failure::world(format!(
@@ -262,8 +284,17 @@ impl Running {
         if let Some(cluster) = &origin.cluster {
             telemetry.metrics.add(cluster.metrics.registry());
         }
-        let running = Self {
-            serves: origin.cluster.as_ref().is_none_or(|c| c.serves),
+        let serves = match (&plan.epp, &origin.cluster) {
+            (Some(_), _) => Serves::Calls,
+            (None, Some(cluster)) if !cluster.serves => Serves::Nothing,
+            (None, Some(_) | None) => Serves::Requests,
+        };
+        if let Some(settings) = &plan.epp {
+            start_epp(gateway.shared(), settings, &readiness)?;
+        }
+        let mut running = Self {
+            serves,
+            policy,
             gateway,
             telemetry,
             readiness,
@@ -284,13 +315,21 @@ impl Running {
     }
 
     /// Puts what the source holds into force.
-    fn publish(&self) {
-        let published = self.published.borrow().clone();
+    fn publish(&mut self) {
+        let mut published = self.published.borrow_and_update().clone();
+        if let Some(policy) = &mut self.policy {
+            published.snapshot = policy.put_into(&published.snapshot);
+            if let Some(sound) = policy.news() {
+                let metrics = &self.telemetry.metrics;
+                metrics.picker_config_loaded(sound, SystemTime::now());
+            }
+        }
         self.in_force.store(Some(Arc::new(published.clone())));
         let sound = counts(&published.snapshot.problems).errors == 0;
         self.gateway.publish(match self.serves {
-            true => published.snapshot,
-            false => Arc::new(without_ports(&published.snapshot)),
+            Serves::Requests => published.snapshot,
+            Serves::Calls => Arc::new(pools_only(&published.snapshot)),
+            Serves::Nothing => Arc::new(without_ports(&published.snapshot)),
         });
         self.telemetry
             .metrics
@@ -308,6 +347,7 @@ impl Running {
                     Ok(()) => self.publish(),
                     Err(_) => return self.follow_ports(ticks).await,
                 },
+                () = changed(&mut self.policy) => self.publish(),
                 _ = ticks.tick() => self.note_ports(),
             }
         }
@@ -316,8 +356,10 @@ impl Running {
     /// The source is gone, which it has logged; what it gave last is served on.
     async fn follow_ports(&mut self, mut ticks: tokio::time::Interval) {
         loop {
-            ticks.tick().await;
-            self.note_ports();
+            tokio::select! {
+                () = changed(&mut self.policy) => self.publish(),
+                _ = ticks.tick() => self.note_ports(),
+            }
         }
     }
 
@@ -377,8 +419,53 @@ impl Running {
     }
 }
 
+/// Returns when the policy has changed; never, if there is none.
+async fn changed(policy: &mut Option<Policy>) {
+    match policy {
+        Some(policy) => policy.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
 fn cut_off(signal: &str) -> Failure {
     Failure::world(format!("{signal} again: open streams were cut off"))
+}
+
+/// What a process does with requests.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Serves {
+    /// It takes them.
+    Requests,
+    /// It is asked about them.
+    Calls,
+    /// None of it.
+    Nothing,
+}
+
+fn start_epp(
+    shared: &Arc<Shared>,
+    settings: &epp::Settings,
+    readiness: &Arc<Readiness>,
+) -> Result<(), Failure> {
+    let started = epp::Epp::start(shared, settings, Arc::clone(readiness));
+    let epp = started.map_err(|error| {
+        Failure::world(format!("external processing cannot be served: {error}"))
+    })?;
+    tracing::info!(security = ?settings.security, "external processing on {}", epp.address);
+    if let Some(health) = epp.health {
+        tracing::info!("gRPC health on {health}");
+    }
+    Ok(())
+}
+
+/// What a picker needs: pools, and no port to open.
+fn pools_only(snapshot: &Snapshot) -> Snapshot {
+    Snapshot {
+        generation: snapshot.generation,
+        pools: snapshot.pools.clone(),
+        problems: snapshot.problems.clone(),
+        ..Snapshot::default()
+    }
 }
 
 /// What a process that serves nothing shows: everything that is wrong, and no port to open.

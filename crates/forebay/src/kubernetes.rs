@@ -1,9 +1,10 @@
 //! The flags of `forebay gateway --kubernetes` to a source and a controller, and their end.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
-use forebay_api::Settings;
 use forebay_api::infrastructure::Site;
+use forebay_api::{Kind, Settings};
 use forebay_cluster::Published;
 use forebay_cluster::kubernetes::{
     Controller, ControllerOptions, Election, KubernetesSource, Metrics, Server,
@@ -20,6 +21,13 @@ use crate::gateway::random_seed;
 const LEASE: &str = "forebay-gateway";
 /// GKE's classes that a Gateway may have and be served here; its load balancers do not see it.
 const GKE_CLASSES: [&str; 2] = ["gke-l7-rilb", "gke-l7-regional-external-managed"];
+/// What a picker reads.
+const PICKER_KINDS: [Kind; 4] = [
+    Kind::InferencePool,
+    Kind::InferenceObjective,
+    Kind::InferenceModelRewrite,
+    Kind::Pod,
+];
 /// How long giving back the Lease may take at the end.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -74,6 +82,30 @@ impl Cluster {
             metrics,
             source,
             controller,
+        })
+    }
+
+    /// The same for a picker: reads what pools are made of, in these namespaces or in all, and writes
+    /// nothing.
+    pub(crate) async fn for_picker(
+        kubeconfigs: &[PathBuf],
+        namespaces: Vec<String>,
+    ) -> Result<Self, Failure> {
+        let server = Server::find(kubeconfigs).await.map_err(|error| {
+            Failure::world(format!("no way to a Kubernetes API server: {error}"))
+        })?;
+        let metrics = Metrics::default();
+        let settings = Settings::cluster();
+        let name = format!("the Kubernetes API at {}", server.url());
+        let (source, published) =
+            KubernetesSource::open(server, settings, namespaces, metrics.clone());
+        Ok(Self {
+            name,
+            published,
+            serves: true,
+            metrics,
+            source: source.only(PICKER_KINDS),
+            controller: None,
         })
     }
 

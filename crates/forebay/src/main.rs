@@ -1,7 +1,8 @@
 //! The `forebay` program: flags, roles and wiring.
 //!
-//! Each role has a file of its own: [`gateway`] serves, [`sim`] stands in for a model server,
-//! [`demo`] shows both; [`epp`] picks for other gateways; [`check`], [`status`] and [`explain`] tell what is going on. Nothing is
+//! Each role has a file of its own: [`gateway`] serves, [`epp`] picks for other proxies and
+//! [`epp_check`] reads its configuration, [`sim`] stands in for a model server, [`demo`] shows both;
+//! [`check`], [`status`] and [`explain`] tell what is going on. Nothing is
 //! decided here; this crate only connects the others and talks to the terminal.
 
 mod admin_client;
@@ -11,11 +12,13 @@ mod config_view;
 mod demo;
 mod descriptors;
 mod epp;
+mod epp_check;
 mod explain;
 mod gateway;
 mod kubernetes;
 mod logging;
 mod manifest_text;
+mod policy;
 mod sim;
 mod status;
 mod table;
@@ -25,6 +28,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser as _};
 
+use cli::epp::EppCommand;
 use cli::{Cli, Role};
 
 /// A request makes and frees several dozen small pieces of memory on one thread, which this
@@ -60,7 +64,7 @@ impl Failure {
 }
 
 fn main() -> ExitCode {
-    match run(Cli::parse().role) {
+    match run(Cli::parse_from(epp::compatible(std::env::args_os())).role) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             if !failure.message.is_empty() {
@@ -74,7 +78,10 @@ fn main() -> ExitCode {
 fn run(role: Role) -> Result<(), Failure> {
     match role {
         Role::Gateway(args) => gateway::run(&args),
-        Role::Epp(args) => epp::run(args),
+        Role::Epp(args) => match &args.command {
+            Some(EppCommand::Check(check)) => epp_check::run(check),
+            None => epp::run(&args),
+        },
         Role::Sim(args) => sim::run(args),
         Role::Demo(args) => demo::run(&args),
         Role::Check(args) => check::run(args),

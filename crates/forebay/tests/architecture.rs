@@ -1,4 +1,4 @@
-//! ARCHITECTURE.md's table of what may use what, held against the manifests.
+//! ARCHITECTURE.md's table of what may use what, held against the manifests, and the records of decisions.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -159,6 +159,57 @@ fn pure_crates_reach_no_runtime_and_no_kubernetes() {
                 !reached.contains(forbidden),
                 "{name} reaches {forbidden}, but ARCHITECTURE.md says \"`model`, `dialect`, `decide`, \
                  `api` and `tokenize` are pure\"; `cargo tree -p {name} -i {forbidden}` shows the way"
+            );
+        }
+    }
+}
+
+/// The files below `folder` that are read by people or compilers.
+fn texts(folder: &Path, out: &mut Vec<std::path::PathBuf>) {
+    for entry in std::fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if path.is_dir() && name != "target" && !name.starts_with('.') {
+            texts(&path, out);
+        } else if name.ends_with(".rs") || name.ends_with(".md") {
+            out.push(path);
+        }
+    }
+}
+
+#[test]
+fn every_decision_has_a_number_of_its_own_and_whoever_names_one_names_one_that_is_there() {
+    let folder = root().join("docs/decisions");
+    let mut names = BTreeSet::new();
+    let mut numbers = BTreeSet::new();
+    for entry in std::fs::read_dir(&folder).expect("the decisions") {
+        let path = entry.expect("an entry").path();
+        let name = path.file_name().expect("a name").to_string_lossy();
+        let number = name[..3].to_owned();
+        let text = std::fs::read_to_string(&path).expect("UTF-8");
+        assert!(text.starts_with(&format!("# {number}. ")), "{name}");
+        assert!(numbers.insert(number), "{name}: its number is taken");
+        names.insert(name.into_owned());
+    }
+    let mut files = Vec::new();
+    for part in ["docs", "crates", "xtask"] {
+        texts(&root().join(part), &mut files);
+    }
+    // Put together here, so that this file names none.
+    let mark = ["decisions", ""].join("/");
+    for file in files {
+        let text = std::fs::read_to_string(&file).expect("UTF-8");
+        for (at, _) in text.match_indices(&mark) {
+            let rest = &text[at + mark.len()..];
+            let Some(end) = rest.find(".md") else {
+                continue;
+            };
+            let named = format!("{}.md", &rest[..end]);
+            let is_name = named.starts_with(|c: char| c.is_ascii_digit()) && !named.contains('\n');
+            assert!(
+                !is_name || names.contains(&named),
+                "{} names {named}",
+                file.display()
             );
         }
     }

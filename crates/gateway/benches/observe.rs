@@ -39,6 +39,7 @@ fn main() {
 fn scraping() {
     let live = Arc::new(ArcSwap::from_pointee(configured(&endpoints())));
     let settings = Settings {
+        llm_d_names: false,
         access_log: Format::Off,
         otlp: None,
     };
@@ -187,6 +188,7 @@ fn configured(endpoints: &[SocketAddr]) -> Live {
         gateway: ObjectName::new("default", "edge"),
         name: "http".into(),
         hostname: None,
+        refused: false,
         certificates: Vec::new(),
         clients: None,
         routes: Arc::new(RouteTable::build(vec![(
@@ -218,6 +220,7 @@ fn configured(endpoints: &[SocketAddr]) -> Live {
 fn settling(what: &str, access_log: Format) {
     let settings = Settings {
         access_log,
+        llm_d_names: false,
         otlp: None,
     };
     let telemetry = Telemetry::with_log_sink(&settings, Box::new(io::sink())).expect("a thread");

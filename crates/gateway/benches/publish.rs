@@ -98,6 +98,7 @@ fn snapshot() -> Snapshot {
         gateway: ObjectName::new("edge", "gateway"),
         name: format!("listener-{n}").into(),
         hostname: Some(HostPattern::parse(&format!("host-{n}.test"))),
+        refused: false,
         certificates: Vec::new(),
         clients: None,
         routes: Arc::clone(&routes),

@@ -456,6 +456,7 @@ mod tests {
 
     fn running() -> Running {
         let settings = telemetry::Settings {
+            llm_d_names: false,
             access_log: telemetry::Format::Off,
             otlp: None,
         };

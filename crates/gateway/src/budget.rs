@@ -119,6 +119,7 @@ mod tests {
             ..Settings::default()
         };
         let off = telemetry::Settings {
+            llm_d_names: false,
             access_log: telemetry::Format::Off,
             otlp: None,
         };

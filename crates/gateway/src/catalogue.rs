@@ -6,6 +6,7 @@
 
 use rustc_hash::FxHashSet;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -82,7 +83,7 @@ pub(crate) async fn list(
 }
 
 /// Whether the pool is known to have a model; an old list is fetched anew in passing.
-pub(crate) fn has(ex: &Exchange, runtime: &Arc<PoolRuntime>, model: &str) -> bool {
+pub(crate) fn has(worker: &Rc<Worker>, runtime: &Arc<PoolRuntime>, model: &str) -> bool {
     let known = runtime.catalogue.known.load();
     let Some(known) = &*known else {
         return false;
@@ -90,7 +91,7 @@ pub(crate) fn has(ex: &Exchange, runtime: &Arc<PoolRuntime>, model: &str) -> boo
     let names = known.names.as_ref();
     let has = names.is_none_or(|names| names.contains(model));
     if has && clock::now().since(known.at) > FRESH_FOR {
-        let (worker, runtime) = (std::rc::Rc::clone(&ex.worker), Arc::clone(runtime));
+        let (worker, runtime) = (Rc::clone(worker), Arc::clone(runtime));
         tokio::task::spawn_local(async move {
             refresh(&worker, &runtime, FRESH_FOR).await;
         });
@@ -100,11 +101,11 @@ pub(crate) fn has(ex: &Exchange, runtime: &Arc<PoolRuntime>, model: &str) -> boo
 
 /// Asks the endpoints, and refuses a model that the pool does not have.
 pub(crate) async fn check(
-    ex: &Exchange,
+    worker: &Worker,
     runtime: &Arc<PoolRuntime>,
     model: &str,
 ) -> Result<(), Refusal> {
-    let known = refresh(&ex.worker, runtime, DOUBTED_AFTER).await;
+    let known = refresh(worker, runtime, DOUBTED_AFTER).await;
     match known.as_ref().and_then(|known| known.names.as_ref()) {
         Some(names) if !names.contains(model) => Err(unknown(runtime, model, names)),
         // Nobody knows better than the endpoint itself.

@@ -153,7 +153,8 @@ async fn serve_tls(worker: &Rc<Worker>, mut stream: TcpStream, client: Client, u
     let Some((at, (listener, ends))) = found else {
         failed("no_listener");
         // Where nothing but bytes is passed on, a name that nobody has is like a closed port.
-        if port.listeners.iter().any(|l| l.tls_routes.is_none()) {
+        let is_http = |l: &Listener| l.tls_routes.is_none() && !l.refused;
+        if port.listeners.iter().any(is_http) {
             hello::refuse(&mut stream).await;
         }
         return;

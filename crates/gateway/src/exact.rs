@@ -4,26 +4,26 @@
 //! Whatever keeps them from being known costs a request nothing: it is compared byte by byte, which
 //! the decision's report and a metric say.
 
-use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use forebay_decide::TokenChain;
 use forebay_dialect::Api;
 use forebay_model::picker::PrecisePrefix;
 use forebay_tokenize::Api as PromptApi;
 
-use crate::exchange::Exchange;
-use crate::inference::Reading;
-use crate::onward::ClientBody;
 use crate::pools::PoolRuntime;
+use crate::reading::Reading;
+use crate::worker::Worker;
 
 /// Hashes the prompt's tokens into `chains`; how many there are, or `None` if nobody asks or they
 /// are not known.
 pub(crate) fn hash_tokens(
-    ex: &Exchange,
-    runtime: &Arc<PoolRuntime>,
+    worker: &Worker,
+    api: Api,
+    runtime: &PoolRuntime,
     reading: &Reading,
-    body: &ClientBody,
+    body: Option<&Bytes>,
     model: Option<&str>,
     chains: &mut Vec<TokenChain>,
 ) -> Option<u32> {
@@ -32,14 +32,12 @@ pub(crate) fn hash_tokens(
     // One short hold of the lock: which blocks its endpoints have, and whether the model is an
     // adapter.
     let plan = runtime.state().token_plan(model)?;
-    let metrics = &ex.worker.shared.telemetry.metrics;
-    match tokens(ex, precise, body) {
+    let metrics = &worker.shared.telemetry.metrics;
+    match tokens(worker, api, precise, body) {
         Ok(tokens) => {
             metrics.tokenized(&runtime.name, "exact");
-            let salt = body.held().and_then(|held| {
-                let salt = reading.scan.cache_salt?;
-                Some(salt.value(held))
-            });
+            let salt = reading.scan.cache_salt.zip(body);
+            let salt = salt.map(|(salt, body)| salt.value(body));
             plan.hash(&tokens, salt.as_deref(), chains);
             u32::try_from(tokens.len()).ok()
         }
@@ -52,17 +50,18 @@ pub(crate) fn hash_tokens(
 
 /// The prompt's tokens, or a word for why they are not known.
 fn tokens(
-    ex: &Exchange,
+    worker: &Worker,
+    api: Api,
     precise: &PrecisePrefix,
-    body: &ClientBody,
+    body: Option<&Bytes>,
 ) -> Result<Vec<u32>, &'static str> {
     let name = precise.tokenizer.as_deref().ok_or("no-tokenizer")?;
-    let api = api(ex.record.api).ok_or("api")?;
-    let body = body.held().ok_or("not-held")?;
+    let api = prompt_api(api).ok_or("api")?;
+    let body = body.ok_or("not-held")?;
     if body.len() > precise.tokenized_bytes_max {
         return Err("too-long");
     }
-    let tokenizer = ex.worker.shared.tokenizers.get(name);
+    let tokenizer = worker.shared.tokenizers.get(name);
     let tokenizer = tokenizer.ok_or("tokenizer-not-ready")?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let now_s = now.map_or(0, |now| now.as_secs().cast_signed());
@@ -70,7 +69,7 @@ fn tokens(
 }
 
 /// The API by which the body's prompt is found; `None` for those that have none of this kind.
-fn api(api: Api) -> Option<PromptApi> {
+fn prompt_api(api: Api) -> Option<PromptApi> {
     Some(match api {
         Api::ChatCompletions => PromptApi::Chat,
         Api::Completions => PromptApi::Completions,

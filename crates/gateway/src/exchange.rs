@@ -29,7 +29,7 @@ use crate::respond::Refusal;
 use crate::upstream::strip;
 use crate::view::View;
 use crate::worker::Worker;
-use crate::{clock, filters, grpc, inference, mirror, service};
+use crate::{clock, filters, grpc, inference, mirror, reading, service};
 
 /// Where the request went.
 const ENDPOINT_HEADER: HeaderName = HeaderName::from_static("x-forebay-endpoint");
@@ -164,6 +164,9 @@ impl Exchange {
             && !tls.is_for(listener, listeners, &record.host)
         {
             return Err(Refusal::misdirected(&record.host));
+        }
+        if listener.refused {
+            return Err(Refusal::no_route(&record.host, &record.path));
         }
         record.gateway = Some(live.name(&listener.gateway));
         Ok(listener)
@@ -321,7 +324,7 @@ impl Exchange {
     /// Makes the body's model visible to header matches.
     fn name_model(&self, parts: &mut Parts, body: &ClientBody) -> Result<(), Refusal> {
         if let Some(bytes) = body.held()
-            && let Some(model) = inference::model_of(self.record.api, &parts.headers, bytes)?
+            && let Some(model) = reading::model_of(self.record.api, &parts.headers, bytes)?
             && model.len() <= MODEL_BYTES_MAX
             && let Ok(value) = HeaderValue::from_str(&model)
         {

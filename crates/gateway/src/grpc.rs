@@ -28,7 +28,7 @@ pub(crate) enum Code {
 
 impl Code {
     /// What a refusal with this status is in gRPC.
-    fn of(status: StatusCode, reason: &str) -> Self {
+    pub(crate) fn of(status: StatusCode, reason: &str) -> Self {
         match status.as_u16() {
             401 => Self::Unauthenticated,
             403 => Self::PermissionDenied,
@@ -90,6 +90,17 @@ pub(crate) fn status(fields: &HeaderMap) -> Option<u16> {
     fields.get(STATUS)?.to_str().ok()?.parse().ok()
 }
 
+/// The status of HTTP that means the same as a status of gRPC by which an endpoint says that it did not
+/// do its part: UNKNOWN, of what it did not catch, INTERNAL and DATA_LOSS are 500, UNAVAILABLE is 503.
+/// The others are about the request, the client's rights or the client's time.
+pub(crate) fn fault(code: u16) -> Option<u16> {
+    match code {
+        2 | 13 | 15 => Some(500),
+        14 => Some(503),
+        _ => None,
+    }
+}
+
 /// As the protocol has it: printable ASCII without `%` as it is, every other byte as `%XX`.
 fn percent_encoded(text: &str) -> String {
     use std::fmt::Write as _;
@@ -135,6 +146,13 @@ mod tests {
         check(502, "backend_tls", Code::Unavailable);
         check(503, "no_ready_endpoint", Code::Unavailable);
         check(504, "upstream_timeout", Code::DeadlineExceeded);
+    }
+
+    #[test]
+    fn of_the_statuses_of_an_endpoint_those_that_blame_itself_are_faults() {
+        let faults = (0..=17).filter_map(|code| Some((code, fault(code)?)));
+        let faults: Vec<_> = faults.collect();
+        assert_eq!(faults, [(2, 500), (13, 500), (14, 503), (15, 500)]);
     }
 
     #[test]

@@ -4,20 +4,16 @@
 //! tried: the ordered list of the pick is walked, then the pick is made anew without those that
 //! failed. After the first byte a request stays where it is.
 
-use std::borrow::Cow;
-use std::hash::Hasher;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use forebay_decide::{
-    Ask, BlockHash, ChainSeed, End, EndKind, FailureKind, Refusal as PickRefusal, Waiter,
-};
+use forebay_decide::{Ask, End, EndKind, FailureKind, Waiter};
 use forebay_dialect::observe::ResponseObserver;
-use forebay_dialect::splice::{ModelRestorer, replace_model};
-use forebay_dialect::{Api, BodyKind, Scan, Span, Text, multipart, scan};
+use forebay_dialect::splice::ModelRestorer;
+use forebay_dialect::{Api, BodyKind};
 use forebay_model::pool::ExternalPicker;
 use forebay_model::route::Rule;
 use forebay_model::{AppProtocol, ObjectName, Pool};
@@ -32,14 +28,16 @@ use crate::exchange::Exchange;
 use crate::external::{self, Asked, Question};
 use crate::onward::{ClientBody, Onward, OnwardHead, Upgrade};
 use crate::peek::Peeked;
+use crate::phases::{self, Order};
 use crate::pools::{InFlight, PoolRuntime};
-use crate::queue::{self, Place};
+use crate::queue::Place;
+use crate::reading::{self, Controls, ModelAt, Reading, renamed};
 use crate::record::Try;
 use crate::relay::{Body, Passing, Relay, Settle};
 use crate::respond::Refusal;
 use crate::told::ToldFields;
 use crate::upstream::{self, Answer, AnswerBody, Head, Outgoing, Peer, SendError};
-use crate::{catalogue, clock, tunnel};
+use crate::{catalogue, clock, slo, tunnel};
 
 /// Endpoints tried for one request, the first included. More would let a broken request wear out
 /// a whole pool.
@@ -47,56 +45,6 @@ const TRIES_MAX: usize = 5;
 /// Opaque bodies up to this size are read first, so that another endpoint can be tried; longer
 /// ones are passed on as they come, once.
 const OPAQUE_BODY_BYTES_MAX: u64 = 1 << 20;
-/// Tokens assumed for a prompt that cannot be read.
-const OPAQUE_PROMPT_TOKENS: u32 = 64;
-
-/// A field that a client steers its request with.
-enum Control {
-    /// Names the request's objective; endpoints do not need to see it.
-    Objective,
-    /// Names whom the request is for; tenants take turns where they have to wait.
-    Fairness,
-    /// Endpoints do not need to see it.
-    Ours,
-    /// Names a session; of several the lowest rank wins.
-    Session(u8),
-}
-
-/// What a field is for. A match on the whole name costs a comparison or two, not one per name.
-fn control(name: &str) -> Option<Control> {
-    Some(match name {
-        "x-llm-d-inference-objective" | "x-gateway-inference-objective" => Control::Objective,
-        "x-llm-d-inference-fairness-id" | "x-gateway-inference-fairness-id" => Control::Fairness,
-        "x-gateway-destination-endpoint"
-        | "x-gateway-destination-endpoint-subset"
-        | "x-gateway-model-name"
-        | "x-llm-d-model-name-rewrite" => Control::Ours,
-        "x-session-token" => Control::Session(0),
-        "x-session-id" => Control::Session(1),
-        "x-claude-code-session-id" => Control::Session(2),
-        "x-session-affinity" => Control::Session(3),
-        "session-id" => Control::Session(4),
-        "session_id" => Control::Session(5),
-        _ => return None,
-    })
-}
-
-/// What the body says, as far as routing cares.
-#[derive(Debug, Default)]
-pub(crate) struct Reading {
-    pub(crate) scan: Scan,
-    stream: bool,
-    model: Option<Box<str>>,
-    model_at: Option<ModelAt>,
-    prompt_tokens: u32,
-}
-
-/// Where the body names its model.
-#[derive(Clone, Copy, Debug)]
-enum ModelAt {
-    Json(Text),
-    Form(Span),
-}
 
 /// The request as it goes to endpoints, the same for every try.
 struct Sending<'a> {
@@ -150,17 +98,21 @@ pub(crate) async fn serve(
     if api.body() != BodyKind::Opaque || worth_reading() {
         ex.read_body(&mut onward).await?;
     }
-    let reading = read(api, &onward)?;
+    let content_type = reading::content_type(&onward.head.headers);
+    let reading = Reading::of(api, content_type, onward.body.held())?;
     ex.record.model.clone_from(&reading.model);
     ex.record.stream = reading.stream;
-    let shown = pool.external.is_some().then(|| shown(&onward.head.headers));
+    let shown = pool
+        .external
+        .is_some()
+        .then(|| reading::shown(&onward.head.headers));
     let controls = Controls::take(pool, &mut onward.head.headers);
     ex.record.priority = controls.priority;
     let session = controls
         .session
-        .or_else(|| session_of_body(&reading, &onward.body));
+        .or_else(|| reading.session(onward.body.held()));
     take_encodings(api, &mut onward.head.headers);
-    let served_name = rewrite(ex, pool, &reading);
+    let served_name = phases::rewrite(&ex.worker, &mut ex.record, pool, &reading);
     let target_model = served_name.as_deref().or(reading.model.as_deref());
     let asked = match (&pool.external, shown) {
         (Some(picker), Some(shown)) => {
@@ -174,21 +126,21 @@ pub(crate) async fn serve(
         // Which models there are, and who has to wait, is its business then.
         Some(asked) => Chooser::Outside(asked),
         None => {
-            if let Some(model) = target_model
-                && !catalogue::has(ex, runtime, model)
-            {
-                Box::pin(catalogue::check(ex, runtime, model)).await?;
-            }
             let waiter = Waiter {
                 priority: controls.priority,
                 fairness: controls.fairness,
                 bytes: onward.body.held_bytes(),
             };
-            Chooser::BuiltIn(match queue::enter(ex, runtime, waiter)? {
-                None => None,
-                // Boxed, so that those who need not wait do not carry it along.
-                Some(waiting) => Some(Box::pin(waiting.turn(ex)).await?),
-            })
+            let record = &mut ex.record;
+            let admitting = phases::admit(
+                &ex.worker,
+                record,
+                runtime,
+                target_model,
+                waiter,
+                ex.deadline,
+            );
+            Chooser::BuiltIn(admitting.await?)
         }
     };
 
@@ -198,33 +150,26 @@ pub(crate) async fn serve(
     let mut chains = ex.worker.token_chains.take();
     let mut exact = None;
     if forebay_decide::reads_prefix(&pool.picker) {
-        hash_prompt(pool, &reading, &onward.body, target_model, &mut hashes);
+        reading.hash_prompt(pool, onward.body.held(), target_model, &mut hashes);
+        let held = onward.body.held();
+        let (worker, api) = (&ex.worker, ex.record.api);
         exact = exact::hash_tokens(
-            ex,
+            worker,
+            api,
             runtime,
             &reading,
-            &onward.body,
+            held,
             target_model,
             &mut chains,
         );
     }
+    let estimated = phases::ask(&ex.record, &reading, target_model, &hashes, session);
     let ask = Ask {
-        model: target_model,
-        prefix: &hashes,
+        slo: slo::of(&onward.head.headers),
         tokens: if exact.is_some() { &chains } else { &[] },
-        prompt_tokens: exact.unwrap_or(reading.prompt_tokens),
-        output_tokens_max: reading
-            .scan
-            .limits
-            .tokens()
-            .and_then(|n| u32::try_from(n).ok()),
-        session,
-        priority: ex.record.priority,
-        stream: ex.record.stream,
-        subset: None,
+        prompt_tokens: exact.unwrap_or(estimated.prompt_tokens),
         fields: &told.as_texts(),
-        near: None,
-        avoid: &[],
+        ..estimated
     };
     let upgrade = onward.upgrade.take();
     let (mut body, _held) = outgoing(ex, onward.body, reading.model_at, served_name.as_deref());
@@ -279,182 +224,7 @@ fn take_encodings(api: Api, headers: &mut HeaderMap) {
     }
 }
 
-// === peek ===
-
-/// The model that a body names, for routes that match on it.
-pub(crate) fn model_of<'a>(
-    api: Api,
-    headers: &HeaderMap,
-    body: &'a [u8],
-) -> Result<Option<Cow<'a, str>>, Refusal> {
-    Ok(match api.body() {
-        BodyKind::Opaque => None,
-        BodyKind::Json => scan_json(api, body)?.model_name(body),
-        BodyKind::Multipart => scan_form(headers, body)?
-            .model_name(body)
-            .map(Cow::Borrowed),
-    })
-}
-
-fn scan_json(api: Api, body: &[u8]) -> Result<Scan, Refusal> {
-    scan::scan(api, body).map_err(|error| Refusal {
-        param: Some("body"),
-        ..Refusal::bad_request(
-            "invalid_json",
-            format!("the body is not valid JSON: {error}"),
-        )
-    })
-}
-
-fn scan_form(headers: &HeaderMap, body: &[u8]) -> Result<multipart::Form, Refusal> {
-    let content_type = headers
-        .get(header::CONTENT_TYPE)
-        .and_then(|v| v.to_str().ok());
-    multipart::fields(content_type.unwrap_or_default(), body)
-        .map_err(|error| Refusal::bad_request("invalid_form", error.to_string()))
-}
-
-fn read(api: Api, onward: &Onward) -> Result<Reading, Refusal> {
-    let opaque = Reading {
-        prompt_tokens: OPAQUE_PROMPT_TOKENS,
-        ..Reading::default()
-    };
-    let Some(body) = onward.body.held() else {
-        return Ok(opaque);
-    };
-    match api.body() {
-        BodyKind::Opaque => Ok(opaque),
-        BodyKind::Multipart => {
-            let form = scan_form(&onward.head.headers, body)?;
-            Ok(Reading {
-                stream: form.stream.unwrap_or(false),
-                model: form.model_name(body).map(Into::into),
-                model_at: form.model.map(ModelAt::Form),
-                ..opaque
-            })
-        }
-        BodyKind::Json => {
-            let scan = scan_json(api, body)?;
-            Ok(Reading {
-                stream: scan.stream.unwrap_or(false),
-                model: scan.model_name(body).map(|name| name.as_ref().into()),
-                model_at: scan.model.map(ModelAt::Json),
-                prompt_tokens: u32::try_from(scan.prompt_tokens_estimate(body)).unwrap_or(u32::MAX),
-                scan,
-            })
-        }
-    }
-}
-
-/// What the client's control fields say; they go no further.
-#[derive(Debug, Default)]
-struct Controls {
-    priority: i32,
-    /// Hash of the tenant's id; 0 for all who name none.
-    fairness: u64,
-    session: Option<u64>,
-}
-
-impl Controls {
-    /// Reads and removes them. One pass over the fields that are there: most requests have none.
-    fn take(pool: &Pool, headers: &mut HeaderMap) -> Self {
-        let mut found = Self::default();
-        let mut best = u8::MAX;
-        let mut gone: SmallVec<[http::HeaderName; 4]> = SmallVec::new();
-        for (name, value) in &*headers {
-            match control(name.as_str()) {
-                None => {}
-                Some(Control::Objective) => {
-                    let objective = value.to_str().unwrap_or_default();
-                    found.priority = pool.objectives.get(objective).copied().unwrap_or(0);
-                    gone.push(name.clone());
-                }
-                Some(Control::Fairness) => {
-                    found.fairness = key_of(value.as_bytes());
-                    gone.push(name.clone());
-                }
-                Some(Control::Ours) => gone.push(name.clone()),
-                Some(Control::Session(rank)) if rank < best => {
-                    best = rank;
-                    found.session = Some(key_of(value.as_bytes()));
-                }
-                Some(Control::Session(_)) => {}
-            }
-        }
-        for name in gone {
-            headers.remove(name);
-        }
-        found
-    }
-}
-
-/// The fields as a picker outside is shown them: all but those that say what is for it to say.
-fn shown(headers: &HeaderMap) -> HeaderMap {
-    let mut shown = headers.clone();
-    for name in headers.keys() {
-        if matches!(control(name.as_str()), Some(Control::Ours)) {
-            shown.remove(name);
-        }
-    }
-    shown
-}
-
-/// The session that the body names.
-fn session_of_body(reading: &Reading, body: &ClientBody) -> Option<u64> {
-    let text = reading
-        .scan
-        .conversation
-        .or(reading.scan.previous_response)?;
-    Some(key_of(text.value(body.held()?).as_bytes()))
-}
-
-/// The name of a session or a tenant as a number. Only this process reads it.
-fn key_of(name: &[u8]) -> u64 {
-    let mut hasher = std::hash::DefaultHasher::new();
-    hasher.write(name);
-    hasher.finish()
-}
-
-fn hash_prompt(
-    pool: &Pool,
-    reading: &Reading,
-    body: &ClientBody,
-    model: Option<&str>,
-    out: &mut Vec<BlockHash>,
-) {
-    out.clear();
-    let Some(body) = body.held() else {
-        return;
-    };
-    let salt = reading.scan.cache_salt.map(|salt| salt.value(body));
-    let seed = ChainSeed {
-        model: model.unwrap_or_default(),
-        cache_salt: salt.as_deref(),
-    };
-    let spans = reading.scan.prompt_spans().map(|span| span.of(body));
-    let picker = &pool.picker;
-    forebay_decide::chain(
-        seed,
-        spans,
-        picker.prefix_block_bytes,
-        picker.prefix_blocks_max,
-        out,
-    );
-}
-
-// === rewrite ===
-
-/// The name that the server sees, where a rule changes it.
-fn rewrite(ex: &mut Exchange, pool: &Pool, reading: &Reading) -> Option<Arc<str>> {
-    let model = reading.model.as_deref()?;
-    let rule = pool.rewrite_for(model)?;
-    let target = rule.target_at(ex.worker.rng.borrow_mut().next_u64());
-    if &*target.model == model {
-        return None;
-    }
-    ex.record.model_served = Some(Arc::clone(&target.model));
-    Some(Arc::clone(&target.model))
-}
+// === bodies ===
 
 /// The body towards endpoints, and what keeps its memory accounted for.
 fn outgoing(
@@ -467,7 +237,7 @@ fn outgoing(
         (ClientBody::Read(peeked), Some(model), Some(name)) => (peeked, model, name),
         (body, _, _) => return body.outgoing(&ex.worker),
     };
-    let bytes = renamed(&peeked, model, name);
+    let bytes = renamed(&peeked.bytes, model, name);
     (peeked.outgoing_as(bytes), Some(peeked))
 }
 
@@ -477,16 +247,9 @@ fn preview(body: &ClientBody, model: Option<ModelAt>, served: Option<&str>) -> O
         return Outgoing::Empty;
     };
     peeked.outgoing_as(match (model, served) {
-        (Some(model), Some(name)) => renamed(peeked, model, name),
+        (Some(model), Some(name)) => renamed(&peeked.bytes, model, name),
         (_, None) | (None, _) => peeked.bytes.clone(),
     })
-}
-
-fn renamed(peeked: &Peeked, model: ModelAt, name: &str) -> Bytes {
-    match model {
-        ModelAt::Json(text) => replace_model(&peeked.bytes, text, name).into(),
-        ModelAt::Form(span) => multipart::replace_model(&peeked.bytes, span, name).into(),
-    }
 }
 
 // === pick, send ===
@@ -504,7 +267,7 @@ async fn deliver(
 ) -> Result<Served, Refusal> {
     ex.worker.retries.borrow_mut().requested(clock::now());
     let mut tried: SmallVec<[SocketAddr; 4]> = SmallVec::new();
-    let mut order: SmallVec<[SocketAddr; 3]> = SmallVec::new();
+    let mut order = Order::new();
     let mut begun = None;
     let mut next_body = Some(body);
     let mut last: Option<Refusal> = None;
@@ -516,14 +279,11 @@ async fn deliver(
             if matches!(chooser, Chooser::Outside(_)) {
                 return Err(last.unwrap_or_else(|| Refusal::timed_out("only try")));
             }
-            match pick(
-                ex,
-                runtime,
-                &Ask {
-                    avoid: &tried,
-                    ..*ask
-                },
-            ) {
+            let ask = Ask {
+                avoid: &tried,
+                ..*ask
+            };
+            match phases::pick(&ex.worker, &mut ex.record, runtime, &ask) {
                 Ok((list, flight)) => (order, begun) = (list, Some(flight)),
                 Err(refusal) => return Err(last.unwrap_or_else(|| Refusal::not_picked(&refusal))),
             }
@@ -590,31 +350,6 @@ async fn deliver(
     }
 }
 
-/// Chooses endpoints, and notes how. The request counts at the first of them before anybody else
-/// can choose.
-fn pick(
-    ex: &mut Exchange,
-    runtime: &Arc<PoolRuntime>,
-    ask: &Ask<'_>,
-) -> Result<(SmallVec<[SocketAddr; 3]>, InFlight), PickRefusal> {
-    let began = clock::now();
-    let picked = {
-        let mut rng = ex.worker.rng.borrow_mut();
-        let mut state = runtime.state();
-        state.choose(ask, began, &mut rng).map(|pick| {
-            let flight = state.begin(ask, pick.winner().address, began);
-            (pick, flight)
-        })
-    };
-    let took = clock::now().since(began).as_micros();
-    ex.record.pick_us = Some(u32::try_from(took).unwrap_or(u32::MAX));
-    let (picked, flight) = picked?;
-    let flight = InFlight::begun(&ex.worker, runtime, picked.winner().address, flight);
-    let order = picked.order.iter().map(|choice| choice.address).collect();
-    ex.record.report = Some(Box::new(picked.report));
-    Ok((order, flight))
-}
-
 impl Sending<'_> {
     /// Sends to one endpoint and waits for its first byte. `more` tells that another endpoint
     /// could be tried, so that an answer worth a retry is one.
@@ -638,11 +373,15 @@ impl Sending<'_> {
         };
         match outcome {
             Ok((answer, first)) => {
-                let status = answer.status.as_u16();
-                if more && self.worth_another_try(status) {
+                let fault = answer.fault(self.ex.record.grpc, first.as_ref());
+                if more
+                    && let Some(status) = fault
+                    && self.ex.worker.retries.borrow_mut().take(clock::now())
+                {
                     failed(FailureKind::Status5xx(status));
                     let message = format!("endpoint {address} answered {status}");
-                    return Err(Refusal::new(answer.status, "upstream_status", message));
+                    let status = StatusCode::from_u16(status).unwrap_or(answer.status);
+                    return Err(Refusal::new(status, "upstream_status", message));
                 }
                 Ok(Served {
                     answer,
@@ -678,13 +417,14 @@ impl Sending<'_> {
             None => self.pool.protocol,
         };
         let peer = Peer::plain(address, protocol);
+        let streams = matches!(body, Outgoing::Stream(_));
         let mut answer =
             upstream::send(&worker.idle, &peer, &self.head, body, connect_timeout).await?;
         // A head without a byte of the body is no answer yet: servers send it before they work. In
         // gRPC the client may wait for the head before it says more.
         let wait = !matches!(answer.body, AnswerBody::Upgraded(_))
             && answer.status.is_success()
-            && !self.ex.record.grpc;
+            && !(self.ex.record.grpc && streams);
         let first = if wait {
             std::future::poll_fn(|cx| answer.body.poll_frame(cx))
                 .await
@@ -714,12 +454,6 @@ impl Sending<'_> {
                 return;
             }
         }
-    }
-
-    /// Answers that say "not here, not now" rather than "not this request".
-    fn worth_another_try(&self, status: u16) -> bool {
-        matches!(status, 500 | 502 | 503 | 504)
-            && self.ex.worker.retries.borrow_mut().take(clock::now())
     }
 }
 

@@ -13,6 +13,7 @@ mod client_io;
 mod client_streams;
 pub mod clock;
 mod connection;
+pub mod epp;
 mod exact;
 mod exchange;
 pub mod explain;
@@ -26,9 +27,11 @@ mod mirror;
 mod onward;
 mod peek;
 mod per_worker;
+mod phases;
 pub mod pools;
 mod pump;
 mod queue;
+mod reading;
 pub mod record;
 mod relay;
 mod respond;
@@ -36,6 +39,7 @@ mod service;
 pub mod settings;
 pub mod shared;
 pub mod signals;
+mod slo;
 mod stream;
 pub mod telemetry;
 mod tls;
@@ -72,14 +76,16 @@ impl Gateway {
     /// If a thread cannot be started.
     pub fn start(settings: Settings, telemetry: Arc<Telemetry>, seed: u64) -> io::Result<Self> {
         let shared = Arc::new(Shared::new(settings, telemetry));
-        let workers = (0..shared.settings.workers.max(1))
-            .map(|n| {
+        let seats = shared.seats.arrange(shared.settings.workers.max(1));
+        let workers = (0_u64..)
+            .zip(seats)
+            .map(|(n, seat)| {
                 let shared = Arc::clone(&shared);
                 // Workers draw from different sequences.
-                let seed = seed.wrapping_add((n as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+                let seed = seed.wrapping_add(n.wrapping_mul(0x9e37_79b9_7f4a_7c15));
                 std::thread::Builder::new()
                     .name(format!("worker-{n}"))
-                    .spawn(move || worker::run(shared, seed))
+                    .spawn(move || worker::run(shared, seat, seed))
             })
             .collect::<io::Result<_>>()?;
         Ok(Self { shared, workers })

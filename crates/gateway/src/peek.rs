@@ -161,12 +161,12 @@ fn settled(frame: Frame<Bytes>, budget: &mut Buffered) -> Result<Option<Arc<Head
     Ok((!fields.is_empty()).then(|| Arc::new(fields)))
 }
 
-fn too_large(bytes_max: usize) -> Refusal {
+pub(crate) fn too_large(bytes_max: usize) -> Refusal {
     let message = format!("the body is longer than {bytes_max} bytes, the limit of this gateway");
     Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message)
 }
 
-fn out_of_memory() -> Refusal {
+pub(crate) fn out_of_memory() -> Refusal {
     let message = "the gateway's memory for request bodies is in use; try again";
     Refusal {
         retry_after_s: Some(1),

@@ -13,11 +13,11 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
 use crate::clock;
-use crate::exchange::Exchange;
 use crate::inference::sleep_until;
 use crate::pools::{PoolRuntime, Queued, Rejected, Turn};
-use crate::record::{Stay, StayEnd};
+use crate::record::{Record, Stay, StayEnd};
 use crate::respond::Refusal;
+use crate::worker::Worker;
 
 /// The longest time between two looks at the pool while a request waits. Whatever makes room says
 /// so; what does not is metrics that grow stale while nothing else happens.
@@ -40,7 +40,7 @@ pub(crate) struct Place(Arc<PoolRuntime>);
 
 /// Lets a request into the pool: at once (`None`), or after a wait that begins here.
 pub(crate) fn enter(
-    ex: &mut Exchange,
+    record: &mut Record,
     runtime: &Arc<PoolRuntime>,
     waiter: Waiter,
 ) -> Result<Option<Waiting>, Refusal> {
@@ -55,7 +55,7 @@ pub(crate) fn enter(
                 saturation,
             } = queued;
             // What becomes of it if nobody is left to say so.
-            ex.record.stay = Some(Stay {
+            record.stay = Some(Stay {
                 since: now,
                 until: None,
                 end: StayEnd::ClientGone,
@@ -76,7 +76,7 @@ pub(crate) fn enter(
                 }
             };
             let state = runtime.state();
-            ex.record.stay = Some(Stay {
+            record.stay = Some(Stay {
                 since: now,
                 until: Some(now),
                 end,
@@ -90,8 +90,13 @@ pub(crate) fn enter(
 
 impl Waiting {
     /// Waits for the turn.
-    pub(crate) async fn turn(mut self, ex: &mut Exchange) -> Result<Place, Refusal> {
-        let shared = &ex.worker.shared;
+    pub(crate) async fn turn(
+        mut self,
+        worker: &Worker,
+        record: &mut Record,
+        deadline: Option<Instant>,
+    ) -> Result<Place, Refusal> {
+        let shared = &worker.shared;
         let drained = drained(shared.drain.subscribe(), shared.settings.drain_timeout);
         let mut drained = std::pin::pin!(drained);
         let wait_max = Duration::from_millis(self.runtime.pool().picker.queue_timeout_ms);
@@ -108,7 +113,7 @@ impl Waiting {
                         break (StayEnd::Sent, Ok(Place(Arc::clone(&self.runtime))));
                     }
                 },
-                () = sleep_until(ex.deadline) => {
+                () = sleep_until(deadline) => {
                     break (StayEnd::TimedOut, Err(Refusal::timed_out("time limit")));
                 }
                 () = &mut drained => break (StayEnd::Draining, Err(Refusal::draining())),
@@ -119,7 +124,7 @@ impl Waiting {
                 }
             }
         };
-        if let Some(stay) = &mut ex.record.stay {
+        if let Some(stay) = &mut record.stay {
             stay.until = Some(clock::now());
             stay.end = end;
         }

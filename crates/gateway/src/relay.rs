@@ -14,14 +14,14 @@ use bytes::Bytes;
 use forebay_decide::{End, EndKind, FailureKind};
 use forebay_dialect::error::ErrorBody;
 use forebay_dialect::{Api, ModelRestorer, ResponseObserver, WholeEvents};
-use http::HeaderMap;
+use http::{HeaderMap, StatusCode};
 use http_body::{Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 
 use crate::connection::Held;
 use crate::pools::InFlight;
-use crate::record::{Draft, Ending};
-use crate::upstream::{AnswerBody, SendError};
+use crate::record::{Draft, Ending, Record};
+use crate::upstream::{self, AnswerBody, SendError};
 use crate::worker::Worker;
 use crate::{clock, grpc};
 
@@ -342,6 +342,8 @@ pub(crate) struct Settle {
     record: Draft,
     api: Api,
     flight: Option<InFlight>,
+    /// The status that what came behind the body is alike to, if the endpoint blames itself there.
+    fault: Option<u16>,
 }
 
 impl Settle {
@@ -352,6 +354,7 @@ impl Settle {
             record,
             api,
             flight,
+            fault: None,
         }
     }
 
@@ -365,12 +368,25 @@ impl Settle {
         Held::new(Rc::clone(&self.worker))
     }
 
+    /// The record as it stands; `None` once the exchange is settled.
+    pub(crate) fn record(&mut self) -> Option<&mut Record> {
+        self.record.is_open().then_some(&mut *self.record)
+    }
+
+    /// Puts another flight in the place of the one that is booked, and gives that back.
+    pub(crate) fn rebook(&mut self, flight: InFlight) -> Option<InFlight> {
+        self.flight.replace(flight)
+    }
+
     /// Whether the client looks for the outcome in trailers, and would see them.
     fn ends_in_trailers(&self) -> bool {
         self.record.is_open() && self.record.grpc && self.record.http2
     }
 
     fn note_trailers(&mut self, trailers: &HeaderMap) {
+        if self.record.is_open() && self.record.grpc {
+            self.fault = grpc::status(trailers).and_then(grpc::fault);
+        }
         if self.ends_in_trailers() {
             self.record.grpc_status = grpc::status(trailers);
         }
@@ -406,13 +422,19 @@ impl Settle {
         true
     }
 
-    fn bytes_out(&mut self, bytes: usize) {
+    pub(crate) fn bytes_out(&mut self, bytes: usize) {
         if self.record.is_open() {
             self.record.bytes_out += bytes as u64;
         }
     }
 
-    fn now(&mut self, ending: Ending, kind: EndKind, observer: Option<ResponseObserver>) {
+    /// Settles the exchange, once.
+    pub(crate) fn now(
+        &mut self,
+        ending: Ending,
+        kind: EndKind,
+        observer: Option<ResponseObserver>,
+    ) {
         let Some(mut record) = self.record.take().into_inner() else {
             return;
         };
@@ -421,6 +443,11 @@ impl Settle {
             record.usage = observer.finish(now);
         }
         if let Some(mut flight) = self.flight.take() {
+            let kind = match (kind, self.fault.or_else(|| fault_of(&record))) {
+                // An answer that nobody else could make good has failed all the same.
+                (EndKind::Served, Some(status)) => EndKind::Failed(FailureKind::Status5xx(status)),
+                (EndKind::Served | EndKind::Failed(_) | EndKind::Cancelled, _) => kind,
+            };
             let tokens = &record.usage.tokens;
             let count = |n: Option<u64>| n.map(|n| u32::try_from(n).unwrap_or(u32::MAX));
             let end = End {
@@ -435,6 +462,15 @@ impl Settle {
         record.end = ending;
         self.worker.desk.settle(record);
     }
+}
+
+/// The status of an answer whose head blames the endpoint.
+fn fault_of(record: &Record) -> Option<u16> {
+    let status = StatusCode::from_u16(record.status).ok();
+    let plain = status.filter(|status| upstream::is_fault(*status));
+    plain
+        .map(|status| status.as_u16())
+        .or_else(|| grpc::fault(record.grpc_status?))
 }
 
 impl Drop for Settle {

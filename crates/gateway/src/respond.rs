@@ -80,7 +80,7 @@ impl Refusal {
     pub(crate) fn not_picked(refusal: &PickRefusal) -> Self {
         let message = refusal.to_string();
         match refusal {
-            PickRefusal::Saturated { .. } => Self {
+            PickRefusal::Saturated { .. } | PickRefusal::SloOutOfReach { .. } => Self {
                 retry_after_s: Some(1),
                 dropped: Some("rejected-saturated"),
                 ..Self::new(StatusCode::TOO_MANY_REQUESTS, "saturated", message)
@@ -185,6 +185,18 @@ impl Refusal {
 
     /// The response, in the shape that clients of `dialect` parse.
     pub(crate) fn response(&self, dialect: Dialect, request_id: &str) -> Response<Body> {
+        let (headers, body) = self.parts(dialect, request_id);
+        let mut response = Response::new(Body::full(body));
+        *response.status_mut() = self.status;
+        *response.headers_mut() = headers;
+        if let Some(verbatim) = &self.verbatim {
+            verbatim.finish(&mut response);
+        }
+        response
+    }
+
+    /// Its fields and its body.
+    pub(crate) fn parts(&self, dialect: Dialect, request_id: &str) -> (HeaderMap, Bytes) {
         let body = ErrorBody {
             status: self.status.as_u16(),
             code: Some(self.reason),
@@ -193,9 +205,7 @@ impl Refusal {
             request_id: Some(request_id),
         };
         let body = Bytes::from(body.render(dialect));
-        let mut response = Response::new(Body::full(body));
-        *response.status_mut() = self.status;
-        let headers = response.headers_mut();
+        let mut headers = HeaderMap::with_capacity(4);
         headers.insert(
             header::CONTENT_TYPE,
             HeaderValue::from_static("application/json"),
@@ -203,11 +213,8 @@ impl Refusal {
         if let Some(seconds) = self.retry_after_s {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
-        self.sign(headers);
-        if let Some(verbatim) = &self.verbatim {
-            verbatim.finish(&mut response);
-        }
-        response
+        self.sign(&mut headers);
+        (headers, body)
     }
 
     /// The fields for machines, which every form of a refusal has.

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
+use crate::epp::Seats;
 use crate::kv_events::peers::Copies;
 use crate::per_worker::lock;
 use crate::pools::Live;
@@ -32,6 +33,8 @@ pub struct Shared {
     pub(crate) peers: Copies,
     /// Tokenizers that pools name.
     pub tokenizers: Arc<Tokenizers>,
+    /// Where connections of proxies go that ask for endpoints.
+    pub(crate) seats: Seats,
     buffered_bytes: AtomicUsize,
     ports: Mutex<BTreeMap<u16, PortState>>,
 }
@@ -58,6 +61,7 @@ impl Shared {
             published: watch::Sender::new(0),
             drain: watch::Sender::new(false),
             telemetry,
+            seats: Seats::default(),
             buffered_bytes: AtomicUsize::new(0),
             ports: Mutex::default(),
         }

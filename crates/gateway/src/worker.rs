@@ -26,6 +26,7 @@ use tokio::time::MissedTickBehavior;
 use crate::budget::Purse;
 use crate::client_streams::Streams;
 use crate::connection::{self, Held};
+use crate::epp::{self, Seat};
 use crate::external::Links;
 use crate::shared::Shared;
 use crate::telemetry::{Counted, Desk, WorkerConnections};
@@ -74,7 +75,7 @@ pub(crate) struct Worker {
 }
 
 /// Runs a worker until the drain is over.
-pub(crate) fn run(shared: Arc<Shared>, seed: u64) {
+pub(crate) fn run(shared: Arc<Shared>, seat: Seat, seed: u64) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -102,7 +103,7 @@ pub(crate) fn run(shared: Arc<Shared>, seed: u64) {
         connections: Cell::new(0),
         released: Notify::new(),
     });
-    local.block_on(&runtime, serve(worker));
+    local.block_on(&runtime, serve(worker, seat));
 }
 
 impl Worker {
@@ -193,10 +194,11 @@ impl Drop for DrainNotice<'_> {
     }
 }
 
-async fn serve(worker: Rc<Worker>) {
+async fn serve(worker: Rc<Worker>, seat: Seat) {
     let mut generation = worker.shared.published.subscribe();
     let mut drain = worker.shared.drain.subscribe();
     spawn_local(follow_ejections(Rc::clone(&worker)));
+    let arrivals = spawn_local(epp::take_seat(Rc::clone(&worker), seat));
     let mut ports: HashMap<u16, JoinHandle<()>> = HashMap::new();
     let mut sweep_at = tokio::time::interval(SWEEP_EVERY);
     sweep_at.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -210,6 +212,7 @@ async fn serve(worker: Rc<Worker>) {
         }
     }
     ports.values().for_each(JoinHandle::abort);
+    arrivals.abort();
     worker.begin_drain();
     let limit = worker.shared.settings.drain_timeout;
     let _cut_off = tokio::time::timeout(limit, async {

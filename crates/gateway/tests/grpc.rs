@@ -7,6 +7,7 @@ mod common;
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use forebay_model::AppProtocol;
 use forebay_model::route::{BackendTls, Rule, Speaks, Target, Timeouts};
 use futures_util::{Stream, StreamExt, stream};
 use http::uri::PathAndQuery;
+use http_body_util::BodyExt;
 use hyper_util::rt::TokioIo;
 use tokio::sync::mpsc;
 use tonic::client::Grpc as GrpcClient;
@@ -266,6 +268,143 @@ fn a_client_that_leaves_ends_its_stream_at_the_endpoint() {
         let gone = |record: &forebay_gateway::explain::Entry| record.end == "client-gone";
         comes(|| world.records().iter().any(gone)).await;
     });
+}
+
+// === endpoints that fail ===
+
+/// An h2c endpoint that ends each call with this status: in the head, or behind one without.
+fn ending_with(code: &'static str, in_head: bool) -> (SocketAddr, Arc<AtomicUsize>) {
+    let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let address = listener.local_addr().unwrap();
+    let calls = Arc::<AtomicUsize>::default();
+    let count = Arc::clone(&calls);
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async move {
+            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let count = Arc::clone(&count);
+                let serve = hyper::service::service_fn(
+                    move |request: http::Request<hyper::body::Incoming>| {
+                        count.fetch_add(1, Ordering::SeqCst);
+                        async move {
+                            let _read = request.into_body().collect().await;
+                            Ok::<_, Infallible>(ended(code, in_head))
+                        }
+                    },
+                );
+                tokio::spawn(
+                    hyper::server::conn::http2::Builder::new(Spawner)
+                        .serve_connection(TokioIo::new(stream), serve),
+                );
+            }
+        });
+    });
+    (address, calls)
+}
+
+fn ended(code: &'static str, in_head: bool) -> http::Response<Body> {
+    let mut status = http::HeaderMap::new();
+    status.insert("grpc-status", http::HeaderValue::from_static(code));
+    let mut response = if in_head {
+        let mut response = http::Response::new(full(""));
+        response.headers_mut().extend(status);
+        response
+    } else {
+        let frames = [Ok(hyper::body::Frame::trailers(status))];
+        let body = http_body_util::StreamBody::new(stream::iter(frames));
+        http::Response::new(body.boxed_unsync())
+    };
+    let content_type = http::HeaderValue::from_static("application/grpc");
+    response.headers_mut().insert("content-type", content_type);
+    response
+}
+
+/// The status of a call whose message the gateway can read first, or of one that it cannot.
+async fn ended_for(client: &mut Client, length_known: bool) -> u16 {
+    let message = b"\0\0\0\0\0".as_slice();
+    let body = if length_known {
+        full(message)
+    } else {
+        let frames = [Ok(hyper::body::Frame::data(message.into()))];
+        http_body_util::StreamBody::new(stream::iter(frames)).boxed_unsync()
+    };
+    let request = http::Request::post("http://h.test/t.Echo/Call")
+        .header("content-type", "application/grpc")
+        .body(body)
+        .unwrap();
+    client.ready().await.unwrap();
+    let (head, body) = client.send_request(request).await.unwrap().into_parts();
+    let trailers = body.collect().await.unwrap().trailers().cloned();
+    let trailers = trailers.unwrap_or(head.headers);
+    trailers["grpc-status"].to_str().unwrap().parse().unwrap()
+}
+
+async fn http2_client(world: &World) -> Client {
+    let stream = tokio::net::TcpStream::connect(("127.0.0.1", world.port)).await;
+    http2(stream.unwrap()).await
+}
+
+#[test]
+fn a_call_that_an_endpoint_fails_is_made_at_another_as_long_as_its_message_is_at_hand() {
+    for in_head in [true, false] {
+        for (code, moves) in [
+            ("13", true),
+            ("14", true),
+            ("2", true),
+            ("5", false),
+            ("4", false),
+        ] {
+            let (bad, calls) = ending_with(code, in_head);
+            let (good, _) = ending_with("0", in_head);
+            let world = World::to(grpc_pool(&[bad, good]));
+            let mut statuses = run(async {
+                let mut client = http2_client(&world).await;
+                [
+                    ended_for(&mut client, true).await,
+                    ended_for(&mut client, true).await,
+                ]
+            });
+            statuses.sort_unstable();
+            let expected = if moves { 0 } else { code.parse().unwrap() };
+            assert_eq!(statuses, [0, expected], "{code} {in_head}");
+            assert!(calls.load(Ordering::SeqCst) > 0, "{code} {in_head}");
+        }
+    }
+}
+
+#[test]
+fn an_endpoint_whose_calls_fail_is_taken_out_of_rotation() {
+    for in_head in [true, false] {
+        let (bad, calls) = ending_with("14", in_head);
+        let (good, _) = ending_with("0", in_head);
+        let world = World::to(grpc_pool(&[bad, good]));
+        run(async {
+            let mut client = http2_client(&world).await;
+            // A stream of messages is sent once, so that each failure reaches the client.
+            while calls.load(Ordering::SeqCst) < 3 {
+                ended_for(&mut client, false).await;
+            }
+        });
+        world.comes_to_show("forebay_ejections_total{pool=\"default/grpc\",reason=\"failures\"} 1");
+    }
+    // One that says what is wrong with calls stays.
+    let (picky, calls) = ending_with("3", true);
+    let (good, _) = ending_with("0", true);
+    let world = World::to(grpc_pool(&[picky, good]));
+    run(async {
+        let mut client = http2_client(&world).await;
+        while calls.load(Ordering::SeqCst) < 6 {
+            ended_for(&mut client, false).await;
+        }
+    });
+    let failures = "forebay_ejections_total{pool=\"default/grpc\",reason=\"failures\"} 1";
+    assert!(!world.shows(failures));
 }
 
 // === refusals ===

@@ -227,6 +227,27 @@ fn the_last_answer_of_a_pool_that_fails_is_passed_on() {
 }
 
 #[test]
+fn failures_that_reach_the_client_count_like_those_that_are_made_good() {
+    let failing = Upstream::start(|side| {
+        while side.request().is_some() {
+            side.send("HTTP/1.1 500 Oops\r\ncontent-length: 4\r\n\r\noops");
+        }
+    });
+    let good = Upstream::saying("{}");
+    let world = World::to(pool(&[failing.address, good.address]));
+    // Passed on as it comes, so that it can be sent once only.
+    let request = format!(
+        "POST /v1/files HTTP/1.1\r\nhost: h.test\r\ntransfer-encoding: chunked\r\n\r\n{}0\r\n\r\n",
+        chunk("x")
+    );
+    let mut failed = 0;
+    while failed < 3 {
+        failed += usize::from(world.ask(&request).status() == 500);
+    }
+    world.comes_to_show("forebay_ejections_total{pool=\"default/pool\",reason=\"failures\"} 1");
+}
+
+#[test]
 fn a_request_that_waits_on_an_ejected_endpoint_moves() {
     for remove in [false, true] {
         let servers = fleet(2, TINY, |side, r, n| {

@@ -82,6 +82,76 @@ fn the_name_that_the_client_gives_picks_the_certificate() {
 }
 
 #[test]
+fn a_listener_that_does_not_hold_keeps_its_host_from_those_that_are_less_specific() {
+    let upstream = Upstream::saying("x");
+    let wild = issue("*.b.test");
+    let world = World::empty(settings());
+    let listeners = vec![(Some("*.b.test"), Arc::clone(&wild.secret))];
+    let mut port = tls_port(listeners, &upstream);
+    world.publish_ports([(world.port, port.clone())]);
+    world.wait_bound(world.port);
+    let reaches = |host: &str| run(shake(world.port, host, &[&wild], &[]));
+    assert!(reaches("mine.b.test").is_ok());
+    port.listeners.insert(
+        0,
+        Listener {
+            refused: true,
+            ..listener(Some("mine.b.test"), RouteTable::default())
+        },
+    );
+    world.publish_ports([(world.port, port.clone())]);
+    eventually("its handshakes are refused", || {
+        reaches("mine.b.test").is_err()
+    });
+    assert!(world.shows("forebay_tls_failures_total{reason=\"certificate_invalid\"} 1"));
+    // Nor does it come in by a connection that was made for another name.
+    run(async {
+        let mut stream = shake(world.port, "other.b.test", &[&wild], &[])
+            .await
+            .unwrap();
+        let request = "GET / HTTP/1.1\r\nhost: mine.b.test\r\nconnection: close\r\n\r\n";
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut got = String::new();
+        stream.read_to_string(&mut got).await.unwrap();
+        assert!(got.starts_with("HTTP/1.1 421 "), "{got}");
+    });
+    assert!(upstream.seen().is_empty());
+    // Mended, it serves.
+    port.listeners[0] = Listener {
+        certificates: vec![Arc::clone(&wild.secret)],
+        refused: false,
+        ..port.listeners[0].clone()
+    };
+    world.publish_ports([(world.port, port)]);
+    eventually("it serves", || reaches("mine.b.test").is_ok());
+}
+
+#[test]
+fn without_tls_the_host_of_such_a_listener_is_answered_404() {
+    let upstream = Upstream::saying("x");
+    let world = World::empty(settings());
+    let to = rule(vec![service(&[upstream.address])]);
+    let port = Port {
+        number: 80,
+        tls: false,
+        listeners: vec![
+            Listener {
+                refused: true,
+                ..listener(Some("mine.test"), RouteTable::default())
+            },
+            listener(None, RouteTable::build(vec![(None, entry("/", to))])),
+        ],
+    };
+    world.publish_ports([(world.port, port)]);
+    world.wait_bound(world.port);
+    let status = |host: &str| {
+        let request = format!("GET / HTTP/1.1\r\nhost: {host}\r\n\r\n");
+        world.ask(&request).status()
+    };
+    assert_eq!((status("mine.test"), status("other.test")), (404, 200));
+}
+
+#[test]
 fn the_protocol_is_agreed_on_in_the_handshake() {
     let upstream = Upstream::saying("x");
     let a = issue("a.test");

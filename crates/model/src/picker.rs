@@ -4,7 +4,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::policy::{Bands, GradualShedding, Profile, ProfileBy, Saturation, Signal};
+use crate::policy::{
+    Bands, GradualShedding, LatencyScoring, Profile, ProfileBy, Saturation, Signal, SloAdmission,
+};
 
 /// Filters, scorers and picker of one pool, with their parameters.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -62,6 +64,8 @@ pub struct PickerConfig {
     pub shed_negative: bool,
     /// Shed some of the requests of negative priority before the pool is full.
     pub shed_gradually: Option<GradualShedding>,
+    /// Which requests are refused if no endpoint is predicted to keep the SLO that they name.
+    pub slo_admission: SloAdmission,
     /// Follow what endpoints say of their caches; `None` goes by what was sent to them.
     pub precise_prefix: Option<PrecisePrefix>,
 }
@@ -146,6 +150,12 @@ pub enum Scorer {
     Session,
     /// Shortest prefill backlog, in time, at the endpoint's own measured speed.
     TokenLoad,
+    /// Short predicted latency first, or room to the request's SLO; all alike where nothing is
+    /// predicted yet.
+    Latency(LatencyScoring),
+    /// Little delay first that the request is predicted to have and to cause others; all alike
+    /// where nothing is predicted yet.
+    AddedDelay,
     /// Short queues first: between the longest (0) and the shortest (1) among the candidates,
     /// however little they differ.
     QueueSpan,
@@ -224,12 +234,11 @@ impl Default for PickerConfig {
         let weighted = |scorer, weight| WeightedScorer { scorer, weight };
         Self {
             scorers: vec![
-                weighted(Scorer::Queue, 2.0),
-                weighted(Scorer::KvCache, 1.0),
-                weighted(Scorer::TokenLoad, 3.0),
-                weighted(Scorer::Prefix, 3.0),
-                weighted(Scorer::Lora, 2.0),
-                weighted(Scorer::Session, 1.0),
+                weighted(Scorer::AddedDelay, 2.0),
+                weighted(Scorer::Prefix, 1.0),
+                weighted(Scorer::Queue, 0.5),
+                weighted(Scorer::Lora, 1.5),
+                weighted(Scorer::Session, 0.5),
             ],
             picker: PickerKind::MaxScore,
             endpoints_max: 3,
@@ -254,6 +263,7 @@ impl Default for PickerConfig {
             bands: None,
             shed_negative: true,
             shed_gradually: None,
+            slo_admission: SloAdmission::Sheddable,
             precise_prefix: None,
         }
     }

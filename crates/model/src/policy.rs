@@ -85,6 +85,11 @@ pub enum Filter {
         /// How far beyond the limits is still let pass, as a share of them.
         headroom: f32,
     },
+    /// Those that are predicted to keep the request's SLO, if any is.
+    SloHeadroom {
+        /// Share of requests that go to those which are not, so that predictions of them stay true.
+        exploration: f32,
+    },
     /// Those at least this close to the endpoint that does the request's other part; all if none
     /// is, or if there is no such endpoint.
     Near(Proximity),
@@ -173,6 +178,9 @@ pub struct PrefixAffinity {
     /// Prefill speed that backlogs are reckoned with, in tokens per second; `None` takes each
     /// endpoint's own, as measured.
     pub prefill_tokens_per_s: Option<f32>,
+    /// Whether the predicted times to the first token are compared in place of backlogs; as long as
+    /// nothing is predicted, all stay candidates.
+    pub predicted: bool,
     /// Share of requests that the filter leaves alone, so that others get to know the prompt.
     pub exploration: f32,
 }
@@ -184,6 +192,7 @@ impl Default for PrefixAffinity {
             backlog_max_ms: Some(18_000.0),
             backlog_max_tokens: None,
             prefill_tokens_per_s: Some(15_928.0),
+            predicted: false,
             exploration: 0.0,
         }
     }
@@ -261,6 +270,52 @@ pub enum SignalTest {
         /// Whether those at or above it.
         highest: bool,
     },
+}
+
+/// How predicted latency becomes a score.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct LatencyScoring {
+    /// Which endpoints are best of those that keep the request's SLO.
+    pub headroom: Headroom,
+    /// What the time to the first token counts...
+    pub ttft_weight: f32,
+    /// ...against the time between further ones.
+    pub tpot_weight: f32,
+}
+
+impl Default for LatencyScoring {
+    fn default() -> Self {
+        Self {
+            headroom: Headroom::Least,
+            ttft_weight: 0.8,
+            tpot_weight: 0.2,
+        }
+    }
+}
+
+/// Which endpoints are best of those that keep an SLO. Of those that do not, the nearest to it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Headroom {
+    /// The ones that barely do: faster ones are kept for whoever needs them.
+    #[default]
+    Least,
+    /// The fastest.
+    Most,
+}
+
+/// Which requests are refused if no endpoint is predicted to keep their SLO.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SloAdmission {
+    /// None.
+    Off,
+    /// Those of negative priority.
+    #[default]
+    Sheddable,
+    /// All.
+    All,
 }
 
 /// How full a pool is.

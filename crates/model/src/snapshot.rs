@@ -49,6 +49,9 @@ pub struct Listener {
     pub name: Arc<str>,
     /// Hosts that the listener is for; `None` is every host.
     pub hostname: Option<HostPattern>,
+    /// It is configured and does not hold, for want of a certificate for one: its hosts get a refused
+    /// handshake or 404, and are not left to a listener that is less specific. It has no routes then.
+    pub refused: bool,
     /// Certificates of a TLS listener, first one is the default.
     pub certificates: Vec<Arc<Certificate>>,
     /// Whom clients must be, where the Gateway asks for a certificate of theirs.

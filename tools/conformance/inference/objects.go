@@ -60,6 +60,29 @@ func (s *Suite) parents(pool string) (map[string]parent, int64, error) {
 	return all, object.GetGeneration(), nil
 }
 
+// routesAreKnown waits until the gateway has said something of every route. The one of an earlier test may
+// have had the name of one of these, and may be served until its end is noticed.
+func (s *Suite) routesAreKnown(t *testing.T) {
+	t.Helper()
+	s.eventually(t, func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), s.TimeoutConfig.GetTimeout)
+		defer cancel()
+		var routes gatewayv1.HTTPRouteList
+		if err := s.Client.List(ctx, &routes, client.InNamespace(Namespace)); err != nil {
+			return err
+		}
+		for _, route := range routes.Items {
+			known := slices.ContainsFunc(route.Status.Parents, func(parent gatewayv1.RouteParentStatus) bool {
+				return string(parent.ControllerName) == s.controller
+			})
+			if !known {
+				return fmt.Errorf("nothing is said of HTTPRoute %s", route.Name)
+			}
+		}
+		return nil
+	})
+}
+
 // poolHas waits until the pool has an entry for each of these Gateways and no other.
 func (s *Suite) poolHas(t *testing.T, pool string, gateways ...string) {
 	t.Helper()

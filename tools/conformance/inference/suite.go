@@ -84,6 +84,7 @@ func Run(t *testing.T, tests []Test) {
 			for _, manifest := range test.Manifests {
 				s.apply(t, manifest)
 			}
+			s.routesAreKnown(t)
 			test.Run(t, s)
 		})
 	}

@@ -319,6 +319,7 @@ pub(super) fn bind(gateways: &mut [GatewayState<'_>]) {
 /// What is served on which port. Parts equal to those of `last` are shared with it.
 pub(super) fn serve(gateways: Vec<GatewayState<'_>>, last: &Snapshot) -> BTreeMap<u16, Port> {
     let mut ports: BTreeMap<u16, Port> = BTreeMap::new();
+    let mut closed = Vec::new();
     for gateway in gateways {
         if gateway.unbound().is_some() || gateway.reach.place == Place::Elsewhere {
             continue;
@@ -326,30 +327,65 @@ pub(super) fn serve(gateways: Vec<GatewayState<'_>>, last: &Snapshot) -> BTreeMa
         let with_sets = gateway.is_accepted();
         for listener in gateway.listeners {
             let ours = with_sets || listener.owner == Owner::Gateway;
-            let (true, Some(bound), Some(protocol)) =
-                (ours && listener.opens(), listener.bound, listener.protocol)
+            let (true, Some(bound), Some(protocol)) = (ours, listener.bound, listener.protocol)
             else {
                 continue;
             };
+            if !listener.opens() {
+                closed.push((bound, protocol.is_tls(), refused(&gateway.name, listener)));
+                continue;
+            }
             let port = ports.entry(bound).or_insert_with(|| Port {
                 number: listener.spec.port,
                 tls: protocol.is_tls(),
                 listeners: Vec::new(),
             });
-            if listener.serves() {
-                let before = last.ports.get(&bound);
-                let same = |l: &&Served| l.gateway == gateway.name && l.name == listener.name;
-                let before = before.and_then(|port| port.listeners.iter().find(same));
-                port.listeners
-                    .push(served(&gateway.name, protocol, listener, before));
+            if !listener.serves() {
+                port.listeners.push(refused(&gateway.name, listener));
+                continue;
             }
+            let before = last.ports.get(&bound);
+            let same = |l: &&Served| l.gateway == gateway.name && l.name == listener.name;
+            let before = before.and_then(|port| port.listeners.iter().find(same));
+            port.listeners
+                .push(served(&gateway.name, protocol, listener, before));
         }
     }
+    refuse_rest(&mut ports, closed);
     for port in ports.values_mut() {
         port.listeners
             .sort_by_key(|l| specificity(l.hostname.as_ref()));
     }
     ports
+}
+
+/// Keeps the hosts of listeners that open no port from the others of that port, unless one of these has
+/// the same.
+fn refuse_rest(ports: &mut BTreeMap<u16, Port>, closed: Vec<(u16, bool, Served)>) {
+    for (bound, tls, listener) in closed {
+        if let Some(port) = ports.get_mut(&bound).filter(|port| port.tls == tls)
+            && !port
+                .listeners
+                .iter()
+                .any(|l| l.hostname == listener.hostname)
+        {
+            port.listeners.push(listener);
+        }
+    }
+}
+
+/// A listener that does not serve, in its place among those that do.
+fn refused(gateway: &ObjectName, listener: ListenerState<'_>) -> Served {
+    Served {
+        gateway: gateway.clone(),
+        name: listener.name,
+        hostname: listener.hostname,
+        refused: true,
+        certificates: Vec::new(),
+        clients: None,
+        routes: Arc::default(),
+        tls_routes: None,
+    }
 }
 
 fn served(
@@ -363,6 +399,7 @@ fn served(
         gateway: gateway.clone(),
         name: listener.name,
         hostname: listener.hostname,
+        refused: false,
         certificates: listener.certificates,
         clients: listener.clients.trust,
         routes: shared(

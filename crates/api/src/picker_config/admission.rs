@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use forebay_model::PickerConfig;
-use forebay_model::policy::{self, Bands, Fairness};
+use forebay_model::policy::{self, Bands, Fairness, SloAdmission};
 
 use super::document::{Band, FlowControl, Ref};
 use super::fields::nearest;
@@ -45,6 +45,10 @@ pub(super) fn lower(lowering: &mut Lowering<'_>, picker: &mut PickerConfig) {
     let flow = document.flow.as_ref();
     let written = flow.and_then(|flow| flow.detector.as_ref()).or(old);
     detector(lowering, written, picker);
+    let mut parts = lowering.parts.values();
+    if parts.any(|part| matches!(part, Part::SloAdmitter)) {
+        picker.slo_admission = SloAdmission::Sheddable;
+    }
     for (name, part) in &lowering.parts {
         if let Part::Admitter(shedding) = part {
             if picker.shed_gradually.is_some() {

@@ -198,6 +198,11 @@ impl<'a> Fields<'a> {
         texts
     }
 
+    /// Takes everything that is left out of the way; whether there was anything.
+    pub(super) fn skip(&mut self) -> bool {
+        !std::mem::take(&mut self.left).is_empty()
+    }
+
     /// Everything that is left, for objects whose keys are the user's own.
     pub(super) fn rest(mut self) -> Map<String, Value> {
         std::mem::take(&mut self.left)

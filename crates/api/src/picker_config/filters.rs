@@ -107,15 +107,15 @@ pub(super) fn affinity(f: &mut Fields<'_>, notes: &mut Notes) -> Option<Filter> 
         let message = "records of calibration are not read; write peakPrefillThroughput";
         f.fault("prefillCalibrationRequired", message);
     }
-    if let Some(source) = f.text("ttftSource")
-        && source != "prefillThroughput"
-    {
-        let message = format!(
-            "{source:?}: latency prediction is off; write prefillThroughput, with \
-             peakPrefillThroughput as measured"
-        );
-        f.fault("ttftSource", message);
-    }
+    let predicted = match f.text("ttftSource").as_deref() {
+        None | Some("prefillThroughput") => false,
+        Some("latencyPredictor") => true,
+        Some(other) => {
+            let known = "there are prefillThroughput and latencyPredictor";
+            f.fault("ttftSource", format!("{other:?}; {known}"));
+            false
+        }
+    };
     let backlog_max_ms = match penalty_ms {
         None => default.backlog_max_ms,
         Some(0.0) => None,
@@ -128,8 +128,17 @@ pub(super) fn affinity(f: &mut Fields<'_>, notes: &mut Notes) -> Option<Filter> 
             .filter(|tokens| *tokens > 0)
             .and_then(|tokens| u64::try_from(tokens).ok()),
         prefill_tokens_per_s: speed.map_or(default.prefill_tokens_per_s, |n| Some(n as f32)),
+        predicted,
         exploration: exploration.unwrap_or(0.0) as f32,
     }))
+}
+
+pub(super) fn slo_headroom(f: &mut Fields<'_>) -> Option<Filter> {
+    producer(f, &["latencyPredictionInfoProducerName"]);
+    let exploration = f.number("epsilonExploreNeg", 0.0..=1.0).unwrap_or(0.01);
+    Some(Filter::SloHeadroom {
+        exploration: exploration as f32,
+    })
 }
 
 pub(super) fn session(f: &mut Fields<'_>, notes: &mut Notes) -> Option<Filter> {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use forebay_model::PickerConfig;
 use forebay_model::picker::{PickerKind, Scorer, WeightedScorer};
-use forebay_model::policy::{Filter, Profile, ProfileBy};
+use forebay_model::policy::{Filter, Profile, ProfileBy, SloAdmission};
 
 use super::document::{Document, Plugin, Ref};
 use super::fields::{Faults, Fields, nearest};
@@ -46,6 +46,7 @@ pub(super) fn lower(document: &Document, faults: &Faults) -> Loaded {
     lowering.read_plugins();
     let mut picker = PickerConfig {
         queue_at_saturation: None,
+        slo_admission: SloAdmission::Off,
         ..PickerConfig::default()
     };
     lowering.profiles(&mut picker);
@@ -218,6 +219,7 @@ impl Lowering<'_> {
                 | Part::Ceilings(_)
                 | Part::Strict
                 | Part::Admitter(_)
+                | Part::SloAdmitter
                 | Part::Approximate(_)
                 | Part::Precise(_, None)
                 | Part::Tokens(_)

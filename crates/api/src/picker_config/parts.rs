@@ -43,6 +43,8 @@ pub(super) enum Part {
     Strict,
     /// Sheds at random.
     Admitter(GradualShedding),
+    /// Refuses sheddable requests whose SLO is out of reach.
+    SloAdmitter,
     /// What is remembered of prompts.
     Approximate(Approximate),
     /// What is known of caches; with a scorer in the older form.
@@ -81,6 +83,7 @@ pub(super) const KNOWN: &[&str] = &[
     "topology-affinity-filter",
     "utilization-filter",
     "active-request-filter",
+    "slo-headroom-tier-filter",
     "context-length-aware",
     "queue-scorer",
     "kv-cache-utilization-scorer",
@@ -91,6 +94,7 @@ pub(super) const KNOWN: &[&str] = &[
     "no-hit-lru-scorer",
     "token-load-scorer",
     "active-request-scorer",
+    "latency-scorer",
     "session-affinity-scorer",
     "header-label-affinity-scorer",
     "topology-affinity-scorer",
@@ -106,6 +110,7 @@ pub(super) const KNOWN: &[&str] = &[
     "approx-prefix-cache-producer",
     "precise-prefix-cache-producer",
     "inflight-load-producer",
+    "predicted-latency-producer",
     "session-id-producer",
     "utilization-detector",
     "concurrency-detector",
@@ -117,6 +122,7 @@ pub(super) const KNOWN: &[&str] = &[
     "priority-holdback-policy",
     "strict-band-selection-policy",
     "probabilistic-admitter",
+    "latency-slo-admitter",
     "openai-parser",
     "anthropic-parser",
     "vllmhttp-parser",
@@ -151,6 +157,7 @@ pub(super) fn read(kind: &str, mut fields: Fields<'_>, notes: &mut Notes) -> Opt
         "topology-affinity-filter" => filters::near(f, notes).map(Part::Filter),
         "utilization-filter" => filters::utilization(f).map(Part::Filter),
         "active-request-filter" => filters::active_requests(f).map(Part::Filter),
+        "slo-headroom-tier-filter" => filters::slo_headroom(f).map(Part::Filter),
         "context-length-aware" => filters::context_length(f),
         "queue-scorer" => Some(Part::Scorer(Scorer::QueueSpan)),
         "kv-cache-utilization-scorer" => Some(Part::Scorer(Scorer::KvCache)),
@@ -161,6 +168,7 @@ pub(super) fn read(kind: &str, mut fields: Fields<'_>, notes: &mut Notes) -> Opt
         "no-hit-lru-scorer" => scorers::no_hit(f, notes).map(Part::Scorer),
         "token-load-scorer" => scorers::token_load(f, notes).map(Part::Scorer),
         "active-request-scorer" => scorers::active_requests(f, notes).map(Part::Scorer),
+        "latency-scorer" => scorers::latency(f, notes).map(Part::Scorer),
         "session-affinity-scorer" => scorers::session(f, notes).map(Part::Scorer),
         "header-label-affinity-scorer" => scorers::header_label(f).map(Part::Scorer),
         "topology-affinity-scorer" => scorers::near(f, notes).map(Part::Scorer),
@@ -178,6 +186,7 @@ pub(super) fn read(kind: &str, mut fields: Fields<'_>, notes: &mut Notes) -> Opt
         "precise-prefix-cache-scorer" => {
             producers::precise(f, notes).map(|precise| Part::Precise(precise, Some(Scorer::Prefix)))
         }
+        "predicted-latency-producer" => producers::predictor(f, notes),
         "inflight-load-producer" => producers::inflight(f),
         "session-id-producer" => producers::session_id(f),
         "utilization-detector" => flow::utilization(f, notes).map(Part::Detector),
@@ -194,6 +203,10 @@ pub(super) fn read(kind: &str, mut fields: Fields<'_>, notes: &mut Notes) -> Opt
         "static-usage-limit-policy" => flow::fixed_ceiling(f),
         "priority-holdback-policy" => flow::holdback(f),
         "strict-band-selection-policy" => Some(Part::Strict),
+        "latency-slo-admitter" => {
+            scorers::producer(f, &["latencyPredictionInfoProducerName"]);
+            Some(Part::SloAdmitter)
+        }
         "probabilistic-admitter" => Some(Part::Admitter(flow::admitter(f))),
         "openai-parser" | "anthropic-parser" | "vllmhttp-parser" | "sglanghttp-parser"
         | "passthrough-parser" => Some(Part::BuiltIn(

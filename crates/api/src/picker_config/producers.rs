@@ -198,6 +198,17 @@ pub(super) fn tokens(f: &mut Fields<'_>, notes: &mut Notes) -> Option<Part> {
     Some(Part::Tokens(model.map(|name| tokenizer(&name))))
 }
 
+pub(super) fn predictor(f: &mut Fields<'_>, notes: &mut Notes) -> Option<Part> {
+    if f.skip() {
+        let advice =
+            "latency is predicted in process, without parameters: nothing of these is needed";
+        notes.push(advice.to_owned());
+    }
+    Some(Part::BuiltIn(
+        "latency is predicted from the requests that were served",
+    ))
+}
+
 pub(super) fn inflight(f: &mut Fields<'_>) -> Option<Part> {
     producer(f, &["prefixMatchInfoProducerName"]);
     let _only_with_output = (

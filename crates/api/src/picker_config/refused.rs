@@ -16,9 +16,6 @@ const PAIRING: &str = "prefill and decode of one request are not paired here";
 const PAIRING_CURE: &str = "let a coordinator ask for each with EPP-Profile (header-profile-handler), or serve both in one pod";
 const CLUSTERS: &str = "endpoints are pods here, not clusters";
 const CLUSTERS_CURE: &str = "run one picker in each cluster";
-const PREDICTION: &str = "latency prediction is off";
-const PREDICTION_CURE: &str =
-    "score by token-load-scorer, or leave the plugin out until prediction can be switched on";
 const MEDIA: &str = "it is not known which images, sounds and videos an endpoint has encoded";
 const MEDIA_CURE: &str = "leave it out; what prompts have in common is followed by their bytes";
 const PEERS: &str = "pods are not told of each other's caches";
@@ -52,11 +49,11 @@ pub(super) const REFUSED: &[Refused] = &[
         "list the port of every rank in the pool's targetPorts; each is an endpoint",
     ),
     no("disaggregatedset-rollout-screener", PAIRING, PAIRING_CURE),
-    no("predicted-latency-producer", PREDICTION, PREDICTION_CURE),
-    no("latency-scorer", PREDICTION, PREDICTION_CURE),
-    no("slo-headroom-tier-filter", PREDICTION, PREDICTION_CURE),
-    no("latency-slo-admitter", PREDICTION, PREDICTION_CURE),
-    no("latency-observation-scorer", PREDICTION, PREDICTION_CURE),
+    no(
+        "latency-observation-scorer",
+        "it is not known",
+        "use latency-scorer, which learns from what was observed",
+    ),
     no("mm-embeddings-cache-scorer", MEDIA, MEDIA_CURE),
     no("mm-embeddings-cache-producer", MEDIA, MEDIA_CURE),
     no("p2p-source-producer", PEERS, PEERS_CURE),

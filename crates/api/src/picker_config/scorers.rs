@@ -1,7 +1,7 @@
 //! Scorers with their parameters.
 
 use forebay_model::picker::Scorer;
-use forebay_model::policy::Signal;
+use forebay_model::policy::{Headroom, LatencyScoring, Signal};
 
 use super::fields::{Fields, nearest};
 use super::parts::{Notes, Part};
@@ -142,6 +142,42 @@ pub(super) fn active_requests(f: &mut Fields<'_>, notes: &mut Notes) -> Option<S
         idle_max: u32::try_from(idle_max).unwrap_or(0),
         busy_score_max: busy as f32,
     })
+}
+
+pub(super) fn latency(f: &mut Fields<'_>, notes: &mut Notes) -> Option<Scorer> {
+    producer(
+        f,
+        &[
+            "latencyPredictionInfoProducerName",
+            "prefixMatchInfoProducerName",
+        ],
+    );
+    let default = LatencyScoring::default();
+    let ttft = f.number("ttftWeight", 0.0..=1e6);
+    let tpot = f.number("tpotWeight", 0.0..=1e6);
+    let headroom = match f.text("headroomSelectionStrategy").as_deref() {
+        None | Some("least") => Headroom::Least,
+        Some("most") => Headroom::Most,
+        Some(other) => {
+            let message = format!("{other:?}; there are least and most");
+            f.fault("headroomSelectionStrategy", message);
+            return None;
+        }
+    };
+    for name in [
+        "compositeKVWeight",
+        "compositeQueueWeight",
+        "compositePrefixWeight",
+    ] {
+        if f.number(name, 0.0..=1e6).is_some() {
+            notes.push(format!("{name}: while nothing is predicted, all are alike"));
+        }
+    }
+    Some(Scorer::Latency(LatencyScoring {
+        headroom,
+        ttft_weight: ttft.map_or(default.ttft_weight, |n| n as f32),
+        tpot_weight: tpot.map_or(default.tpot_weight, |n| n as f32),
+    }))
 }
 
 pub(super) fn session(f: &mut Fields<'_>, notes: &mut Notes) -> Option<Scorer> {

@@ -84,12 +84,14 @@ fn the_configurations_of_public_guides_load_or_are_refused_by_name() {
         (
             guide!("optimized-baseline"),
             &affinity(
-                "backlogMaxTokens: 286720, exploration: 0, prefillTokensPerS: 15928, share: 0.8",
+                "backlogMaxTokens: 286720, exploration: 0, predicted: false, prefillTokensPerS: 15928, share: 0.8",
             ),
         ),
         (
             guide!("multimodal-aggregation"),
-            &affinity("backlogMaxMs: 36000, exploration: 0, prefillTokensPerS: 15751, share: 0.6"),
+            &affinity(
+                "backlogMaxMs: 36000, exploration: 0, predicted: false, prefillTokensPerS: 15751, share: 0.6",
+            ),
         ),
         (
             guide!("precise-prefix"),
@@ -112,9 +114,17 @@ fn the_configurations_of_public_guides_load_or_are_refused_by_name() {
             guide!("coordinated-disaggregation"),
             "encode: stage encode | active-requests {busyScoreMax: 1, idleMax: 0}*1 -> max-score 3\n\
              prefill: stage prefill | prefix-affinity {backlogMaxMs: 18000, exploration: 0, \
-             prefillTokensPerS: 15928, share: 0.8} | prefill-share {tokensMax: 4194304}*1 -> \
+             predicted: false, prefillTokensPerS: 15928, share: 0.8} | prefill-share {tokensMax: 4194304}*1 -> \
              max-score 3\n\
              decode: stage decode | active-requests {busyScoreMax: 1, idleMax: 0}*1 -> max-score 3",
+        ),
+        (
+            guide!("predicted-latency-slo"),
+            "default: prefix-affinity {backlogMaxMs: 5000, exploration: 0, predicted: true, \
+             prefillTokensPerS: 15928, share: 0.99} | slo-headroom {exploration: 0.01} | \
+             prefix-affinity {backlogMaxMs: 5000, exploration: 0, predicted: true, \
+             prefillTokensPerS: 15928, share: 0.8} | \
+             latency {headroom: least, tpotWeight: 0.2, ttftWeight: 0.8}*1 -> weighted-random 3",
         ),
         (guide!("gradual-shedding"), "default:  -> random 3"),
         (guide!("passthrough"), "default:  -> random 3"),
@@ -139,14 +149,6 @@ fn the_configurations_of_public_guides_load_or_are_refused_by_name() {
         (
             guide!("context-length-prefill-decode"),
             &["disagg-headers-handler (plugins[0])", "3 plugins"],
-        ),
-        (
-            guide!("predicted-latency-slo"),
-            &[
-                "latency-scorer",
-                "latency-slo-admitter",
-                "prediction is off",
-            ],
         ),
         (
             guide!("turn-priority"),

@@ -19,6 +19,7 @@ pub(super) fn needs_reference(part: &Part) -> bool {
         | Part::Ceilings(_)
         | Part::Strict
         | Part::Admitter(_)
+        | Part::SloAdmitter
         | Part::Approximate(_)
         | Part::Precise(..)
         | Part::Tokens(_)
@@ -53,6 +54,9 @@ pub(super) fn of(part: &Part) -> String {
         Part::Ceilings(ceilings) => ceilings_words(ceilings),
         Part::Strict => "higher priorities go first, always".to_owned(),
         Part::Admitter(shedding) => format!("shedGradually {}", plainly(shedding)),
+        Part::SloAdmitter => {
+            "requests of negative priority are refused if their SLO is out of reach".to_owned()
+        }
         Part::Approximate(index) => index_words(index),
         Part::Precise(precise, scorer) => {
             let scorer = scorer.as_ref().map(|s| format!(", scorer {}", plainly(s)));

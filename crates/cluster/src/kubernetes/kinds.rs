@@ -38,6 +38,8 @@ pub(crate) struct Namespaces {
     pub(crate) all: Vec<Arc<str>>,
     /// Services in this one, too: those through which Gateways are reached.
     pub(crate) services: Option<Arc<str>>,
+    /// Kinds that are followed; empty stands for all. The others count as absent.
+    pub(crate) kinds: BTreeSet<Kind>,
 }
 
 impl Namespaces {
@@ -58,8 +60,14 @@ pub(crate) async fn follow_all(
     metrics: Metrics,
 ) {
     let now = Instant::now();
+    let wanted = |kind: &Kind| namespaces.kinds.is_empty() || namespaces.kinds.contains(kind);
+    for kind in Kind::all().filter(|kind| !wanted(kind)) {
+        if out.send(Change::Absent(kind, None)).await.is_err() {
+            return;
+        }
+    }
     let mut kinds = Kinds {
-        missing: Kind::all().map(|kind| (kind, now)).collect(),
+        missing: Kind::all().filter(wanted).map(|kind| (kind, now)).collect(),
         absent: BTreeSet::new(),
         followed: JoinSet::new(),
         release_at: now,

@@ -4,7 +4,7 @@
 //! A lone change is published at once, a stream of changes every [`PACE`]. While the server cannot be
 //! reached, what was published last stays in force.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -73,6 +73,7 @@ impl KubernetesSource {
         let namespaces = Namespaces {
             all: namespaces.into_iter().map(Arc::from).collect(),
             services: settings.infrastructure_namespace.as_deref().map(Arc::from),
+            kinds: BTreeSet::new(),
         };
         let empty = Index::new(settings.clone()).publish();
         let (publish, receiver) = watch::channel(empty);
@@ -94,6 +95,13 @@ impl KubernetesSource {
             },
         };
         (source, receiver)
+    }
+
+    /// Follows no other kinds than these, for those who serve a part and have the rights to no more.
+    #[must_use]
+    pub fn only(mut self, kinds: impl IntoIterator<Item = Kind>) -> Self {
+        self.namespaces.kinds = kinds.into_iter().collect();
+        self
     }
 
     /// Has noted what is to be written.

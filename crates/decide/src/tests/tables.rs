@@ -51,7 +51,7 @@ fn picker(kind: PickerKind, config: PickerConfig) -> PickerConfig {
 
 #[test]
 fn the_emptiest_server_wins() {
-    check(default(), "a:3/0.2 b:1/0.9 c:2/0.1", "c b a");
+    check(default(), "a:3/0.2 b:1/0.9 c:2/0.1", "c a b");
 }
 
 #[test]

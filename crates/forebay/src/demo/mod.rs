@@ -260,11 +260,14 @@ impl GatewayThread {
                 ..Settings::default()
             },
             telemetry: telemetry::Settings {
+                llm_d_names: false,
                 access_log: Format::Off,
                 otlp: None,
             },
             scrape: signals::Settings::default(),
             seed: args.seed,
+            policy: None,
+            epp: None,
         };
         let (stop, stopped) = oneshot::channel::<()>();
         let thread = std::thread::Builder::new()

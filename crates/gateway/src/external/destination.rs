@@ -9,9 +9,14 @@ use super::mutation::{bytes_of, value_set};
 use super::protocol::{HeadAnswer, Violation};
 
 /// The field, and the key of dynamic metadata, that names endpoints.
-pub(super) const DESTINATION: &str = "x-gateway-destination-endpoint";
+pub(crate) const DESTINATION: &str = "x-gateway-destination-endpoint";
 /// The namespace of dynamic metadata that has it.
-pub(super) const NAMESPACE: &str = "envoy.lb";
+pub(crate) const NAMESPACE: &str = "envoy.lb";
+/// The key there that tells a picker which endpoint answered.
+pub(crate) const SERVED: &str = "x-gateway-destination-endpoint-served";
+/// The namespace and the key that restrict a picker to some endpoints.
+pub(crate) const SUBSET_NAMESPACE: &str = "envoy.lb.subset_hint";
+pub(crate) const SUBSET: &str = "x-gateway-destination-endpoint-subset";
 /// Endpoints of an answer that are looked at; there are never that many tries.
 const ENDPOINTS_MAX: usize = 16;
 

@@ -78,7 +78,7 @@ impl Links {
     }
 
     /// Whether it is time for another warning: requests that fare alike would fill the log.
-    pub(super) fn may_warn(&self) -> bool {
+    pub(crate) fn may_warn(&self) -> bool {
         let now = Instant::now();
         let may = self
             .warned

@@ -14,14 +14,8 @@ use forebay_wire::{ListValue, Struct, Value};
 use http::{HeaderMap, StatusCode};
 use prost::Message;
 
-use super::destination::NAMESPACE;
+use super::destination::{NAMESPACE, SERVED, SUBSET, SUBSET_NAMESPACE};
 use super::protocol::Side;
-
-/// The namespace and the key that restrict a picker to some endpoints.
-const SUBSET_NAMESPACE: &str = "envoy.lb.subset_hint";
-const SUBSET: &str = "x-gateway-destination-endpoint-subset";
-/// The key that tells a picker which endpoint answered.
-const SERVED: &str = "x-gateway-destination-endpoint-served";
 
 /// The head of a request, as a picker is shown it.
 #[derive(Clone, Copy, Debug)]

@@ -75,6 +75,7 @@ pub(crate) fn snapshot(routed: &[Arc<Pool>], idle: &[Arc<Pool>]) -> Arc<Snapshot
         gateway: ObjectName::new("default", "edge"),
         name: "http".into(),
         hostname: None,
+        refused: false,
         certificates: Vec::new(),
         clients: None,
         routes: Arc::new(RouteTable::build(vec![(None, entry)])),
@@ -180,6 +181,7 @@ struct Watched {
 
 fn watched(live: Arc<ArcSwap<Live>>) -> Watched {
     let settings = telemetry::Settings {
+        llm_d_names: false,
         access_log: telemetry::Format::Off,
         otlp: None,
     };

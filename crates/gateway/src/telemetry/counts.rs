@@ -23,23 +23,23 @@ use crate::per_worker::{PerWorker, lock};
 use crate::record::{Ending, Record};
 
 /// Seconds of whole exchanges: from a cache hit on a small model to a long agentic answer.
-const DURATION_S: [f64; 15] = [
+pub(super) const DURATION_S: [f64; 15] = [
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 180.0, 600.0,
 ];
 /// Seconds to the first token.
-const TTFT_S: [f64; 14] = [
+pub(super) const TTFT_S: [f64; 14] = [
     0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
 ];
 /// Seconds between tokens.
-const INTER_TOKEN_S: [f64; 11] = [
+pub(super) const INTER_TOKEN_S: [f64; 11] = [
     0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1.0,
 ];
 /// Seconds in the queue; the usual limit is 60.
-const QUEUE_S: [f64; 12] = [
+pub(super) const QUEUE_S: [f64; 12] = [
     0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
 ];
 /// Seconds of a pick; the promise is 20 µs at the median and 100 µs at the 99th percentile.
-const PICK_S: [f64; 10] = [
+pub(super) const PICK_S: [f64; 10] = [
     2e-6, 5e-6, 10e-6, 20e-6, 50e-6, 100e-6, 200e-6, 500e-6, 1e-3, 10e-3,
 ];
 
@@ -54,7 +54,7 @@ pub(super) struct Names {
     pub(super) gateways: Bounded<ObjectName>,
     pub(super) routes: Bounded<ObjectName>,
     pub(super) pools: Bounded<ObjectName>,
-    models: Bounded<String>,
+    pub(super) models: Bounded<String>,
 }
 
 /// A label's value as one worker numbers it.
@@ -164,7 +164,7 @@ struct Tokens {
 }
 
 #[derive(Clone, Debug)]
-struct Histogram {
+pub(super) struct Histogram {
     bounds: &'static [f64],
     /// One more than there are bounds: the last is beyond all of them.
     buckets: Box<[u64]>,
@@ -172,7 +172,7 @@ struct Histogram {
 }
 
 impl Histogram {
-    fn new(bounds: &'static [f64]) -> Self {
+    pub(super) fn new(bounds: &'static [f64]) -> Self {
         Self {
             bounds,
             buckets: vec![0; bounds.len() + 1].into(),
@@ -180,7 +180,7 @@ impl Histogram {
         }
     }
 
-    fn observe(&mut self, value: Option<f64>) {
+    pub(super) fn observe(&mut self, value: Option<f64>) {
         if let Some(value) = value {
             let bucket = self.bounds.partition_point(|bound| *bound < value);
             self.buckets[bucket] += 1;
@@ -188,7 +188,7 @@ impl Histogram {
         }
     }
 
-    fn add(&mut self, other: &Self) {
+    pub(super) fn add(&mut self, other: &Self) {
         for (sum, more) in self.buckets.iter_mut().zip(&other.buckets) {
             *sum += more;
         }
@@ -382,7 +382,7 @@ type Count = fn(&Tokens) -> Option<u64>;
 type Shown = fn(&Times) -> &Histogram;
 
 /// The page under construction.
-struct Page<'a>(DescriptorEncoder<'a>);
+pub(super) struct Page<'a>(pub(super) DescriptorEncoder<'a>);
 
 impl Page<'_> {
     fn family<'v, const LABELS: usize, V>(
@@ -400,7 +400,7 @@ impl Page<'_> {
         Ok(())
     }
 
-    fn counters<'v, const LABELS: usize>(
+    pub(super) fn counters<'v, const LABELS: usize>(
         &mut self,
         name: &str,
         help: &str,
@@ -439,6 +439,25 @@ impl Page<'_> {
         Ok(())
     }
 
+    /// A histogram that has seen nothing is left out: a pool without a stream has no time between
+    /// tokens, rather than a zero.
+    pub(super) fn histograms_of<'v, const LABELS: usize>(
+        &mut self,
+        name: &str,
+        help: &str,
+        labels: [&str; LABELS],
+        values: impl Iterator<Item = (&'v [Arc<str>; LABELS], &'v Histogram)>,
+    ) -> fmt::Result {
+        let values = values.filter(|(_, h)| h.buckets.iter().any(|count| *count > 0));
+        let family = (name, help, MetricType::Histogram);
+        self.family(family, labels, values, |mut encoder, histogram| {
+            let bounds = histogram.bounds.iter().copied().chain([f64::MAX]);
+            let buckets: Vec<_> = bounds.zip(histogram.buckets.iter().copied()).collect();
+            let count = histogram.buckets.iter().sum();
+            encoder.encode_histogram::<NoLabelSet>(histogram.sum, count, &buckets, None)
+        })
+    }
+
     fn histograms(&mut self, sums: &Sums) -> fmt::Result {
         let kinds: [(&str, &str, Shown); 6] = [
             (
@@ -475,15 +494,7 @@ impl Page<'_> {
         for (name, help, histogram) in kinds {
             let values = sums.times.iter();
             let values = values.map(|(pool, times)| (std::array::from_ref(pool), histogram(times)));
-            // A pool that has seen no stream has no time between tokens, rather than a zero.
-            let values = values.filter(|(_, h)| h.buckets.iter().any(|count| *count > 0));
-            let family = (name, help, MetricType::Histogram);
-            self.family(family, ["pool"], values, |mut encoder, histogram| {
-                let bounds = histogram.bounds.iter().copied().chain([f64::MAX]);
-                let buckets: Vec<_> = bounds.zip(histogram.buckets.iter().copied()).collect();
-                let count = histogram.buckets.iter().sum();
-                encoder.encode_histogram::<NoLabelSet>(histogram.sum, count, &buckets, None)
-            })?;
+            self.histograms_of(name, help, ["pool"], values)?;
         }
         Ok(())
     }

@@ -29,14 +29,19 @@ const ENDPOINTS_MAX: usize = 10_000;
 const TICKS_PER_S: f64 = 100.0;
 
 /// Writes all of it as OpenMetrics text, without the end mark.
-pub(super) fn encode(page: &mut String, live: &Live, now: Moment) -> fmt::Result {
+/// `llm_d` adds the names of llm-d's picker.
+pub(super) fn encode(page: &mut String, live: &Live, now: Moment, llm_d: bool) -> fmt::Result {
     let mut registry = Registry::default();
-    registry.register_collector(Box::new(Current::read(live, now)));
+    registry.register_collector(Box::new(Current {
+        llm_d,
+        ..Current::read(live, now)
+    }));
     text::encode_registry(page, &registry)
 }
 
 #[derive(Debug)]
 struct Current {
+    llm_d: bool,
     generation: u64,
     problems: usize,
     pools: Vec<PoolNow>,
@@ -82,6 +87,7 @@ impl Current {
             })
             .collect();
         Self {
+            llm_d: false,
             generation: live.snapshot.generation,
             problems: live.snapshot.problems.len(),
             pools,
@@ -151,6 +157,9 @@ impl Collector for Current {
         )?;
         self.encode_pools(&mut page)?;
         self.encode_endpoints(&mut page)?;
+        if self.llm_d {
+            self.encode_llm_d(&mut page)?;
+        }
         self.process.encode(&mut page)
     }
 }
@@ -204,6 +213,126 @@ impl Current {
             "Prompt blocks believed to be in caches",
             |p| p.sums.prefix_blocks as f64,
         )
+    }
+
+    /// The same by the names of llm-d's picker. Its `name` has no namespace, so that is a label of its
+    /// own here.
+    fn encode_llm_d(&self, page: &mut Page<'_>) -> fmt::Result {
+        let parted = |pool: &'_ PoolNow| -> (String, String) {
+            let (namespace, name) = pool.name.split_once('/').unwrap_or(("", &pool.name));
+            (namespace.to_owned(), name.to_owned())
+        };
+        let names: Vec<(String, String)> = self.pools.iter().map(parted).collect();
+        let pools = || self.pools.iter().zip(&names);
+        let mut each =
+            |name: &str, help: &str, label: &str, value: &dyn Fn(&PoolNow) -> Option<f64>| {
+                let values = pools().filter_map(|(pool, (namespace, own))| {
+                    let labels = [(label, own.as_str()), ("namespace", namespace.as_str())];
+                    value(pool).map(|value| (labels, value))
+                });
+                page.gauges(name, help, values)
+            };
+        type Read = fn(&EndpointView) -> Option<f64>;
+        let kinds: [(&str, Read); 3] = [
+            ("kv_cache_utilization", |v| {
+                v.load.as_ref()?.kv_used.map(f64::from)
+            }),
+            ("queue_size", |v| v.load.as_ref()?.waiting.map(f64::from)),
+            ("running_requests", |v| {
+                v.load.as_ref()?.running.map(f64::from)
+            }),
+        ];
+        for (kind, value) in kinds {
+            let spread =
+                |pool: &PoolNow| spread(pool.endpoints.iter().filter_map(|(_, v)| value(v)));
+            let name = format!("llm_d_epp_average_{kind}");
+            each(&name, "Mean over the pool's endpoints", "name", &|p| {
+                Some(spread(p)?.0)
+            })?;
+            let name = format!("llm_d_epp_std_dev_{kind}");
+            each(
+                &name,
+                "Standard deviation over the pool's endpoints",
+                "name",
+                &|p| Some(spread(p)?.1),
+            )?;
+        }
+        let count = |value: fn(&PoolNow) -> f64| move |pool: &PoolNow| Some(value(pool));
+        for (name, help, label, value) in [
+            (
+                "llm_d_epp_ready_endpoints",
+                "Endpoints that may get requests",
+                "name",
+                count(|p| p.sums.ready as f64),
+            ),
+            (
+                "llm_d_epp_request_running",
+                "Requests under way",
+                "name",
+                count(|p| p.sums.inflight as f64),
+            ),
+            (
+                "llm_d_epp_flow_control_queue_size",
+                "Requests that wait",
+                "inference_pool",
+                count(|p| p.queue_requests as f64),
+            ),
+            (
+                "llm_d_epp_flow_control_queue_bytes",
+                "Bytes of their bodies",
+                "inference_pool",
+                count(|p| p.queue_bytes as f64),
+            ),
+            (
+                "llm_d_epp_flow_control_pool_saturation",
+                "How full the pool is; 1 is full",
+                "inference_pool",
+                count(|p| f64::from(p.saturation)),
+            ),
+            (
+                "llm_d_epp_prefix_indexer_size",
+                "Prompt blocks believed to be in caches",
+                "name",
+                count(|p| p.sums.prefix_blocks as f64),
+            ),
+        ] {
+            each(name, help, label, &value)?;
+        }
+        type OfEndpoint = fn(&EndpointView) -> Option<f64>;
+        let kinds: [(&str, &str, &str, OfEndpoint); 3] = [
+            (
+                "llm_d_epp_per_endpoint_queue_size",
+                "Requests in the server's queue",
+                "model_server_endpoint",
+                |v| v.load.as_ref()?.waiting.map(f64::from),
+            ),
+            (
+                "llm_d_epp_inflight_requests",
+                "Requests under way from here",
+                "endpoint_name",
+                |v| Some(f64::from(v.inflight_requests)),
+            ),
+            (
+                "llm_d_epp_inflight_tokens",
+                "Their prompt and expected output tokens",
+                "endpoint_name",
+                |v| Some(v.inflight_tokens as f64),
+            ),
+        ];
+        for (name, help, label, value) in kinds {
+            let values = pools().flat_map(|(pool, (namespace, own))| {
+                pool.endpoints.iter().filter_map(move |(address, view)| {
+                    let labels = [
+                        ("name", own.as_str()),
+                        ("namespace", namespace.as_str()),
+                        (label, address.as_str()),
+                    ];
+                    value(view).map(|value| (labels, value))
+                })
+            });
+            page.gauges(name, help, values)?;
+        }
+        Ok(())
     }
 
     /// A signal that an endpoint does not report has no series: absent is not zero.
@@ -264,6 +393,17 @@ impl Current {
             |v| v.kv.map(|kv| kv.blocks as f64),
         )
     }
+}
+
+/// Mean and standard deviation; nothing of nothing.
+fn spread(values: impl Iterator<Item = f64> + Clone) -> Option<(f64, f64)> {
+    let count = values.clone().count() as f64;
+    if count == 0.0 {
+        return None;
+    }
+    let mean = values.clone().sum::<f64>() / count;
+    let variance = values.map(|value| (value - mean).powi(2)).sum::<f64>() / count;
+    Some((mean, variance.sqrt()))
 }
 
 /// Figures of `/proc/self`; what cannot be read is left out.

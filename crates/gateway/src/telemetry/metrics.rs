@@ -19,7 +19,7 @@ use prometheus_client::registry::Registry;
 
 use super::connections::{Connections, WorkerConnections};
 use super::counts::{AllCounts, Names};
-use super::ending;
+use super::{ending, llm_d};
 use crate::per_worker::lock;
 use crate::record::StreamRecord;
 
@@ -32,6 +32,8 @@ pub struct Metrics {
     pub(super) names: Names,
     /// What exchanges count, one part per worker.
     pub(super) exchanges: AllCounts,
+    /// The same by the names of llm-d's picker, if they are asked for.
+    pub(super) llm_d: Option<llm_d::AllCounts>,
     ejections: Family<PoolReason, Counter>,
     picker_response_failures: Family<PoolReason, Counter>,
     kv_batches: Family<PoolReason, Counter>,
@@ -40,11 +42,16 @@ pub struct Metrics {
     tokenizations: Family<PoolReason, Counter>,
     scrapes: Counter,
     scrape_errors: Family<Reason, Counter>,
+    /// Their sum, under llm-d's name.
+    scrapes_failed: Counter,
     connections: Connections,
     connections_now: Family<ConnectionLabels, Gauge>,
     reload_successful: Gauge,
     reload_success_timestamp: Gauge,
     reloads: Family<ResultLabel, Counter>,
+    /// Whether the picker's own file holds; nothing without one.
+    picker_reload_successful: Family<NoLabels, Gauge>,
+    picker_reload_success_timestamp: Family<NoLabels, Gauge>,
     spans: Family<ResultLabel, Counter>,
     streams: Family<StreamLabels, Counter>,
     tls_failures: Family<Reason, Counter>,
@@ -92,15 +99,26 @@ struct ResultLabel {
     result: &'static str,
 }
 
+/// For what is there or not.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+struct NoLabels {}
+
 impl Metrics {
     /// All metrics at zero.
     #[must_use]
     pub fn new() -> Self {
+        Self::with_names(false)
+    }
+
+    /// The same, with the names of llm-d's picker beside ours if `llm_d` says so.
+    #[must_use]
+    pub fn with_names(llm_d: bool) -> Self {
         let mut metrics = Self {
             registry: Registry::default(),
             others: Mutex::default(),
             names: Names::default(),
             exchanges: AllCounts::default(),
+            llm_d: llm_d.then(llm_d::AllCounts::default),
             ejections: Family::default(),
             picker_response_failures: Family::default(),
             kv_batches: Family::default(),
@@ -109,11 +127,14 @@ impl Metrics {
             tokenizations: Family::default(),
             scrapes: Counter::default(),
             scrape_errors: Family::default(),
+            scrapes_failed: Counter::default(),
             connections: Connections::default(),
             connections_now: Family::default(),
             reload_successful: Gauge::default(),
             reload_success_timestamp: Gauge::default(),
             reloads: Family::default(),
+            picker_reload_successful: Family::default(),
+            picker_reload_success_timestamp: Family::default(),
             spans: Family::default(),
             streams: Family::default(),
             tls_failures: Family::default(),
@@ -121,8 +142,26 @@ impl Metrics {
         };
         let exchanges = metrics.exchanges.clone();
         metrics.registry.register_collector(Box::new(exchanges));
+        if let Some(counts) = metrics.llm_d.clone() {
+            metrics.registry.register_collector(Box::new(counts));
+            metrics.register_llm_d();
+        }
         metrics.register();
         metrics
+    }
+
+    fn register_llm_d(&mut self) {
+        let source = ("source_type".into(), "metrics-data-source".into());
+        self.registry.sub_registry_with_label(source).register(
+            "llm_d_epp_datalayer_poll_errors",
+            "Scrapes of endpoints that gave nothing",
+            self.scrapes_failed.clone(),
+        );
+        self.registry.register(
+            "llm_d_epp",
+            "The running program",
+            Info::new([("commit", ""), ("build_ref", env!("CARGO_PKG_VERSION"))]),
+        );
     }
 
     fn register(&mut self) {
@@ -186,6 +225,16 @@ impl Metrics {
             "forebay_config_reloads",
             "Configurations read",
             self.reloads.clone(),
+        );
+        r.register(
+            "forebay_picker_config_last_reload_successful",
+            "Whether the last EndpointPickerConfig could be read",
+            self.picker_reload_successful.clone(),
+        );
+        r.register(
+            "forebay_picker_config_last_reload_success_timestamp_seconds",
+            "When an EndpointPickerConfig was last taken over",
+            self.picker_reload_success_timestamp.clone(),
         );
         r.register(
             "forebay_spans",
@@ -277,6 +326,7 @@ impl Metrics {
         self.scrapes.inc();
         if let Some(reason) = error {
             self.scrape_errors.get_or_create(&Reason { reason }).inc();
+            self.scrapes_failed.inc();
         }
     }
 
@@ -310,6 +360,20 @@ impl Metrics {
         if ok {
             let seconds = at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
             self.reload_success_timestamp
+                .set(i64::try_from(seconds).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// An EndpointPickerConfig was read; `ok` says whether it was taken over.
+    pub fn picker_config_loaded(&self, ok: bool, at: SystemTime) {
+        let labels = NoLabels {};
+        self.picker_reload_successful
+            .get_or_create(&labels)
+            .set(i64::from(ok));
+        if ok {
+            let seconds = at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+            self.picker_reload_success_timestamp
+                .get_or_create(&labels)
                 .set(i64::try_from(seconds).unwrap_or(i64::MAX));
         }
     }

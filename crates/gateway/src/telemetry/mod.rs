@@ -21,6 +21,7 @@ mod bounded;
 mod connections;
 mod counts;
 mod current;
+mod llm_d;
 pub mod metrics;
 mod otlp;
 
@@ -42,6 +43,8 @@ pub struct Settings {
     pub access_log: Format,
     /// Traces; `None` for none.
     pub otlp: Option<OtlpSettings>,
+    /// Whether the names of llm-d's endpoint picker are exported beside ours.
+    pub llm_d_names: bool,
 }
 
 /// Takes in records. Made once, shared by all threads.
@@ -69,7 +72,7 @@ impl Telemetry {
     /// # Errors
     /// See [`Telemetry::new`].
     pub fn with_log_sink(settings: &Settings, sink: Box<dyn Write + Send>) -> io::Result<Self> {
-        let metrics = Arc::new(Metrics::new());
+        let metrics = Arc::new(Metrics::with_names(settings.llm_d_names));
         let dropped = metrics.log_lines_dropped.clone();
         let tracing = match &settings.otlp {
             Some(otlp) => Some(otlp::Tracing::start(otlp, &metrics)?),
@@ -96,6 +99,11 @@ impl Telemetry {
     pub fn desk(self: &Arc<Self>) -> Desk {
         Desk {
             counts: self.metrics.exchanges.add_worker(),
+            llm_d: self
+                .metrics
+                .llm_d
+                .as_ref()
+                .map(llm_d::AllCounts::add_worker),
             ring: self.decisions.add_worker(),
             telemetry: Arc::clone(self),
         }
@@ -108,7 +116,7 @@ impl Telemetry {
         let written = self
             .metrics
             .encode(&mut page)
-            .and_then(|()| current::encode(&mut page, live, now))
+            .and_then(|()| current::encode(&mut page, live, now, self.metrics.llm_d.is_some()))
             .and_then(|()| prometheus_client::encoding::text::encode_eof(&mut page));
         written.expect("a string takes all that is written to it");
         page
@@ -132,6 +140,7 @@ impl Telemetry {
 pub struct Desk {
     telemetry: Arc<Telemetry>,
     counts: Arc<Mutex<Counts>>,
+    llm_d: Option<Arc<Mutex<llm_d::Counts>>>,
     ring: Arc<Ring>,
 }
 
@@ -155,6 +164,9 @@ impl Desk {
         } = &*self.telemetry;
         let measured = Measured::of(&record);
         lock(&self.counts).observe(&metrics.names, &record, &measured);
+        if let Some(llm_d) = &self.llm_d {
+            lock(llm_d).observe(&metrics.names, &record, &measured);
+        }
         let record: Arc<Record> = record.into();
         if let Some(log) = access_log {
             log.log(&record);
@@ -265,6 +277,7 @@ pub(crate) fn test_record() -> Record {
                 hit_tokens: hit_blocks * 64,
                 knowledge: Knowledge::Sent,
                 prefill_ms,
+                predicted: None,
             }
         };
     let at = |ms: u64| Moment::from_millis(1_000 + ms);

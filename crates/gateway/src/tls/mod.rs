@@ -96,6 +96,7 @@ fn port_ends(
 fn made_alike(a: &Listener, b: &Listener) -> bool {
     a.gateway == b.gateway
         && a.name == b.name
+        && a.refused == b.refused
         && a.tls_routes.is_some() == b.tls_routes.is_some()
         && a.certificates == b.certificates
         && a.clients == b.clients
@@ -103,6 +104,10 @@ fn made_alike(a: &Listener, b: &Listener) -> bool {
 
 impl Ends {
     fn of(listener: &Listener, report: &mut dyn FnMut(String)) -> Self {
+        if listener.refused {
+            // Whoever configured it has been told why.
+            return Self::Broken;
+        }
         if listener.certificates.is_empty() && listener.tls_routes.is_some() {
             return Self::Behind;
         }

@@ -26,6 +26,7 @@ use http_body::Frame;
 use smallvec::SmallVec;
 
 use crate::external::Passage;
+use crate::grpc;
 use crate::telemetry::Counted;
 use crate::tls::backend::{Connector, Inside};
 
@@ -166,6 +167,26 @@ pub struct Answer {
     pub headers: HeaderMap,
     /// The body.
     pub body: AnswerBody,
+}
+
+impl Answer {
+    /// The status, or for `grpc` the one that its own is alike to, if the answer says that the endpoint
+    /// did not do its part. `first` is the first frame of the body, if it has been awaited: of an answer
+    /// without a message it is what trails.
+    pub(crate) fn fault(&self, grpc: bool, first: Option<&Frame<Bytes>>) -> Option<u16> {
+        if is_fault(self.status) {
+            return Some(self.status.as_u16());
+        }
+        let trailers = first.and_then(Frame::trailers_ref);
+        let fields = [Some(&self.headers), trailers].into_iter().flatten();
+        let mut statuses = fields.filter_map(grpc::status);
+        statuses.next().filter(|_| grpc).and_then(grpc::fault)
+    }
+}
+
+/// Whether an answer of this status says "not here, not now" rather than "not this request".
+pub(crate) fn is_fault(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 500 | 502 | 503 | 504)
 }
 
 /// The body of an [`Answer`].

@@ -85,6 +85,7 @@ impl World {
     ) -> Self {
         watch_for_panics();
         let reports = TelemetrySettings {
+            llm_d_names: false,
             access_log,
             otlp: None,
         };
@@ -229,6 +230,7 @@ pub fn listener(host: Option<&str>, routes: RouteTable) -> Listener {
         gateway: ObjectName::new("default", "edge"),
         name: host.unwrap_or("http").into(),
         hostname: host.map(HostPattern::parse),
+        refused: false,
         certificates: Vec::new(),
         clients: None,
         routes: Arc::new(routes),

@@ -74,7 +74,7 @@ impl Distribution {
         }
     }
 
-    pub(super) fn draw(&self, random: &mut Random) -> f64 {
+    pub(crate) fn draw(&self, random: &mut Random) -> f64 {
         let drawn = match self.shape {
             Shape::Normal { mean, deviation } => mean + deviation * random.normal(),
             Shape::LogNormal { mu, sigma } => (mu + sigma * random.normal()).exp(),
@@ -83,7 +83,7 @@ impl Distribution {
     }
 
     /// A draw as a whole number, at least 1.
-    pub(super) fn draw_count(&self, random: &mut Random) -> u32 {
+    pub(crate) fn draw_count(&self, random: &mut Random) -> u32 {
         (self.draw(random).round() as u32).max(1)
     }
 }
