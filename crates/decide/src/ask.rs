@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use forebay_model::{Moment, Topology};
 
 use crate::predict::{Begun, Prediction};
-use crate::prefix::BlockHash;
+use crate::prefix::{BlockHash, TokenChain};
 
 /// One request, as far as choosing an endpoint is concerned.
 #[derive(Clone, Copy, Debug, Default)]
@@ -16,7 +16,10 @@ pub struct Ask<'a> {
     pub model: Option<&'a str>,
     /// Hashes of the prompt's blocks, from [`crate::prefix::chain`]; empty if unknown.
     pub prefix: &'a [BlockHash],
-    /// Prompt length, estimated.
+    /// Hashes of the prompt's tokens, from [`crate::prefix::TokenPlan::hash`]; empty if the tokens
+    /// are not known, or nobody wants to know.
+    pub tokens: &'a [TokenChain],
+    /// Prompt length: counted if its tokens are known, else estimated.
     pub prompt_tokens: u32,
     /// The request's own limit on its answer.
     pub output_tokens_max: Option<u32>,
@@ -94,14 +97,18 @@ pub struct Flight {
     /// No queue was known when it began, so that its prefill time tells the endpoint's speed.
     pub(crate) unqueued: bool,
     pub(crate) prompt_tokens: u32,
+    /// They are counted, not estimated: the prompt was tokenized.
+    pub(crate) counted: bool,
     pub(crate) uncached_tokens: u32,
     pub(crate) ahead_tokens: u64,
     pub(crate) total_tokens: u32,
+    /// Prompt tokens believed to be in the endpoint's cache, by whatever is known of it.
+    pub(crate) hit_tokens: u32,
     pub(crate) claim: Claim,
     pub(crate) fresh_blocks: Box<[BlockHash]>,
 }
 
-/// What the prefix index promised when the flight began.
+/// What the approximate index promised when the flight began.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Claim {
     /// Prompt tokens said to be in the endpoint's cache.
@@ -120,10 +127,10 @@ impl Flight {
         self.latency.predicted
     }
 
-    /// Prompt tokens that the prefix index promised to be in the endpoint's cache.
+    /// Prompt tokens that were believed to be in the endpoint's cache.
     #[must_use]
     pub fn hit_tokens(&self) -> u32 {
-        self.claim.hit_tokens
+        self.hit_tokens
     }
 }
 

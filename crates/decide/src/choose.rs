@@ -11,7 +11,7 @@ use forebay_model::picker::{PickerConfig, PickerKind};
 use smallvec::SmallVec;
 
 use crate::ask::Ask;
-use crate::exchange::hit_tokens;
+use crate::cached::{Hit, Hits};
 use crate::health::Standing;
 use crate::plan::Plan;
 use crate::pool::PoolState;
@@ -34,6 +34,8 @@ type Verdicts = SmallVec<[Option<Exclusion>; 128]>;
 // These are filled in place: as return values their kilobytes would be copied.
 
 pub(crate) struct Candidates {
+    /// Of every slot.
+    hits: Hits,
     pub(crate) facts: SmallVec<[Facts; 32]>,
     pub(crate) sticky: Sticky,
     panic: bool,
@@ -60,15 +62,14 @@ impl PoolState {
         let mut verdicts = Verdicts::new();
         verdicts.resize(self.slots.len(), None);
         let panic = self.rule_out(ask, now, &mut verdicts)?;
-        let mut depths = SmallVec::<[u16; 256]>::new();
-        depths.resize(self.slots.len(), 0);
-        self.index.matches(ask.prefix, &mut depths);
         let mut candidates = Candidates {
+            hits: Hits::new(),
             facts: SmallVec::new(),
             sticky: Sticky::Idle,
             panic,
         };
-        self.facts(ask, now, &verdicts, &depths, &mut candidates.facts);
+        self.hits(ask, &mut candidates.hits);
+        self.facts(ask, now, &verdicts, &candidates.hits, &mut candidates.facts);
         if plan.predicts || ask.slo.is_some() {
             self.predict(ask, now, &mut candidates.facts);
         }
@@ -95,8 +96,8 @@ impl PoolState {
             let facts = &candidates.facts[at];
             Choice {
                 address: self.slots[usize::from(facts.slot)].address,
-                hit_blocks: base_blocks(usize::from(facts.hit_blocks)) as u32,
-                hit_tokens: hit_tokens(ask, usize::from(facts.hit_blocks), &self.config),
+                hit_blocks: facts.hit.blocks,
+                hit_tokens: facts.hit.tokens,
             }
         };
         Ok(Pick {
@@ -207,25 +208,21 @@ impl PoolState {
         ask: &Ask<'_>,
         now: Moment,
         verdicts: &[Option<Exclusion>],
-        depths: &[u16],
+        hits: &[Hit],
         facts: &mut SmallVec<[Facts; 32]>,
     ) {
         let adapter = self.adapter(ask.model);
         let session = ask.session.and_then(|session| self.sessions.get(session));
-        let prompt_blocks = base_blocks(ask.prefix.len()).max(1) as f32;
         let fact = |at: usize, slot: &Slot| {
             let load = slot.fresh(now, self.stale_after());
-            let hit_blocks = depths[at];
-            let hit_tokens = hit_tokens(ask, usize::from(hit_blocks), &self.config);
-            let uncached = ask.prompt_tokens.saturating_sub(hit_tokens) as f32;
+            let hit = hits[at];
+            let uncached = ask.prompt_tokens.saturating_sub(hit.tokens) as f32;
             let ms_per_token = 1_000.0 / slot.speed.tokens_per_s();
             let backlog_tokens = slot.backlog_tokens(now);
             let backlog_ms = backlog_tokens * ms_per_token;
             Facts {
                 slot: at as u16,
-                hit_blocks,
-                hit_share: base_blocks(usize::from(hit_blocks)) as f32 / prompt_blocks,
-                hit_tokens,
+                hit,
                 uncached_tokens: uncached,
                 backlog_tokens,
                 backlog_ms,
@@ -257,7 +254,7 @@ impl PoolState {
             let at = usize::from(f.slot);
             let slot = &self.slots[at];
             let load = slot.fresh(now, stale_after);
-            let uncached = ask.prompt_tokens.saturating_sub(f.hit_tokens);
+            let uncached = ask.prompt_tokens.saturating_sub(f.hit.tokens);
             let mut situation = slot.situation(load, ask.prompt_tokens, uncached, f.lora, now);
             situation.displaced = self.displaced(at);
             f.predicted = self.predictor.predict(at, &situation);
@@ -344,6 +341,7 @@ impl PoolState {
             panic: candidates.panic,
             counts,
             prompt_blocks: base_blocks(ask.prefix.len()) as u32,
+            prompt_tokens: ask.prompt_tokens,
             considered,
         }
     }
@@ -355,9 +353,10 @@ impl PoolState {
         totals: &Totals,
     ) -> Vec<Considered> {
         let mut scored = 0;
-        let present = self.slots.iter().zip(verdicts).filter(|(s, _)| s.present);
+        let slots = self.slots.iter().zip(verdicts).zip(&candidates.hits);
+        let present = slots.filter(|((slot, _), _)| slot.present);
         present
-            .map(|(slot, verdict)| match verdict {
+            .map(|((slot, verdict), hit)| match verdict {
                 None => {
                     scored += 1;
                     self.describe(candidates, totals, scored - 1)
@@ -367,7 +366,9 @@ impl PoolState {
                     excluded: Some(*exclusion),
                     scores: SmallVec::new(),
                     total: 0.0,
-                    hit_blocks: 0,
+                    hit_blocks: hit.blocks,
+                    hit_tokens: hit.tokens,
+                    knowledge: hit.knowledge,
                     prefill_ms: 0.0,
                     predicted: None,
                 },
@@ -403,7 +404,9 @@ impl PoolState {
                 .copied()
                 .collect(),
             total: totals.totals[at],
-            hit_blocks: base_blocks(usize::from(facts.hit_blocks)) as u32,
+            hit_blocks: facts.hit.blocks,
+            hit_tokens: facts.hit.tokens,
+            knowledge: facts.hit.knowledge,
             prefill_ms: facts.prefill_ms,
             predicted: facts.predicted,
         }
@@ -419,7 +422,7 @@ impl Candidates {
         if config.sticky_share >= 1.0 {
             return;
         }
-        let warm = |f: &Facts| f.hit_blocks > 0 && f.hit_share >= config.sticky_share;
+        let warm = |f: &Facts| f.hit.tokens > 0 && f.hit.share >= config.sticky_share;
         let others = || self.facts.iter().filter(|f| !warm(f));
         if others().next().is_none() || !self.facts.iter().any(warm) {
             return;

@@ -36,8 +36,10 @@ impl PoolState {
         };
         self.note_cold(at, ask);
         let held = self.index.hold(at, ask.prefix);
-        let hit_tokens = hit_tokens(ask, held.hit_blocks, &self.config);
-        let next_hit = crate::exchange::hit_tokens(ask, held.hit_blocks + 1, &self.config);
+        let claimed = hit_tokens(ask, held.hit_blocks, &self.config);
+        let next_claim = hit_tokens(ask, held.hit_blocks + 1, &self.config);
+        let hit_tokens = self.hit_at(at, ask, claimed);
+        self.guess(at, ask, now);
         let expected = self.expected_output_tokens(ask);
         let uncached_tokens = ask.prompt_tokens - hit_tokens;
         self.found.add(hit_tokens, ask.prompt_tokens);
@@ -57,12 +59,14 @@ impl PoolState {
             latency,
             unqueued: !slot.any_waiting(),
             prompt_tokens: ask.prompt_tokens,
+            counted: !ask.tokens.is_empty(),
             uncached_tokens,
             ahead_tokens: slot.backlog_tokens(now) as u64,
             total_tokens: ask.prompt_tokens.saturating_add(expected as u32),
+            hit_tokens,
             claim: Claim {
-                hit_tokens,
-                blurred_tokens: next_hit - hit_tokens,
+                hit_tokens: claimed,
+                blurred_tokens: next_claim - claimed,
                 tail_stamp: (settled && held.hit_blocks > 0).then_some(held.tail_stamp),
             },
             fresh_blocks: ask.prefix[held.hit_blocks..held.held_blocks].into(),
@@ -139,6 +143,9 @@ impl PoolState {
         slot.inflight_requests -= 1;
         slot.inflight_tokens -= u64::from(flight.total_tokens);
         if served {
+            if let (true, Some(counted)) = (flight.counted, end.prompt_tokens) {
+                self.token_counts.compared(counted == flight.prompt_tokens);
+            }
             self.learn_tpot(&flight, end, now);
             self.correct(&flight, end);
         } else if !flight.answered {
@@ -191,6 +198,7 @@ impl PoolState {
                 if ejected && kind == FailureKind::Connect {
                     // Nobody listens: the server restarts, with an empty cache.
                     self.index.forget(at);
+                    self.lose(at);
                 }
             }
             EndKind::Cancelled => {}
@@ -250,9 +258,11 @@ impl Flight {
             latency: Begun::default(),
             unqueued: false,
             prompt_tokens: ask.prompt_tokens,
+            counted: false,
             uncached_tokens: 0,
             ahead_tokens: 0,
             total_tokens: 0,
+            hit_tokens: 0,
             claim: Claim::default(),
             fresh_blocks: Box::default(),
         }

@@ -147,7 +147,7 @@ impl Candidates {
     /// Keeps to those that hold the prompt, all or none: once the best of them is too far behind
     /// the best other, everybody is a candidate, and the scorers weigh the load.
     fn keep_warm(&mut self, affinity: &PrefixAffinity, verdicts: &mut [Option<Exclusion>]) {
-        let warm = |f: &Facts| f.hit_blocks > 0 && f.hit_share >= affinity.share;
+        let warm = |f: &Facts| f.hit.tokens > 0 && f.hit.share >= affinity.share;
         let best = |wanted: bool, value: fn(&Facts) -> f32| {
             let those = self.facts.iter().filter(|f| warm(f) == wanted);
             those.map(value).reduce(f32::min)

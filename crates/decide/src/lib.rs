@@ -9,6 +9,7 @@
 
 mod admit;
 pub mod ask;
+pub mod cached;
 mod choose;
 mod exchange;
 mod filter;
@@ -31,12 +32,15 @@ mod tests;
 
 pub use admit::Turns;
 pub use ask::{Ask, End, EndKind, FailureKind, Flight, Slo};
+pub use cached::KvView;
 pub use gate::{Gate, GateLimits, GateRefusal, Offer, Tick, Ticket, Waiter};
 pub use health::{Ejection, EjectionCause, Standing};
 pub use plan::{reads_fields, reads_prefix};
 pub use pool::{EndpointView, PoolState};
 pub use predict::{Prediction, PredictorAccuracy};
-pub use prefix::{BlockHash, ChainSeed, chain};
-pub use report::{Choice, Considered, Exclusion, Pick, Refusal, Report};
+pub use prefix::{
+    Applied, BlockHash, ChainSeed, Following, SourceCopy, TokenChain, TokenPlan, TokenState, chain,
+};
+pub use report::{Choice, Considered, Exclusion, Knowledge, Pick, Refusal, Report};
 pub use retry::RetryBudget;
 pub use rng::Rng;

@@ -15,11 +15,13 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::admit::gate_limits;
+use crate::cached;
+use crate::cached::{KvView, TokenCounts};
 use crate::gate::Gate;
 use crate::health::{Ejection, Health, Standing};
 use crate::plan::Plan;
 use crate::predict::{Predictor, PredictorAccuracy};
-use crate::prefix::PrefixIndex;
+use crate::prefix::{PreciseIndex, PrefixIndex};
 use crate::session::Sessions;
 use crate::site::Site;
 use crate::slot::{Slot, prefix_blocks};
@@ -50,8 +52,12 @@ pub struct PoolState {
     free: Vec<u16>,
     pub(crate) by_address: FxHashMap<SocketAddr, u16>,
     pub(crate) index: PrefixIndex,
+    /// What endpoints say themselves, if anybody listens.
+    pub(crate) precise: Option<PreciseIndex>,
+    /// Whether servers count the tokens of prompts as they were counted here.
+    pub(crate) token_counts: TokenCounts,
     pub(crate) sessions: Sessions,
-    adapters: FxHashSet<u64>,
+    pub(crate) adapters: FxHashSet<u64>,
     pub(crate) last_begun: u16,
     /// Prompts that nobody held anything of, so far.
     pub(crate) cold_prompts: u64,
@@ -93,6 +99,8 @@ pub struct EndpointView {
     pub prefix_blocks_max: usize,
     /// Its prefill speed, measured or assumed.
     pub prefill_tokens_per_s: f32,
+    /// What it says of its cache itself; `None` if nobody listens.
+    pub kv: Option<KvView>,
 }
 
 /// The share of prompt tokens found in a cache, of late.
@@ -148,6 +156,8 @@ impl PoolState {
             free: Vec::new(),
             by_address: FxHashMap::default(),
             index: PrefixIndex::new(pool.picker.prefix_index_bytes_max),
+            precise: cached::index(&pool.picker),
+            token_counts: TokenCounts::default(),
             sessions: Sessions::default(),
             adapters: FxHashSet::default(),
             last_begun: NOWHERE,
@@ -229,6 +239,7 @@ impl PoolState {
         if config.prefix_block_bytes != self.config.prefix_block_bytes {
             self.index.clear();
         }
+        self.configure_precise(config);
         self.config = config.clone();
         self.gate.set_limits(gate_limits(config));
         self.gate.set_bands(config.bands.clone());
@@ -263,6 +274,7 @@ impl PoolState {
         slot.awaiting = Vec::new();
         self.by_address.remove(&slot.address);
         self.index.forget(at);
+        self.unfollow(at);
         self.predictor.forget(usize::from(at));
         self.free.push(at);
     }
@@ -288,6 +300,9 @@ impl PoolState {
             .as_ref()
             .map(|s| (s.load.blocks, s.load.block_tokens));
         let resized = before != Some((load.blocks, load.block_tokens));
+        if let Some(precise) = &mut self.precise {
+            precise.expire(now);
+        }
         slot.health.scraped(now);
         slot.scraped(load, now, stale_after);
         if resized {
@@ -302,6 +317,7 @@ impl PoolState {
         {
             // A server that is gone comes back with an empty cache.
             self.index.forget(at);
+            self.lose(at);
         }
     }
 
@@ -432,6 +448,7 @@ impl PoolState {
             prefix_blocks: self.index.held_by(at as u16),
             prefix_blocks_max: slot.prefix_capacity,
             prefill_tokens_per_s: slot.speed.tokens_per_s(),
+            kv: self.kv_view(at as u16),
         })
     }
 
@@ -441,9 +458,9 @@ impl PoolState {
         self.predictor.accuracy()
     }
 
-    /// Bytes that the prefix index takes.
+    /// Bytes that the prefix indices take, approximate and precise.
     #[must_use]
     pub fn prefix_bytes(&self) -> usize {
-        self.index.bytes()
+        self.index.bytes() + self.precise.as_ref().map_or(0, PreciseIndex::bytes)
     }
 }

@@ -62,8 +62,10 @@ pub struct Report {
     pub panic: bool,
     /// How many endpoints went which way.
     pub counts: Counts,
-    /// The prompt's length in blocks of the configured size, to read hits against.
+    /// The prompt's length in blocks of the configured size, to read hits against...
     pub prompt_blocks: u32,
+    /// ...and in tokens, estimated unless they are known.
+    pub prompt_tokens: u32,
     /// The endpoints: all of a pool of up to [`REPORTED_ALL_UP_TO`] in the pool's order, the best
     /// [`REPORTED_BEST`] candidates of a larger one in the order of their totals.
     pub considered: Vec<Considered>,
@@ -82,10 +84,35 @@ pub struct Considered {
     pub total: f32,
     /// How much of the prompt is believed to be in its cache, in blocks of the configured size.
     pub hit_blocks: u32,
+    /// The prompt tokens that they stand for.
+    pub hit_tokens: u32,
+    /// How that is known.
+    pub knowledge: Knowledge,
     /// Time until this prompt would be prefilled, in milliseconds, if decode did not interfere.
     pub prefill_ms: f32,
     /// The latency that it is predicted to have, if that was asked for and enough is known.
     pub predicted: Option<Prediction>,
+}
+
+/// How it is known what an endpoint has in its cache.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Knowledge {
+    /// By what was sent there and what it said of cache hits: nobody listens to its events.
+    #[default]
+    Sent,
+    /// By its events, all of which have been heard.
+    Events,
+    /// By its events since some point, and by what was sent there.
+    EventsInPart,
+    /// By what was sent there: it is meant to tell, and has not been heard.
+    Unheard,
+    /// By what was sent there: its events were followed until some went missing.
+    EventsLost,
+    /// By what was sent there: it tells, but the prompt's tokens are not known.
+    Untokenized,
+    /// By what was sent there: it tells, but servers count other tokens than were made of prompts.
+    TokensDiffer,
 }
 
 /// Why an endpoint was left out.
@@ -317,6 +344,37 @@ impl fmt::Display for Reason {
     }
 }
 
+impl Knowledge {
+    /// A short stable word.
+    #[must_use]
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::Sent => "sent",
+            Self::Events => "events",
+            Self::EventsInPart => "events-in-part",
+            Self::Unheard => "unheard",
+            Self::EventsLost => "events-lost",
+            Self::Untokenized => "untokenized",
+            Self::TokensDiffer => "tokens-differ",
+        }
+    }
+}
+
+/// What stands behind the count of blocks; nothing where nobody listens to events.
+impl fmt::Display for Knowledge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Sent => "",
+            Self::Events => " (by its events)",
+            Self::EventsInPart => " (by its events since they are heard, and what was sent)",
+            Self::Unheard => " (by what was sent: no events are heard)",
+            Self::EventsLost => " (by what was sent: events went missing)",
+            Self::Untokenized => " (by what was sent: the prompt is not tokenized)",
+            Self::TokensDiffer => " (by what was sent: servers count other tokens)",
+        })
+    }
+}
+
 impl fmt::Display for Exclusion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -367,8 +425,12 @@ impl fmt::Display for Report {
             }
             write!(
                 f,
-                " {:.3}: holds {}/{} blocks, prefill in {:.0} ms",
-                endpoint.total, endpoint.hit_blocks, self.prompt_blocks, endpoint.prefill_ms
+                " {:.3}: holds {}/{} blocks{}, prefill in {:.0} ms",
+                endpoint.total,
+                endpoint.hit_blocks,
+                self.prompt_blocks,
+                endpoint.knowledge,
+                endpoint.prefill_ms
             )?;
             if let Some(p) = endpoint.predicted {
                 write!(

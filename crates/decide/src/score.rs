@@ -11,6 +11,7 @@ use forebay_model::policy::{Proximity, Signal};
 use smallvec::SmallVec;
 
 use crate::ask::Ask;
+use crate::cached::Hit;
 use crate::latency;
 use crate::predict::Prediction;
 use crate::site::{self, Site};
@@ -34,13 +35,9 @@ const UNKNOWN: f32 = 0.5;
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Facts {
     pub(crate) slot: u16,
-    /// Leading blocks in cache, each counting one...
-    pub(crate) hit_blocks: u16,
-    /// ...and the share of the prompt that they are by length.
-    pub(crate) hit_share: f32,
-    /// Prompt tokens in cache...
-    pub(crate) hit_tokens: u32,
-    /// ...and those that would have to be computed.
+    /// What of the prompt is in its cache.
+    pub(crate) hit: Hit,
+    /// Prompt tokens that would have to be computed.
     pub(crate) uncached_tokens: f32,
     /// Tokens of prompts sent before that are still to be computed.
     pub(crate) backlog_tokens: f32,
@@ -91,7 +88,7 @@ pub(crate) fn score(scorer: &Scorer, look: Look<'_>, facts: &[Facts], out: &mut 
         }),
         Scorer::KvCache => known_or_mean(facts, out, |f| f.kv_used.map(|used| 1.0 - used)),
         Scorer::Lora => known_or_mean(facts, out, |f| f.lora),
-        Scorer::Prefix => each(facts, out, |f| f.hit_share),
+        Scorer::Prefix => each(facts, out, |f| f.hit.share),
         Scorer::Session => each(facts, out, |f| f32::from(u8::from(f.had_session))),
         Scorer::TokenLoad => {
             let best = facts.iter().map(|f| f.prefill_ms).fold(f32::MAX, f32::min);
@@ -106,8 +103,8 @@ pub(crate) fn score(scorer: &Scorer, look: Look<'_>, facts: &[Facts], out: &mut 
             Some(0.5 * (1.0 - share.min(1.0)))
         }),
         Scorer::PrefixLength { weight, tokens_max } => each(facts, out, |f| {
-            let length = (f.hit_tokens as f32 / tokens_max.max(1.0)).min(1.0);
-            weight * length * length + (1.0 - weight) * f.hit_share
+            let length = (f.hit.tokens as f32 / tokens_max.max(1.0)).min(1.0);
+            weight * length * length + (1.0 - weight) * f.hit.share
         }),
         Scorer::ColdSpread => cold_spread(look.slots, facts, out),
         Scorer::PrefillShare { tokens_max } => each(facts, out, |f| {
@@ -208,7 +205,7 @@ fn span(
 /// If nobody holds any of the prompt, ranks the candidates by when each last had such a one; else
 /// all are alike.
 fn cold_spread(slots: &[Slot], facts: &[Facts], out: &mut [f32]) {
-    if facts.iter().any(|f| f.hit_blocks > 0) {
+    if facts.iter().any(|f| f.hit.tokens > 0) {
         out.fill(UNKNOWN);
         return;
     }

@@ -12,6 +12,7 @@ use forebay_model::{AppProtocol, Endpoint, Load, Moment, ObjectName, Pool, Role,
 use crate::*;
 
 mod admission;
+mod events;
 mod profiles;
 mod scenarios;
 mod tables;

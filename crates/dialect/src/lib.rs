@@ -4,11 +4,12 @@
 //! No sockets, no clock, no policy: what is found here is decided upon in `forebay-decide` and
 //! relayed by `forebay-gateway`. Requests: [`path`], [`scan`], [`multipart`], [`splice`]. Answers:
 //! [`events`], [`observe`], [`splice::ModelRestorer`], [`error`], [`models`]. Model servers:
-//! [`metrics`].
+//! [`metrics`], [`kv_events`].
 
 pub mod error;
 pub mod events;
 mod json;
+pub mod kv_events;
 pub mod metrics;
 pub mod models;
 pub mod multipart;

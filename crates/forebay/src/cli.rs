@@ -174,9 +174,40 @@ pub(crate) struct GatewayArgs {
     )]
     #[arg(value_parser = duration)]
     pub(crate) scrape_interval: Duration,
+    /// Folder of tokenizers, a folder for each, that pools may name (docs/prefix-cache.md)
+    #[arg(long, value_name = "DIR", env = "FOREBAY_TOKENIZERS")]
+    pub(crate) tokenizers: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) peers: PeerArgs,
     /// Makes random choices repeatable [default: different each time]
     #[arg(long, value_name = "N", env = "FOREBAY_SEED")]
     pub(crate) seed: Option<u64>,
+}
+
+/// How replicas tell each other what they know of caches.
+#[derive(Args, Debug, Clone, Default)]
+pub(crate) struct PeerArgs {
+    /// Address on which other replicas may ask what this one knows of caches
+    #[arg(
+        long,
+        value_name = "ADDR",
+        env = "FOREBAY_PEER_LISTEN",
+        requires = "peer_token_file"
+    )]
+    pub(crate) peer_listen: Option<SocketAddr>,
+    /// Replicas to ask at the start: HOST:PORT, where a name may stand for several (a headless
+    /// Service)
+    #[arg(
+        long,
+        value_name = "HOST:PORT",
+        env = "FOREBAY_PEERS",
+        value_delimiter = ','
+    )]
+    #[arg(requires = "peer_token_file")]
+    pub(crate) peers: Vec<String>,
+    /// File with the token that replicas show each other
+    #[arg(long, value_name = "FILE", env = "FOREBAY_PEER_TOKEN_FILE")]
+    pub(crate) peer_token_file: Option<PathBuf>,
 }
 
 #[derive(Args, Debug, Clone)]
@@ -329,6 +360,35 @@ pub(crate) struct SimArgs {
     /// Relative deviation of step times
     #[arg(long, value_name = "SHARE", default_value = "0", value_parser = share)]
     pub(crate) step_jitter: f64,
+    /// Folder with a model's tokenizer.json and chat template [default: four bytes are a token]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) tokenizer: Option<PathBuf>,
+    /// Publish KV cache events on this port, as vLLM does over ZMQ [default: none]
+    #[arg(long, value_name = "PORT")]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..65535))]
+    pub(crate) kv_events_port: Option<u16>,
+    /// Port of their replay [default: the one after]
+    #[arg(long, value_name = "PORT", requires = "kv_events_port")]
+    pub(crate) kv_replay_port: Option<u16>,
+    /// Topic of the events
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub(crate) kv_events_topic: String,
+    /// Encoding of the events
+    #[arg(long, value_name = "FORM", default_value = "map")]
+    pub(crate) kv_events_format: KvEventsFormat,
+}
+
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum KvEventsFormat {
+    /// Maps, as vLLM since 0.32
+    Map,
+    /// Arrays, as older vLLM and SGLang
+    Array,
 }
 
 #[derive(Args, Debug)]

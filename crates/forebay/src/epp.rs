@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use forebay_gateway::epp::{Security, Settings as EppSettings};
+use forebay_gateway::kv_events::peers::Settings as PeerSettings;
 use forebay_gateway::settings::Settings;
 use forebay_gateway::signals;
 use forebay_gateway::telemetry::{self, OtlpSettings};
@@ -13,7 +14,7 @@ use forebay_model::ObjectName;
 
 use crate::cli::epp::EppArgs;
 use crate::gateway::{
-    LAME_DUCK_IN_CLUSTER, Plan, Source, every_address, format, random_seed, scrape, serve,
+    LAME_DUCK_IN_CLUSTER, Plan, Source, every_address, format, peers, random_seed, scrape, serve,
 };
 use crate::kubernetes::Cluster;
 use crate::policy::PolicySource;
@@ -30,7 +31,11 @@ pub(crate) fn run(args: &EppArgs) -> Result<(), Failure> {
         true => LAME_DUCK_IN_CLUSTER,
         false => Duration::ZERO,
     });
-    serve(async { Ok(plan(args, source(args).await?)) }, lame_duck)
+    let peers = peers(&args.peers)?;
+    serve(
+        async { Ok(plan(args, source(args).await?, peers)) },
+        lame_duck,
+    )
 }
 
 async fn source(args: &EppArgs) -> Result<Source, Failure> {
@@ -51,7 +56,7 @@ async fn source(args: &EppArgs) -> Result<Source, Failure> {
     Ok(Source::Kubernetes(Box::new(cluster)))
 }
 
-fn plan(args: &EppArgs, source: Source) -> Plan {
+fn plan(args: &EppArgs, source: Source, peers: Option<PeerSettings>) -> Plan {
     let bind = args.bind.unwrap_or_else(every_address);
     let port = |port| SocketAddr::new(bind, port);
     let defaults = Settings::default();
@@ -71,6 +76,8 @@ fn plan(args: &EppArgs, source: Source) -> Plan {
             admin: Some(port(args.metrics_port)),
             body_bytes_max: args.max_body_bytes,
             drain_timeout: args.drain_timeout,
+            tokenizers: args.tokenizers.clone(),
+            peers,
             ..defaults
         },
         telemetry: telemetry::Settings {

@@ -15,6 +15,7 @@ use arc_swap::ArcSwapOption;
 use forebay_cluster::{FileSource, Published, Reread};
 use forebay_gateway::Gateway;
 use forebay_gateway::admin::{Admin, AdminState, Readiness, Told};
+use forebay_gateway::kv_events::{self, peers};
 use forebay_gateway::settings::Settings;
 use forebay_gateway::shared::Shared;
 use forebay_gateway::signals::{self, Scraper};
@@ -26,7 +27,7 @@ use serde_json::Value;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::cli::{AccessLog, GatewayArgs, PickerResponses};
+use crate::cli::{AccessLog, GatewayArgs, PeerArgs, PickerResponses};
 use crate::config_view::{self, counts};
 use crate::kubernetes::{Cluster, Following};
 use crate::policy::{Policy, PolicySource};
@@ -71,7 +72,8 @@ pub(crate) fn run(args: &GatewayArgs) -> Result<(), Failure> {
         true => LAME_DUCK_IN_CLUSTER,
         false => Duration::ZERO,
     });
-    let plan = async { Ok(plan(args, source(args).await?)) };
+    let peers = peers(&args.peers)?;
+    let plan = async { Ok(plan(args, source(args).await?, peers)) };
     serve(plan, lame_duck)
 }
 
@@ -121,7 +123,30 @@ async fn source(args: &GatewayArgs) -> Result<Source, Failure> {
     })
 }
 
-fn plan(args: &GatewayArgs, source: Source) -> Plan {
+/// How replicas tell each other what they know of caches, if they do.
+pub(crate) fn peers(args: &PeerArgs) -> Result<Option<peers::Settings>, Failure> {
+    let Some(file) = &args.peer_token_file else {
+        return Ok(None);
+    };
+    let token = std::fs::read_to_string(file).map_err(|error| {
+        Failure::world(format!("--peer-token-file {}: {error}", file.display()))
+    })?;
+    let token = token.trim();
+    if token.len() < peers::TOKEN_BYTES_MIN {
+        return Err(Failure::usage(format!(
+            "--peer-token-file {}: a token has {} characters or more",
+            file.display(),
+            peers::TOKEN_BYTES_MIN
+        )));
+    }
+    Ok(Some(peers::Settings {
+        listen: args.peer_listen,
+        peers: args.peers.clone(),
+        token: token.into(),
+    }))
+}
+
+fn plan(args: &GatewayArgs, source: Source, peers: Option<peers::Settings>) -> Plan {
     let defaults = Settings::default();
     let otlp = args.otlp_endpoint.clone().map(|endpoint| OtlpSettings {
         endpoint,
@@ -140,6 +165,8 @@ fn plan(args: &GatewayArgs, source: Source) -> Plan {
             admin: Some(args.admin),
             body_bytes_max: args.max_body_bytes,
             drain_timeout: args.drain_timeout,
+            tokenizers: args.tokenizers.clone(),
+            peers,
             picker: external::Settings {
                 answer_timeout: args.picker_timeout,
                 response_bodies: args.picker_responses == PickerResponses::Bodies,
@@ -205,8 +232,9 @@ pub(crate) struct Running {
     reread: Option<Reread>,
     following: Option<Following>,
     open: BTreeSet<u16>,
-    // Both stop when dropped.
+    // All stop when dropped.
     _scraper: Scraper,
+    _kv_events: kv_events::Following,
     _admin: Option<Admin>,
 }
 
@@ -249,6 +277,8 @@ impl Running {
         let admin = admin.transpose()?;
         let scraper = signals::spawn(live, Arc::clone(&telemetry), plan.scrape)
             .map_err(|error| Failure::world(format!("the scraper cannot start: {error}")))?;
+        let kv_events = kv_events::spawn(Arc::clone(gateway.shared()))
+            .map_err(|error| Failure::world(format!("KV events cannot be followed: {error}")))?;
         if let Some(admin) = &admin {
             tracing::info!("admin server on http://{}", admin.address());
         }
@@ -275,6 +305,7 @@ impl Running {
             following: origin.cluster.map(|cluster| cluster.start()),
             open: BTreeSet::new(),
             _scraper: scraper,
+            _kv_events: kv_events,
             _admin: admin,
         };
         // Of an API server nothing is known yet; it publishes when it is.

@@ -1,11 +1,11 @@
 //! `forebay sim`: flags for the simulated model server of `forebay-simulate`.
 
 use forebay_simulate::profile;
-use forebay_simulate::server::{self, SimConfig};
+use forebay_simulate::server::{self, KvEvents, KvFormat, SimConfig};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::cli::SimArgs;
+use crate::cli::{KvEventsFormat, SimArgs};
 use crate::{Failure, print};
 
 /// Serves until a signal, or lists the profiles.
@@ -75,6 +75,15 @@ fn config(args: SimArgs) -> SimConfig {
     let max_loras = args
         .max_loras
         .unwrap_or_else(|| u32::from(!args.lora.is_empty()));
+    let kv_events = args.kv_events_port.map(|port| KvEvents {
+        port,
+        replay_port: args.kv_replay_port.unwrap_or(port + 1),
+        topic: args.kv_events_topic,
+        format: match args.kv_events_format {
+            KvEventsFormat::Map => KvFormat::Map,
+            KvEventsFormat::Array => KvFormat::Array,
+        },
+    });
     SimConfig {
         profile: args.profile,
         models: args.model,
@@ -88,6 +97,8 @@ fn config(args: SimArgs) -> SimConfig {
         adapters: args.lora,
         max_loras,
         step_jitter: args.step_jitter,
+        kv_events,
+        tokenizer: args.tokenizer,
         ..SimConfig::default()
     }
 }

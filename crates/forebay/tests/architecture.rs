@@ -7,7 +7,7 @@ use std::process::Command;
 use serde_json::Value;
 
 /// Crates that must not reach an asynchronous runtime, HTTP or Kubernetes, by whatever way.
-const PURE: [&str; 4] = ["model", "dialect", "decide", "api"];
+const PURE: [&str; 5] = ["model", "dialect", "decide", "api", "tokenize"];
 const FORBIDDEN: [&str; 4] = ["tokio", "hyper", "kube", "k8s-openapi"];
 
 type Edges = BTreeMap<String, BTreeSet<String>>;
@@ -157,8 +157,8 @@ fn pure_crates_reach_no_runtime_and_no_kubernetes() {
         for forbidden in FORBIDDEN {
             assert!(
                 !reached.contains(forbidden),
-                "{name} reaches {forbidden}, but ARCHITECTURE.md says \"`model`, `dialect`, `decide` \
-                 and `api` are pure\"; `cargo tree -p {name} -i {forbidden}` shows the way"
+                "{name} reaches {forbidden}, but ARCHITECTURE.md says \"`model`, `dialect`, `decide`, \
+                 `api` and `tokenize` are pure\"; `cargo tree -p {name} -i {forbidden}` shows the way"
             );
         }
     }

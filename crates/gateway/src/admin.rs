@@ -407,6 +407,7 @@ fn describe(pool: &PoolRuntime) -> Value {
                 "backlog_ms": view.backlog_ms,
                 "prefix_blocks": view.prefix_blocks,
                 "prefix_blocks_max": view.prefix_blocks_max,
+                "kv_events": view.kv,
                 "prefill_tokens_per_s": view.prefill_tokens_per_s,
                 "adapters": load.and_then(|l| l.lora.as_ref()).map(|lora| json!({
                     "max": lora.max,

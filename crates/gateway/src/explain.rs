@@ -254,6 +254,12 @@ pub struct Candidate {
     pub total: f32,
     /// Leading prompt blocks believed to be in its cache.
     pub hit_blocks: u32,
+    /// The tokens that they stand for.
+    #[serde(default)]
+    pub hit_tokens: u32,
+    /// How that is known: `sent`, `events`, `events-in-part`, or a reason to go by what was sent.
+    #[serde(default)]
+    pub knowledge: String,
     /// Time until the prompt would be prefilled there, if that can be told.
     pub prefill_ms: Option<f32>,
 }
@@ -346,6 +352,8 @@ impl Candidate {
             scores: considered.scores.to_vec(),
             total: considered.total,
             hit_blocks: considered.hit_blocks,
+            hit_tokens: considered.hit_tokens,
+            knowledge: considered.knowledge.code().to_owned(),
             // JSON knows no infinity.
             prefill_ms: Some(considered.prefill_ms).filter(|ms| ms.is_finite()),
         }

@@ -23,6 +23,7 @@ use smallvec::SmallVec;
 use tokio::sync::futures::Notified;
 use tokio::time::Instant;
 
+use crate::exact;
 use crate::exchange::Exchange;
 use crate::external::{self, Asked, Question};
 use crate::onward::{ClientBody, Onward, OnwardHead, Upgrade};
@@ -146,13 +147,29 @@ pub(crate) async fn serve(
     let told = ToldFields::of(&pool.picker, &onward.head.headers);
     let mut hashes = ex.worker.hashes.take();
     hashes.clear();
+    let mut chains = ex.worker.token_chains.take();
+    let mut exact = None;
     if forebay_decide::reads_prefix(&pool.picker) {
         reading.hash_prompt(pool, onward.body.held(), target_model, &mut hashes);
+        let held = onward.body.held();
+        let (worker, api) = (&ex.worker, ex.record.api);
+        exact = exact::hash_tokens(
+            worker,
+            api,
+            runtime,
+            &reading,
+            held,
+            target_model,
+            &mut chains,
+        );
     }
+    let estimated = phases::ask(&ex.record, &reading, target_model, &hashes, session);
     let ask = Ask {
         slo: slo::of(&onward.head.headers),
+        tokens: if exact.is_some() { &chains } else { &[] },
+        prompt_tokens: exact.unwrap_or(estimated.prompt_tokens),
         fields: &told.as_texts(),
-        ..phases::ask(&ex.record, &reading, target_model, &hashes, session)
+        ..estimated
     };
     let upgrade = onward.upgrade.take();
     let (mut body, _held) = outgoing(ex, onward.body, reading.model_at, served_name.as_deref());
@@ -165,6 +182,7 @@ pub(crate) async fn serve(
     let found = deliver(ex, pool, runtime, rule, &head, body, &ask, &mut chooser).await;
     hashes.clear();
     ex.worker.hashes.replace(hashes);
+    ex.worker.token_chains.replace(chains);
     let served = match chooser {
         Chooser::BuiltIn(_) => found?,
         Chooser::Outside(asked) => Box::pin(asked.answered(ex, found?)).await?,

@@ -1,6 +1,7 @@
 //! Limits and addresses of the data plane. Every bound a request can meet is named here.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// How the data plane runs.
@@ -40,6 +41,10 @@ pub struct Settings {
     pub idle_timeout: Duration,
     /// How long streams may go on after a shutdown began.
     pub drain_timeout: Duration,
+    /// Folder of the folders with tokenizers that pools may name.
+    pub tokenizers: Option<PathBuf>,
+    /// How replicas tell each other what they know of caches; `None` keeps it to themselves.
+    pub peers: Option<crate::kv_events::peers::Settings>,
     /// How endpoint pickers outside of the process are asked.
     pub picker: crate::external::Settings,
 }
@@ -65,6 +70,8 @@ impl Default for Settings {
             // Under uvicorn's five seconds, so that we close first and never race the server.
             idle_timeout: Duration::from_millis(4500),
             drain_timeout: Duration::from_secs(300),
+            tokenizers: None,
+            peers: None,
             picker: crate::external::Settings::default(),
         }
     }

@@ -9,10 +9,12 @@ use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
 use crate::epp::Seats;
+use crate::kv_events::peers::Copies;
 use crate::per_worker::lock;
 use crate::pools::Live;
 use crate::settings::Settings;
 use crate::telemetry::Telemetry;
+use crate::tokenizers::Tokenizers;
 
 /// Shared by the workers, the scraper and the admin server.
 #[derive(Debug)]
@@ -27,6 +29,10 @@ pub struct Shared {
     pub drain: watch::Sender<bool>,
     /// Where records go.
     pub telemetry: Arc<Telemetry>,
+    /// What other replicas knew of caches when this one began.
+    pub(crate) peers: Copies,
+    /// Tokenizers that pools name.
+    pub tokenizers: Arc<Tokenizers>,
     /// Where connections of proxies go that ask for endpoints.
     pub(crate) seats: Seats,
     buffered_bytes: AtomicUsize,
@@ -46,8 +52,11 @@ impl Shared {
     /// Shared state with nothing configured.
     #[must_use]
     pub fn new(settings: Settings, telemetry: Arc<Telemetry>) -> Self {
+        let tokenizers = Arc::new(Tokenizers::new(settings.tokenizers.clone()));
         Self {
             settings,
+            tokenizers,
+            peers: Copies::default(),
             live: Arc::new(ArcSwap::from_pointee(Live::empty())),
             published: watch::Sender::new(0),
             drain: watch::Sender::new(false),

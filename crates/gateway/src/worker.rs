@@ -56,6 +56,8 @@ pub(crate) struct Worker {
     pub(crate) pickers: Links,
     /// Scratch space for block hashes.
     pub(crate) hashes: RefCell<Vec<forebay_decide::BlockHash>>,
+    /// The same for hashes of tokens.
+    pub(crate) token_chains: RefCell<Vec<forebay_decide::TokenChain>>,
     /// Where exchanges are reported.
     pub(crate) desk: Desk,
     /// This worker's part of the memory for bodies.
@@ -97,6 +99,7 @@ pub(crate) fn run(shared: Arc<Shared>, seat: Seat, seed: u64) {
         turns: RefCell::default(),
         pickers: Links::default(),
         hashes: RefCell::default(),
+        token_chains: RefCell::default(),
         connections: Cell::new(0),
         released: Notify::new(),
     });

@@ -15,6 +15,48 @@ pub enum CacheEvent {
     Cleared,
 }
 
+impl CacheEvent {
+    /// The same as events of at most so many blocks each, in order.
+    pub fn split(self, blocks_max: usize) -> impl Iterator<Item = Self> {
+        let blocks_max = blocks_max.max(1);
+        let whole = |blocks: &[BlockName]| blocks.len() <= blocks_max;
+        let parts: Vec<Self> = match self {
+            Self::Stored(stored) if !whole(&stored.blocks) => stored.split(blocks_max),
+            Self::Removed(removed) if !whole(&removed.blocks) => {
+                let parts = removed.blocks.chunks(blocks_max);
+                let part = |blocks: &[BlockName]| Removed {
+                    blocks: blocks.to_vec(),
+                    ..removed
+                };
+                parts.map(|blocks| Self::Removed(part(blocks))).collect()
+            }
+            event @ (Self::Stored(_) | Self::Removed(_) | Self::Cleared) => vec![event],
+        };
+        parts.into_iter()
+    }
+}
+
+impl Stored {
+    fn split(self, blocks_max: usize) -> Vec<CacheEvent> {
+        let tokens_max = blocks_max.saturating_mul(self.block_tokens as usize).max(1);
+        let mut tokens = self.tokens.chunks(tokens_max);
+        let mut extra = self.extra.chunks(blocks_max);
+        let mut parent = self.parent;
+        let part = |blocks: &[BlockName]| {
+            let after = std::mem::replace(&mut parent, blocks.last().copied());
+            CacheEvent::Stored(Self {
+                blocks: blocks.to_vec(),
+                parent: after,
+                tokens: tokens.next().unwrap_or_default().to_vec(),
+                lora: self.lora.clone(),
+                extra: extra.next().unwrap_or_default().to_vec(),
+                ..self
+            })
+        };
+        self.blocks.chunks(blocks_max).map(part).collect()
+    }
+}
+
 /// The server's name of a block: its hash, or the last eight bytes of a longer one.
 pub type BlockName = u64;
 
@@ -132,6 +174,32 @@ impl ExtraKeys {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_long_event_is_the_same_in_parts() {
+        let stored = Stored {
+            blocks: vec![1, 2, 3],
+            parent: Some(9),
+            tokens: (0..6).collect(),
+            block_tokens: 2,
+            extra: [1, 2, 3].map(ExtraKeys).to_vec(),
+            ..Stored::default()
+        };
+        let parts: Vec<_> = CacheEvent::Stored(stored.clone()).split(2).collect();
+        let [CacheEvent::Stored(one), CacheEvent::Stored(other)] = &parts[..] else {
+            panic!("{parts:?}");
+        };
+        assert_eq!((one.parent, other.parent), (Some(9), Some(2)));
+        assert_eq!([&one.blocks[..], &other.blocks[..]].concat(), stored.blocks);
+        assert_eq!((one.tokens.len(), other.tokens[0]), (4, 4));
+        assert_eq!(other.extra, [ExtraKeys(3)]);
+        let removed = Removed {
+            blocks: vec![1, 2, 3],
+            ..Removed::default()
+        };
+        assert_eq!(CacheEvent::Removed(removed).split(1).count(), 3);
+        assert_eq!(CacheEvent::Cleared.split(1).count(), 1);
+    }
 
     #[test]
     fn media_have_tiers_and_keys_have_an_order() {

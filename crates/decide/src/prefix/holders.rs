@@ -2,6 +2,9 @@
 //!
 //! A block that one or two endpoints hold takes a table entry; what more of them hold, like the
 //! beginning of a system prompt, has a bit set, so that a thousand holders are sixteen words.
+//! [`jump`] finds how far each endpoint holds a prompt.
+
+use smallvec::{SmallVec, smallvec};
 
 use super::chain::BlockHash;
 use super::table::{Entry, Table};
@@ -101,6 +104,25 @@ impl Holders {
             mask.copy_from_slice(&self.sets.get(entry.set)[..len]);
         }
         true
+    }
+
+    /// Blocks that anybody holds.
+    pub(super) fn len(&self) -> usize {
+        self.blocks.len()
+    }
+
+    pub(super) fn contains(&self, block: BlockHash, slot: u16) -> bool {
+        let Some(place) = self.find(block) else {
+            return false;
+        };
+        let entry = self.blocks.get(place);
+        match entry.set {
+            NIL => entry.pair.contains(&slot),
+            set => {
+                let word = self.sets.get(set).get(usize::from(slot) / 64);
+                word.is_some_and(|word| word >> (slot % 64) & 1 == 1)
+            }
+        }
     }
 
     /// False if the bit sets have used up their share of the memory.
@@ -229,9 +251,79 @@ impl Sets {
     }
 }
 
-pub(super) fn each_bit(mut word: u64, mut act: impl FnMut(usize)) {
+fn each_bit(mut word: u64, mut act: impl FnMut(usize)) {
     while word != 0 {
         act(word.trailing_zeros() as usize);
         word &= word - 1;
     }
+}
+
+/// Writes into `depths[slot]` how many leading blocks of `chain` each holds, for the slots that
+/// `depths` has, given that whoever holds a block holds all before it. `mask` sets the bits of a
+/// block's holders in `words` words.
+///
+/// One pass for all endpoints: it jumps ahead while nobody drops out, so a chain of n blocks on which
+/// endpoints drop out in k places takes about k log(n / k) lookups, and never many more than n.
+pub(super) fn jump(
+    chain: &[BlockHash],
+    words: usize,
+    mask: impl Fn(BlockHash, &mut [u64]),
+    depths: &mut [u16],
+) {
+    depths.fill(0);
+    let mut current: SmallVec<[u64; 16]> = smallvec![0; words];
+    let (mut next, mut trial) = (current.clone(), current.clone());
+    let Some(&first) = chain.first() else {
+        return;
+    };
+    mask(first, &mut current);
+    if current.iter().all(|word| *word == 0) {
+        return;
+    }
+    let chain = &chain[..chain.len().min(usize::from(u16::MAX))];
+    let (mut at, mut step) = (0, 1);
+    while at + 1 < chain.len() {
+        let probe = (at + step).min(chain.len() - 1);
+        mask(chain[probe], &mut next);
+        if covers(&next, &current) {
+            (at, step) = (probe, step * 2);
+            continue;
+        }
+        let (mut still, mut lost) = (at, probe);
+        while lost - still > 1 {
+            let middle = still.midpoint(lost);
+            mask(chain[middle], &mut trial);
+            if covers(&trial, &current) {
+                still = middle;
+            } else {
+                lost = middle;
+                std::mem::swap(&mut next, &mut trial);
+            }
+        }
+        let mut anybody = 0;
+        for (word, (current, next)) in current.iter_mut().zip(&next).enumerate() {
+            set_depth(depths, word, *current & !next, lost);
+            *current &= next;
+            anybody |= *current;
+        }
+        if anybody == 0 {
+            return;
+        }
+        (at, step) = (lost, 1);
+    }
+    for (word, current) in current.iter().enumerate() {
+        set_depth(depths, word, *current, chain.len());
+    }
+}
+
+fn covers(outer: &[u64], inner: &[u64]) -> bool {
+    outer.iter().zip(inner).all(|(o, i)| i & !o == 0)
+}
+
+fn set_depth(depths: &mut [u16], word: usize, members: u64, depth: usize) {
+    each_bit(members, |bit| {
+        if let Some(place) = depths.get_mut(word * 64 + bit) {
+            *place = depth as u16;
+        }
+    });
 }

@@ -13,10 +13,10 @@
 //! Bounds: `bytes_max` for all blocks (those whose use is longest ago on any endpoint go first), a
 //! capacity per endpoint, and 65,535 endpoints of 16 bytes each; those beyond hold nothing.
 
-use smallvec::{SmallVec, smallvec};
+use smallvec::SmallVec;
 
 use super::chain::BlockHash;
-use super::holders::{Block, Holders, NOBODY, each_bit};
+use super::holders::{Block, Holders, NOBODY, jump};
 use super::size::{base_blocks, block_weight};
 use super::table::{Entry, LOAD, Table};
 
@@ -189,51 +189,13 @@ impl PrefixIndex {
     }
 
     /// Writes into `depths[slot]` how many leading blocks of `chain` the endpoint holds, for the
-    /// slots that `depths` has. One pass for all endpoints: it jumps ahead while nobody drops
-    /// out, so a chain of n blocks on which endpoints drop out in k places takes about
-    /// k log(n / k) lookups, and never many more than n.
+    /// slots that `depths` has.
     pub fn matches(&self, chain: &[BlockHash], depths: &mut [u16]) {
-        depths.fill(0);
         let words = self.lists.len().div_ceil(64);
-        let mut current: SmallVec<[u64; 16]> = smallvec![0; words];
-        let (mut next, mut trial) = (current.clone(), current.clone());
-        if chain.is_empty() || !self.holders.mask(chain[0], &mut current) {
-            return;
-        }
-        let chain = &chain[..chain.len().min(usize::from(u16::MAX))];
-        let (mut at, mut step) = (0, 1);
-        while at + 1 < chain.len() {
-            let probe = (at + step).min(chain.len() - 1);
-            self.holders.mask(chain[probe], &mut next);
-            if covers(&next, &current) {
-                (at, step) = (probe, step * 2);
-                continue;
-            }
-            let (mut still, mut lost) = (at, probe);
-            while lost - still > 1 {
-                let middle = still.midpoint(lost);
-                self.holders.mask(chain[middle], &mut trial);
-                if covers(&trial, &current) {
-                    still = middle;
-                } else {
-                    lost = middle;
-                    std::mem::swap(&mut next, &mut trial);
-                }
-            }
-            let mut anybody = 0;
-            for (word, (current, next)) in current.iter_mut().zip(&next).enumerate() {
-                set_depth(depths, word, *current & !next, lost);
-                *current &= next;
-                anybody |= *current;
-            }
-            if anybody == 0 {
-                return;
-            }
-            (at, step) = (lost, 1);
-        }
-        for (word, current) in current.iter().enumerate() {
-            set_depth(depths, word, *current, chain.len());
-        }
+        let mask = |block, mask: &mut [u64]| {
+            self.holders.mask(block, mask);
+        };
+        jump(chain, words, mask, depths);
     }
 
     /// Notes that `chain` goes to the endpoint in `slot` now: its blocks become the endpoint's
@@ -542,16 +504,4 @@ fn tag_of(slot: u16, block: BlockHash) -> Place {
         at: NIL,
         tag: (hash >> 32) as u32,
     }
-}
-
-fn covers(outer: &[u64], inner: &[u64]) -> bool {
-    outer.iter().zip(inner).all(|(o, i)| i & !o == 0)
-}
-
-fn set_depth(depths: &mut [u16], word: usize, members: u64, depth: usize) {
-    each_bit(members, |bit| {
-        if let Some(place) = depths.get_mut(word * 64 + bit) {
-            *place = depth as u16;
-        }
-    });
 }

@@ -7,6 +7,11 @@
 
 /// Places per entry: 3 for 2. Fuller tables have long runs of entries to look through.
 pub(super) const LOAD: (usize, usize) = (3, 2);
+/// Entries from which on a table grows by an eighth rather than by half: what it has too much room
+/// for counts against a bound of bytes then.
+const LARGE: usize = 4_096;
+/// The most places per entry of a large table that may still grow, in 64ths.
+pub(super) const LARGE_LOAD_64: usize = 64 * LOAD.0 / LOAD.1 * 9 / 8;
 
 /// A value that can say "nobody here".
 pub(super) trait Entry: Copy {
@@ -74,6 +79,16 @@ impl<T: Entry> Table<T> {
         std::hint::black_box(vacant.count());
     }
 
+    /// Entries in it.
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// All entries, in no order.
+    pub(super) fn entries(&self) -> impl Iterator<Item = &T> {
+        self.places.iter().filter(|entry| !entry.is_vacant())
+    }
+
     pub(super) fn get(&self, at: usize) -> &T {
         &self.places[at]
     }
@@ -114,7 +129,11 @@ impl<T: Entry> Table<T> {
     }
 
     fn grow(&mut self, len_max: usize, hash_of: impl Fn(&T) -> u64) {
-        let len = (self.len + 1).max(self.len * 3 / 2).max(32).min(len_max);
+        let more = if self.len < LARGE { 2 } else { 8 };
+        let len = (self.len + 1)
+            .max(self.len + self.len / more)
+            .max(32)
+            .min(len_max);
         let places = vec![T::VACANT; Self::places_for(len)];
         let old = std::mem::replace(&mut self.places, places);
         for entry in old.into_iter().filter(|e| !e.is_vacant()) {

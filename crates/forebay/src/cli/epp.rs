@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args, Subcommand, ValueEnum};
 
-use super::{AccessLog, LogArgs, duration, share};
+use super::{AccessLog, LogArgs, PeerArgs, duration, share};
 
 #[derive(Args, Debug)]
 #[command(after_help = "\
@@ -193,6 +193,11 @@ pub(crate) struct EppArgs {
     )]
     #[arg(value_parser = duration)]
     pub(crate) refresh_metrics_interval: Duration,
+    /// Folder of tokenizers, a folder for each, that pools may name (docs/prefix-cache.md)
+    #[arg(long, value_name = "DIR", env = "FOREBAY_TOKENIZERS")]
+    pub(crate) tokenizers: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) peers: PeerArgs,
     /// Makes random choices repeatable [default: different each time]
     #[arg(long, value_name = "N", env = "FOREBAY_SEED")]
     pub(crate) seed: Option<u64>,

@@ -171,6 +171,11 @@ impl World {
         Self::start_whole(count, &[], gateway_arguments, None)
     }
 
+    /// A world with arguments of the test's own for all its programs.
+    pub(crate) fn start_with_all(count: u8, sims: &[&str], gateway: &[&str]) -> Self {
+        Self::start_whole(count, sims, gateway, None)
+    }
+
     fn start_whole(
         count: u8,
         sim_arguments: &[&str],
@@ -259,6 +264,33 @@ impl World {
         let output = output(&["status", "--admin", &self.admin.to_string()]);
         assert!(output.status.success(), "{}", stderr(&output));
         stdout(&output)
+    }
+
+    /// A second gateway on the same configuration, on ports of its own.
+    pub(crate) fn second_gateway(&self, port: u16, arguments: &[&str]) -> (Program, SocketAddr) {
+        let admin = SocketAddr::from(([127, 0, 0, 1], free_port(1)));
+        let text = fs::read_to_string(self.folder.path().join("world.yaml")).expect("manifests");
+        let folder = self.folder.path().join(format!("second-{port}"));
+        fs::create_dir(&folder).expect("a writable folder");
+        let (own, other) = (format!("port: {}", self.port), format!("port: {port}"));
+        write(&folder, &text.replace(&own, &other));
+        let program = Program::start(
+            forebay()
+                .args(["gateway", "--bind", "127.0.0.1", "--access-log", "off"])
+                .args([
+                    "--log",
+                    "error",
+                    "--admin",
+                    &admin.to_string(),
+                    "--seed",
+                    "2",
+                ])
+                .args(arguments)
+                .arg("--config")
+                .arg(folder.join("world.yaml")),
+        );
+        wait_for("the second gateway is ready", || get(admin, "/readyz").ok());
+        (program, admin)
     }
 
     pub(crate) fn write(&self, text: &str) {

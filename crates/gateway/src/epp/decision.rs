@@ -19,7 +19,6 @@ use super::protocol::{Body, Decision, Head};
 use super::stream::Manner;
 use super::{answer, test_selection};
 use crate::external::destination::DESTINATION;
-use crate::peek;
 use crate::phases::{self, Order};
 use crate::pools::{InFlight, PoolRuntime};
 use crate::reading::{Controls, Reading, renamed};
@@ -27,6 +26,7 @@ use crate::record::{Record, Try};
 use crate::respond::Refusal;
 use crate::view::View;
 use crate::worker::Worker;
+use crate::{exact, peek};
 
 /// A request while it is decided on.
 pub(super) struct Asking<'a> {
@@ -147,19 +147,26 @@ impl Asking<'_> {
         let worker = self.worker;
         let mut hashes = worker.hashes.take();
         hashes.clear();
+        let mut chains = worker.token_chains.take();
+        let mut exact = None;
         if forebay_decide::reads_prefix(&pool.picker) {
             reading.hash_prompt(pool, body, model, &mut hashes);
+            let api = record.api;
+            exact = exact::hash_tokens(worker, api, runtime, reading, body, model, &mut chains);
         }
         let subset = match self.manner.test_selection {
             true => test_selection::of(pool, self.noted).or_else(|| head::subset(self.head)),
             false => head::subset(self.head),
         };
         let fields = head::told(self.head, &pool.picker);
+        let estimated = phases::ask(record, reading, model, &hashes, session);
         let ask = Ask {
             subset: subset.as_deref(),
             slo: head::slo(self.head),
             fields: &fields,
-            ..phases::ask(record, reading, model, &hashes, session)
+            tokens: if exact.is_some() { &chains } else { &[] },
+            prompt_tokens: exact.unwrap_or(estimated.prompt_tokens),
+            ..estimated
         };
         let picked = phases::pick(worker, record, runtime, &ask);
         let picked = match (picked, subset.as_deref()) {
@@ -170,6 +177,7 @@ impl Asking<'_> {
         };
         hashes.clear();
         worker.hashes.replace(hashes);
+        worker.token_chains.replace(chains);
         picked.map_err(|refusal| Refusal::not_picked(&refusal))
     }
 

@@ -132,7 +132,12 @@ fn row(candidate: &Candidate, pick: &Picked, entry: &Entry) -> Vec<String> {
             format!("{:.3}", score.unwrap_or(0.0) * scorer.weight),
         )
     }));
-    cells.push(number(!out, candidate.hit_blocks.to_string()));
+    // What is known by more or less than what was sent says so.
+    let by = match candidate.knowledge.as_str() {
+        "" | "sent" => String::new(),
+        other => format!(" by {other}"),
+    };
+    cells.push(number(!out, format!("{}{by}", candidate.hit_blocks)));
     cells.push(number(
         !out && candidate.prefill_ms.is_some(),
         format!("{:.1}", candidate.prefill_ms.unwrap_or_default()),

@@ -8,7 +8,7 @@ use std::fmt;
 use std::fs;
 use std::time::SystemTime;
 
-use forebay_decide::{EndpointView, Standing};
+use forebay_decide::{EndpointView, Following, Standing};
 use forebay_model::Moment;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text;
@@ -375,6 +375,22 @@ impl Current {
             "forebay_endpoint_inflight_tokens",
             "Their prompt and expected output tokens",
             |v| Some(v.inflight_tokens as f64),
+        )?;
+        each(
+            "forebay_endpoint_kv_events_followed",
+            "How the server's KV cache events are followed: 1 all, 0.5 since some point, 0 not",
+            |v| {
+                v.kv.map(|kv| match kv.following {
+                    Following::Wholly => 1.0,
+                    Following::Partly => 0.5,
+                    Following::No | Following::Lost => 0.0,
+                })
+            },
+        )?;
+        each(
+            "forebay_endpoint_kv_blocks",
+            "Blocks that the server says are in its caches",
+            |v| v.kv.map(|kv| kv.blocks as f64),
         )
     }
 }

@@ -8,6 +8,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use forebay_decide::Applied;
 use forebay_model::ObjectName;
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
@@ -35,6 +36,10 @@ pub struct Metrics {
     pub(super) llm_d: Option<llm_d::AllCounts>,
     ejections: Family<PoolReason, Counter>,
     picker_response_failures: Family<PoolReason, Counter>,
+    kv_batches: Family<PoolReason, Counter>,
+    kv_blocks: Family<PoolReason, Counter>,
+    kv_interruptions: Family<PoolReason, Counter>,
+    tokenizations: Family<PoolReason, Counter>,
     scrapes: Counter,
     scrape_errors: Family<Reason, Counter>,
     /// Their sum, under llm-d's name.
@@ -111,6 +116,10 @@ impl Metrics {
             llm_d: llm_d.then(llm_d::AllCounts::default),
             ejections: Family::default(),
             picker_response_failures: Family::default(),
+            kv_batches: Family::default(),
+            kv_blocks: Family::default(),
+            kv_interruptions: Family::default(),
+            tokenizations: Family::default(),
             scrapes: Counter::default(),
             scrape_errors: Family::default(),
             scrapes_failed: Counter::default(),
@@ -160,6 +169,26 @@ impl Metrics {
             "forebay_external_picker_response_failures",
             "Responses that a picker outside did not see to their end, by what went wrong",
             self.picker_response_failures.clone(),
+        );
+        r.register(
+            "forebay_kv_event_batches",
+            "Batches of KV cache events taken in",
+            self.kv_batches.clone(),
+        );
+        r.register(
+            "forebay_kv_event_blocks",
+            "Blocks in KV cache events, by what became of them",
+            self.kv_blocks.clone(),
+        );
+        r.register(
+            "forebay_kv_event_interruptions",
+            "Times that the KV cache events of an endpoint were not what was expected, by what was wrong",
+            self.kv_interruptions.clone(),
+        );
+        r.register(
+            "forebay_tokenizations",
+            "Prompts that were to be tokenized, by what came of it",
+            self.tokenizations.clone(),
         );
         r.register(
             "forebay_scrapes",
@@ -239,6 +268,41 @@ impl Metrics {
             reason,
         };
         self.picker_response_failures.get_or_create(&labels).inc();
+    }
+
+    /// A batch of KV cache events was taken in.
+    pub(crate) fn kv_batch(&self, pool: &ObjectName, applied: Applied, unreadable: u32) {
+        let pool = self.names.pools.value(Some(pool));
+        let add = |family: &Family<PoolReason, Counter>, reason, count: u32| {
+            if count > 0 {
+                let pool = Arc::clone(&pool);
+                let counter = family.get_or_create_owned(&PoolReason { pool, reason });
+                counter.inc_by(count.into());
+            }
+        };
+        add(&self.kv_batches, "", 1);
+        add(&self.kv_blocks, "recorded", applied.blocks);
+        add(&self.kv_blocks, "orphan", applied.orphans);
+        add(&self.kv_blocks, "no-room", applied.refused);
+        add(&self.kv_blocks, "unreadable-event", unreadable);
+    }
+
+    /// Something was wrong with the KV cache events of an endpoint.
+    pub(crate) fn kv_interrupted(&self, pool: &ObjectName, reason: &'static str) {
+        let labels = PoolReason {
+            pool: self.names.pools.value(Some(pool)),
+            reason,
+        };
+        self.kv_interruptions.get_or_create(&labels).inc();
+    }
+
+    /// A prompt was tokenized, or not.
+    pub(crate) fn tokenized(&self, pool: &ObjectName, outcome: &'static str) {
+        let labels = PoolReason {
+            pool: self.names.pools.value(Some(pool)),
+            reason: outcome,
+        };
+        self.tokenizations.get_or_create(&labels).inc();
     }
 
     /// An endpoint was scraped; `error` says why nothing came of it.

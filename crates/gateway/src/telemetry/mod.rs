@@ -255,7 +255,7 @@ pub(crate) fn test_record() -> Record {
     use std::time::SystemTime;
 
     use forebay_decide::report::{Counts, Reason, Sticky};
-    use forebay_decide::{Considered, Exclusion, Report};
+    use forebay_decide::{Considered, Exclusion, Knowledge, Report};
     use forebay_dialect::observe::TokenCounts;
     use forebay_dialect::{Api, Usage};
     use forebay_model::ObjectName;
@@ -274,6 +274,8 @@ pub(crate) fn test_record() -> Record {
                 scores,
                 total,
                 hit_blocks,
+                hit_tokens: hit_blocks * 64,
+                knowledge: Knowledge::Sent,
                 prefill_ms,
                 predicted: None,
             }
@@ -342,6 +344,7 @@ pub(crate) fn test_record() -> Record {
                 ..Counts::default()
             },
             prompt_blocks: 4,
+            prompt_tokens: 256,
             considered: vec![
                 considered(1, Some(Exclusion::Tried), &[], 0.0, 0, 0.0),
                 considered(2, None, &[1.0, 0.5], 3.5, 2, 40.0),

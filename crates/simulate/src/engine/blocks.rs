@@ -11,6 +11,31 @@ pub(crate) type BlockId = u32;
 
 const NONE: BlockId = BlockId::MAX;
 
+/// A change of what the cache holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CacheChange {
+    /// A block can be found by its hash from now on.
+    Stored(StoredBlock),
+    /// The block with this hash was taken for something else.
+    Removed {
+        /// Its hash.
+        hash: u64,
+    },
+}
+
+/// A full block: whose it is, and where in the sequence it stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct StoredBlock {
+    /// Its hash.
+    pub hash: u64,
+    /// The hash of the block before it.
+    pub parent: Option<u64>,
+    /// The request that filled it.
+    pub request: super::RequestId,
+    /// How many blocks of the request come before it.
+    pub position: u32,
+}
+
 #[derive(Clone, Debug)]
 struct Block {
     references: u32,
@@ -29,6 +54,8 @@ pub(crate) struct BlockPool {
     /// Most recently freed block.
     tail: BlockId,
     free: u32,
+    /// What changed since somebody last asked; `None` if nobody does.
+    changes: Option<Vec<CacheChange>>,
 }
 
 impl BlockPool {
@@ -47,6 +74,7 @@ impl BlockPool {
             head: NONE,
             tail: NONE,
             free: 0,
+            changes: None,
         };
         for id in 0..count {
             pool.append_free(id);
@@ -95,17 +123,37 @@ impl BlockPool {
         block.references = 1;
         if let Some(hash) = block.hash.take() {
             self.cached.remove(&hash);
+            if let Some(changes) = &mut self.changes {
+                changes.push(CacheChange::Removed { hash });
+            }
         }
         Some(id)
     }
 
     /// Records what a full block holds. If another block already holds it, that one stays the
     /// cached copy.
-    pub(crate) fn set_hash(&mut self, id: BlockId, hash: u64) {
+    pub(crate) fn set_hash(&mut self, id: BlockId, stored: StoredBlock) {
+        let hash = stored.hash;
         if let std::collections::hash_map::Entry::Vacant(entry) = self.cached.entry(hash) {
             entry.insert(id);
             self.blocks[id as usize].hash = Some(hash);
+            if let Some(changes) = &mut self.changes {
+                changes.push(CacheChange::Stored(stored));
+            }
         }
+    }
+
+    /// Notes changes from now on.
+    pub(crate) fn note_changes(&mut self) {
+        self.changes.get_or_insert_default();
+    }
+
+    /// What changed since the last call.
+    pub(crate) fn take_changes(&mut self) -> Vec<CacheChange> {
+        self.changes
+            .as_mut()
+            .map(std::mem::take)
+            .unwrap_or_default()
     }
 
     /// Drops one reference.

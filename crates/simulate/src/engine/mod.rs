@@ -20,6 +20,7 @@ use forebay_model::Moment;
 
 use crate::profile::Profile;
 use blocks::{BlockId, BlockPool};
+pub use blocks::{CacheChange, StoredBlock};
 use schedule::Plan;
 use tokens::Random;
 pub use tokens::{BLOCK_TOKENS, Prompt};
@@ -274,6 +275,17 @@ impl Engine {
     #[must_use]
     pub const fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    /// Notes changes of the cache from now on; whoever asks for that must take them.
+    pub fn note_cache_changes(&mut self) {
+        self.pool.note_changes();
+    }
+
+    /// What changed in the cache since the last call, in order. A request that is named is still
+    /// here, unless a step has ended since.
+    pub fn take_cache_changes(&mut self) -> Vec<CacheChange> {
+        self.pool.take_changes()
     }
 
     /// Whether a step would find nothing to do.

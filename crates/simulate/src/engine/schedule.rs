@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use super::blocks::BlockId;
+use super::blocks::{BlockId, StoredBlock};
 use super::tokens::{BLOCK_TOKENS, block_hash, output_token};
 use super::{AdapterId, Admitted, Engine, RequestId, Sequence, StepReport};
 use crate::profile::{Batch, Chunk};
@@ -199,10 +199,14 @@ impl Engine {
             if sequence.hashes.len() == sequence.filled {
                 sequence.hashes.push(output_block_hash(sequence));
             }
-            self.pool.set_hash(
-                sequence.blocks[sequence.filled],
-                sequence.hashes[sequence.filled],
-            );
+            let at = sequence.filled;
+            let stored = StoredBlock {
+                hash: sequence.hashes[at],
+                parent: at.checked_sub(1).map(|before| sequence.hashes[before]),
+                request: sequence.request.id,
+                position: at as u32,
+            };
+            self.pool.set_hash(sequence.blocks[at], stored);
             sequence.filled += 1;
         }
     }

@@ -5,10 +5,10 @@
 //! [`super::ask`].
 
 use bytes::BytesMut;
+use forebay_tokenize::simulated::detokenize;
 use serde_json::{Value, json};
 
 use super::body::Progress;
-use super::text::detokenize;
 use crate::engine::tokens::output_token;
 
 /// An API that generates text.

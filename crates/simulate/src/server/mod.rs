@@ -9,18 +9,20 @@ mod ask;
 mod body;
 mod dialect;
 mod error;
+mod kv_events;
 mod metrics;
 mod routes;
 mod state;
-mod text;
 mod tools;
 
 use std::convert::Infallible;
 use std::fmt;
 use std::future::Future;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use forebay_tokenize::{Files, Tokenizer};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
@@ -31,6 +33,7 @@ use tokio::task::JoinSet;
 
 use crate::engine::{Engine, Settings};
 use crate::profile::{self, ProfileError};
+pub use kv_events::{KvEvents, KvFormat};
 use state::Shared;
 
 /// Connections at a time; further ones wait in the kernel's backlog.
@@ -71,6 +74,10 @@ pub struct SimConfig {
     pub step_jitter: f64,
     /// Failures from the start; `POST /sim/failures` changes them.
     pub failures: Failures,
+    /// Publish what the cache holds.
+    pub kv_events: Option<KvEvents>,
+    /// Folder with a model's `tokenizer.json`; `None` takes four bytes for a token.
+    pub tokenizer: Option<PathBuf>,
 }
 
 impl Default for SimConfig {
@@ -89,6 +96,8 @@ impl Default for SimConfig {
             max_loras: 0,
             step_jitter: 0.0,
             failures: Failures::default(),
+            kv_events: None,
+            tokenizer: None,
         }
     }
 }
@@ -131,6 +140,8 @@ pub enum SimError {
     Profile(ProfileError),
     /// A setting that makes no sense.
     Setting(&'static str),
+    /// The tokenizer's files.
+    Tokenizer(String),
     /// The socket.
     Io(std::io::Error),
 }
@@ -139,8 +150,9 @@ impl fmt::Display for SimError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Profile(error) => error.fmt(f),
+            Self::Tokenizer(problem) => f.write_str(problem),
             Self::Setting(problem) => f.write_str(problem),
-            Self::Io(error) => write!(f, "accepting connections: {error}"),
+            Self::Io(error) => write!(f, "the server's sockets: {error}"),
         }
     }
 }
@@ -162,7 +174,18 @@ pub async fn serve(
     listener: TcpListener,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), SimError> {
+    let kv_sockets = match &config.kv_events {
+        None => None,
+        Some(kv) => {
+            let ip = listener.local_addr().map_err(SimError::Io)?.ip();
+            let bind = async |port| TcpListener::bind((ip, port)).await.map_err(SimError::Io);
+            Some((bind(kv.port).await?, bind(kv.replay_port).await?))
+        }
+    };
     let shared = Arc::new(start(config)?);
+    let publisher = shared.publisher.clone().zip(kv_sockets);
+    let publishing = publisher
+        .map(|(publisher, (events, replay))| tokio::spawn(publisher.serve(events, replay)));
     let (stop, stopped) = watch::channel(false);
     let driver = {
         let (shared, mut stopped) = (Arc::clone(&shared), stopped.clone());
@@ -184,6 +207,9 @@ pub async fn serve(
     stop.send_replace(true);
     connections.shutdown().await;
     let _driver_result = driver.await;
+    if let Some(publishing) = publishing {
+        publishing.abort();
+    }
     accepted
 }
 
@@ -211,7 +237,26 @@ fn start(mut config: SimConfig) -> Result<Shared, SimError> {
         ..defaults
     };
     let engine = Engine::new(profile, settings, config.seed);
-    Ok(Shared::new(config, engine))
+    let tokenizer = match &config.tokenizer {
+        None => Tokenizer::Simulated,
+        Some(folder) => tokenizer(folder).map_err(SimError::Tokenizer)?,
+    };
+    Ok(Shared::new(config, engine, tokenizer))
+}
+
+/// The tokenizer of a model's files.
+fn tokenizer(folder: &Path) -> Result<Tokenizer, String> {
+    let read = |name: &str| std::fs::read(folder.join(name));
+    let tokenizer = read("tokenizer.json")
+        .map_err(|error| format!("{}/tokenizer.json: {error}", folder.display()))?;
+    let config = read("tokenizer_config.json").ok();
+    let template = std::fs::read_to_string(folder.join("chat_template.jinja")).ok();
+    let files = Files {
+        tokenizer: &tokenizer,
+        config: config.as_deref(),
+        template: template.as_deref(),
+    };
+    Tokenizer::of_files(files).map_err(|error| format!("{}: {error}", folder.display()))
 }
 
 async fn accept(

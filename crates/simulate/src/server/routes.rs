@@ -65,7 +65,7 @@ async fn route(
         "/v1/responses" => Dialect::Responses,
         "/v1/messages" => Dialect::Messages,
         "/inference/v1/generate" => Dialect::Generate,
-        "/v1/messages/count_tokens" => return tools::count_tokens(&body),
+        "/v1/messages/count_tokens" => return tools::count_tokens(shared, &body),
         "/v1/embeddings" => return tools::embeddings(shared, &body).await,
         "/rerank" | "/v1/rerank" | "/v2/rerank" => return tools::rerank(shared, &body).await,
         "/score" | "/v1/score" => return tools::score(shared, &body).await,
@@ -77,10 +77,11 @@ async fn route(
         "/v1/load_lora_adapter" => return tools::load_adapter(shared, &body),
         "/v1/unload_lora_adapter" => return tools::unload_adapter(shared, &body),
         "/sim/failures" => return tools::set_failures(shared, &body),
+        "/sim/kv-events" => return tools::lose_kv_events(shared, &body),
         "/ping" => return Ok(text(String::new())),
         _ => return Err(ApiError::status(StatusCode::NOT_FOUND)),
     };
-    generate(shared, ask::parse(dialect, &body)?).await
+    generate(shared, ask::parse(dialect, &shared.tokenizer, &body)?).await
 }
 
 fn page(shared: &Shared, path: &str) -> Result<Response<SimBody>, ApiError> {

@@ -12,9 +12,11 @@ use std::task::Waker;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use forebay_model::Moment;
+use forebay_tokenize::Tokenizer;
 use tokio::sync::Notify;
 
 use super::body::{Mailbox, Ticket};
+use super::kv_events::{Content, Publisher};
 use super::metrics::{Metrics, Page};
 use super::{Failures, SimConfig};
 use crate::engine::tokens::{Prompt, Random, mix};
@@ -30,6 +32,9 @@ pub(super) const ADAPTERS_MAX: usize = 1024;
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) config: SimConfig,
+    pub(super) tokenizer: Tokenizer,
+    /// Who tells what the cache holds, if somebody does.
+    pub(super) publisher: Option<Arc<Publisher>>,
     core: Mutex<Core>,
     /// There is work for an idle driver.
     work: Notify,
@@ -63,6 +68,8 @@ struct Tracked {
     prompt_tokens: u32,
     output_tokens: u32,
     stops: bool,
+    /// Only if somebody wants to know.
+    content: Option<Content>,
 }
 
 /// What is asked of the engine.
@@ -107,7 +114,12 @@ impl Clock {
 }
 
 impl Shared {
-    pub(super) fn new(config: SimConfig, engine: Engine) -> Self {
+    pub(super) fn new(config: SimConfig, mut engine: Engine, tokenizer: Tokenizer) -> Self {
+        let publisher = config.kv_events.clone();
+        let publisher = publisher.map(|kv| Arc::new(Publisher::new(kv)));
+        if publisher.is_some() {
+            engine.note_cache_changes();
+        }
         let adapters: BTreeMap<String, AdapterId> = config
             .adapters
             .iter()
@@ -132,6 +144,8 @@ impl Shared {
         };
         Self {
             config,
+            tokenizer,
+            publisher,
             core: Mutex::new(core),
             work: Notify::new(),
             clock,
@@ -164,6 +178,11 @@ impl Shared {
         }
         submitted?;
         core.next_request += 1;
+        let content = self.publisher.as_ref().map(|_| Content {
+            tokens: work.tokens.into(),
+            output_seed: work.output_seed,
+            adapter: work.adapter.and_then(|id| core.adapter_name(id)),
+        });
         core.tracked.insert(
             id,
             Tracked {
@@ -175,6 +194,7 @@ impl Shared {
                 prompt_tokens,
                 output_tokens: work.output_tokens,
                 stops: work.stops,
+                content,
             },
         );
         drop(core);
@@ -223,7 +243,7 @@ impl Shared {
     pub(super) async fn drive(&self, shutdown: impl Future<Output = ()>) {
         let mut shutdown = pin!(shutdown);
         loop {
-            let step = self.lock().begin_step();
+            let step = self.begin_step();
             let waited = match &step {
                 Some(report) => self.sleep(report.ends_at, &mut shutdown).await,
                 None => tokio::select! {
@@ -236,6 +256,17 @@ impl Shared {
             }
             self.end_step(step);
         }
+    }
+
+    fn begin_step(&self) -> Option<StepReport> {
+        let mut core = self.lock();
+        let step = core.begin_step();
+        if let Some(publisher) = &self.publisher {
+            let changes = core.engine.take_cache_changes();
+            let content = |id| core.tracked.get(&id).and_then(|own| own.content.clone());
+            publisher.publish(&changes, content);
+        }
+        step
     }
 
     /// Waits until the real clock reaches `until`; false if it is time to stop.
@@ -301,6 +332,11 @@ impl Core {
             drawn -= rate;
         }
         Fate::Serve
+    }
+
+    fn adapter_name(&self, id: AdapterId) -> Option<Arc<str>> {
+        let named = self.adapters.iter().find(|(_, own)| **own == id);
+        named.map(|(name, _)| name.as_str().into())
     }
 
     /// Makes an adapter known; false if there are too many.

@@ -7,17 +7,19 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use bytes::Bytes;
+use forebay_tokenize::Api;
+use forebay_tokenize::simulated::{Input, Tokens, detokenize as to_text};
 use http::{HeaderValue, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::Failures;
-use super::ask::{Input, TokenizeBody, read};
+use super::ask::{self, read};
 use super::body::SimBody;
 use super::error::ApiError;
+use super::kv_events::Losses;
 use super::routes::{find_model, json as json_answer, seed, text};
 use super::state::{ADAPTERS_MAX, Shared, Work, unix_time};
-use super::text::{Tokens, detokenize as to_text};
 use crate::engine::tokens::{Random, output_token};
 
 /// Length of an embedding if the request names none.
@@ -60,14 +62,14 @@ pub(super) fn server_load(shared: &Shared) -> Response<SimBody> {
 }
 
 /// `/v1/messages/count_tokens`.
-pub(super) fn count_tokens(body: &Bytes) -> Result<Response<SimBody>, ApiError> {
-    let tokens = read::<TokenizeBody>(body)?.tokens()?;
+pub(super) fn count_tokens(shared: &Shared, body: &Bytes) -> Result<Response<SimBody>, ApiError> {
+    let tokens = ask::tokens(&shared.tokenizer, Api::Tokenize, body)?;
     Ok(json_answer(&json!({"input_tokens": tokens.len()})))
 }
 
 /// `/tokenize`.
 pub(super) fn tokenize(shared: &Shared, body: &Bytes) -> Result<Response<SimBody>, ApiError> {
-    let tokens = read::<TokenizeBody>(body)?.tokens()?;
+    let tokens = ask::tokens(&shared.tokenizer, Api::Tokenize, body)?;
     let max_model_len = shared.lock().engine.settings().max_model_len;
     Ok(json_answer(&json!({
         "count": tokens.len(), "max_model_len": max_model_len, "tokens": tokens,
@@ -84,6 +86,17 @@ struct DetokenizeBody {
 pub(super) fn detokenize(body: &Bytes) -> Result<Response<SimBody>, ApiError> {
     let body: DetokenizeBody = read(body)?;
     Ok(json_answer(&json!({"prompt": to_text(&body.tokens)})))
+}
+
+/// `/sim/kv-events`.
+pub(super) fn lose_kv_events(shared: &Shared, body: &Bytes) -> Result<Response<SimBody>, ApiError> {
+    let losses: Losses = read(body)?;
+    let Some(publisher) = &shared.publisher else {
+        let message = "the simulator was started without --kv-events-port";
+        return Err(ApiError::bad_request(None, message));
+    };
+    publisher.lose(losses);
+    Ok(json_answer(&json!(losses)))
 }
 
 #[derive(Deserialize)]
