@@ -1,0 +1,71 @@
+//! A claim that the scheduler has answered: which devices of ours it got, for which pod, with which
+//! parameters.
+
+use std::fmt;
+
+/// Which claim. The kubelet names a claim by these three; a name that was used again has another UID.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ClaimRef {
+    /// Namespace of the claim.
+    pub namespace: String,
+    /// Name of the claim.
+    pub name: String,
+    /// UID of the claim.
+    pub uid: String,
+}
+
+impl fmt::Display for ClaimRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{} ({})", self.namespace, self.name, self.uid)
+    }
+}
+
+/// A pod for which a claim is reserved.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct PodRef {
+    /// Name of the pod, in the claim's namespace.
+    pub name: String,
+    /// UID of the pod.
+    pub uid: String,
+}
+
+/// A device that the scheduler gave to a claim.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct AllocatedDevice {
+    /// The request that it answers, `request` or `request/subrequest`.
+    pub request: String,
+    /// The pool of the slice that it was published in.
+    pub pool: String,
+    /// Its name in that slice.
+    pub device: String,
+    /// Which share of a device that several may have; none for one that is had whole.
+    pub share_id: Option<String>,
+    /// What of the capacity `bandwidth` it got, bits per second; none for a device had whole.
+    pub bandwidth_bps: Option<u64>,
+    /// Whether it is looked at only (`adminAccess`), so that nothing may be changed.
+    pub admin_access: bool,
+}
+
+/// Opaque parameters of our driver, as they stand in the allocation.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DeviceConfig {
+    /// The requests that they are for; empty for all.
+    pub requests: Vec<String>,
+    /// Whether they stand in the DeviceClass, as its defaults, and not in the claim.
+    pub from_class: bool,
+    /// The object's JSON as text.
+    pub parameters: String,
+}
+
+/// A claim with its allocation.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct AllocatedClaim {
+    /// Which claim.
+    pub claim: ClaimRef,
+    /// For which pods it is reserved.
+    pub reserved_for: Vec<PodRef>,
+    /// The devices of our driver, those of others left out.
+    pub devices: Vec<AllocatedDevice>,
+    /// The parameters for our driver, class before claim.
+    pub configs: Vec<DeviceConfig>,
+}

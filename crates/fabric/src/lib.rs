@@ -1,0 +1,6 @@
+//! Machines as values: what is in them ([`claim`] names who wants what of it), how their parts lie to
+//! each other, what of it is published, and how a NIC is to look inside a pod.
+//!
+//! Pure: no file, no socket, no clock. `forebay-node` reads hosts into these types and acts on them.
+
+pub mod claim;

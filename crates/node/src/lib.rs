@@ -1,0 +1,5 @@
+//! The host: reads what is in it, answers the kubelet's DRA calls and the runtime's NRI events, moves
+//! NICs into pods and back. What is to be done is decided by `forebay-fabric`; who asks, and how, stays
+//! in the shells here, which know the host's side only as a [`driver::Driver`].
+
+pub mod driver;
