@@ -6,7 +6,7 @@
 //! Unhealthy devices get taints: no new pods ([`Effect::NoSchedule`]), and if the operator wants, after a
 //! time, no running ones ([`Effect::NoExecute`]).
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use crate::machine::Nic;
 
@@ -227,6 +227,50 @@ impl Watched {
     }
 }
 
+/// The health of all devices of a node.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Monitor {
+    damping: Damping,
+    devices: BTreeMap<String, Watched>,
+}
+
+impl Monitor {
+    /// A monitor that is so patient, and knows of no device yet.
+    pub fn new(damping: Damping) -> Monitor {
+        Monitor {
+            damping,
+            devices: BTreeMap::new(),
+        }
+    }
+
+    /// Takes in what is seen of every published device, by name. Those that are not listed are forgotten.
+    pub fn see(&mut self, seen: &BTreeMap<String, Seen>, now_ms: u64) {
+        self.devices.retain(|name, _| seen.contains_key(name));
+        for (name, seen) in seen {
+            let device = self.devices.entry(name.clone()).or_default();
+            device.see(*seen, now_ms, &self.damping);
+        }
+    }
+
+    /// The devices by name.
+    pub fn devices(&self) -> &BTreeMap<String, Watched> {
+        &self.devices
+    }
+
+    /// The taints of those that have some, by name, as [`crate::publish::Input`] takes them.
+    pub fn taints(&self, now_ms: u64) -> BTreeMap<String, Vec<Taint>> {
+        let all = self.devices.iter();
+        let taints = all.map(|(name, device)| (name.clone(), device.taints(now_ms, &self.damping)));
+        taints.filter(|(_, taints)| !taints.is_empty()).collect()
+    }
+
+    /// When to look again though nothing changes; none for never.
+    pub fn due_ms(&self) -> Option<u64> {
+        let due = self.devices.values().map(|d| d.due_ms(&self.damping));
+        due.flatten().min()
+    }
+}
+
 impl Damping {
     fn patience_ms(&self, why: Why) -> u64 {
         match why {
@@ -373,6 +417,78 @@ mod tests {
     #[test]
     fn a_nic_that_nobody_set_up_is_not_unhealthy() {
         check("0:idle 100:idle 200:up", "- - -");
+    }
+
+    #[test]
+    fn each_device_is_watched_for_itself_and_forgotten_when_it_is_no_longer_published() {
+        let mut monitor = Monitor::new(Damping::default());
+        let mut seen = BTreeMap::from([("a".to_owned(), Seen::Down), ("b".to_owned(), Seen::Up)]);
+        monitor.see(&seen, 0);
+        assert_eq!(monitor.due_ms(), Some(2_000));
+        monitor.see(&seen, 2_000);
+        let taints = monitor.taints(2_000);
+        assert_eq!(taints.keys().collect::<Vec<_>>(), ["a"]);
+        assert!(monitor.devices()["a"].message().contains("cable"));
+        seen.remove("a");
+        monitor.see(&seen, 3_000);
+        assert_eq!(
+            (monitor.devices().len(), monitor.taints(3_000).len()),
+            (1, 0)
+        );
+    }
+
+    #[test]
+    fn a_port_tells_of_the_link_and_else_a_net_device_that_is_set_up() {
+        let netdev = |admin_up: bool, state: &str| crate::machine::Netdev {
+            name: "eth0".to_owned(),
+            kind: "device".to_owned(),
+            mac: String::new(),
+            mtu: 1500,
+            addresses: Vec::new(),
+            admin_up,
+            state: state.to_owned(),
+            speed_mbps: None,
+            alias: String::new(),
+        };
+        let port = |state: &str, phys_state: &str| crate::machine::RdmaDevice {
+            name: "mlx5_0".to_owned(),
+            node_guid: String::new(),
+            firmware: String::new(),
+            ports: vec![crate::machine::RdmaPort {
+                number: 1,
+                state: state.to_owned(),
+                phys_state: phys_state.to_owned(),
+                link_layer: "ethernet".to_owned(),
+                rate_mbps: None,
+                gids: Vec::new(),
+            }],
+        };
+        let up = || Some(netdev(true, "up"));
+        for (netdev, rdma, expected) in [
+            (up(), None, Seen::Up),
+            (Some(netdev(true, "unknown")), None, Seen::Up),
+            (Some(netdev(true, "lowerlayerdown")), None, Seen::Down),
+            (Some(netdev(false, "down")), None, Seen::Idle),
+            (up(), Some(port("active", "linkup")), Seen::Up),
+            (up(), Some(port("down", "polling")), Seen::Down),
+            (up(), Some(port("down", "disabled")), Seen::Down),
+            (
+                Some(netdev(false, "down")),
+                Some(port("down", "disabled")),
+                Seen::Idle,
+            ),
+            (None, Some(port("init", "linkup")), Seen::Down),
+            (None, None, Seen::Idle),
+        ] {
+            let sriov = crate::machine::Sriov::None;
+            let nic = Nic {
+                pci: None,
+                sriov,
+                netdev,
+                rdma,
+            };
+            assert_eq!(seen(&nic), expected, "{nic:?}");
+        }
     }
 
     #[test]
