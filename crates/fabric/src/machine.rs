@@ -42,6 +42,18 @@ impl Machine {
         self
     }
 
+    /// Adds what only netlink tells of net devices. Of those that are not among the NICs nothing is kept.
+    pub fn tell(&mut self, links: &[LinkFacts]) {
+        for netdev in self.nics.iter_mut().filter_map(|nic| nic.netdev.as_mut()) {
+            if let Some(link) = links.iter().find(|link| link.name == netdev.name) {
+                netdev.addresses.clone_from(&link.addresses);
+                if !link.kind.is_empty() {
+                    netdev.kind.clone_from(&link.kind);
+                }
+            }
+        }
+    }
+
     /// The distance of two NUMA nodes as firmware gives it (SLIT: 10 is the node itself); none where it
     /// does not say.
     pub fn numa_distance(&self, from: u16, to: u16) -> Option<u16> {
@@ -234,6 +246,17 @@ pub struct Netdev {
     pub speed_mbps: Option<u64>,
     /// The operator's name for it; may be empty.
     pub alias: String,
+}
+
+/// What netlink tells of a net device and sysfs does not.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct LinkFacts {
+    /// Name of the interface.
+    pub name: String,
+    /// Its kind: `veth`, `macvlan`, …; empty for hardware.
+    pub kind: String,
+    /// Its global addresses.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// An RDMA device.

@@ -7,6 +7,7 @@
 //! Does not talk to an API server: slices are plain values.
 
 pub mod attributes;
+pub mod resource_slice;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

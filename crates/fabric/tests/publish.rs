@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use forebay_fabric::health::{Effect, LINK_DOWN, Taint};
 use forebay_fabric::machine::{
-    Accelerator, Machine, Netdev, Nic, PciAddress, PciFunction, RdmaDevice, Sriov,
+    Accelerator, LinkFacts, Machine, Netdev, Nic, PciAddress, PciFunction, RdmaDevice, Sriov,
 };
 use forebay_fabric::publish::{
     self, Attribute, Input, PublishedDevice, Publisher, QualifiedName, STRING_BYTES_MAX, Slice,
@@ -178,12 +178,21 @@ fn attribute<'a>(device: &'a PublishedDevice, name: &str) -> &'a Attribute {
 #[test]
 fn addresses_are_published_whole_or_not_at_all() {
     let mut input = many(1);
-    let device = input.machine.nics[0].netdev.as_mut().unwrap();
-    device.addresses = (0..9)
+    let mut addresses: Vec<_> = (0..9)
         .map(|n| format!("fd00:1111:2222::{n}").parse().unwrap())
         .collect();
-    device.addresses.push("192.0.2.7".parse().unwrap());
+    addresses.push("192.0.2.7".parse().unwrap());
+    let link = |name: &str| LinkFacts {
+        name: name.to_owned(),
+        kind: "macvlan".to_owned(),
+        addresses: addresses.clone(),
+    };
+    input.machine.tell(&[link("other"), link("veth0000")]);
     let (devices, _) = publish::devices(&input);
+    assert_eq!(
+        attribute(&devices[0], "dra.net/type"),
+        &Attribute::text("macvlan")
+    );
     let v6 = "fd00:1111:2222::,fd00:1111:2222::1,fd00:1111:2222::2";
     assert_eq!(attribute(&devices[0], "dra.net/ipv6"), &Attribute::text(v6));
     assert_eq!(
