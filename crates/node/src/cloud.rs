@@ -4,6 +4,8 @@
 //! A question without an answer costs what it would have told; only a service that does not answer at all is
 //! an error, so that one can ask again.
 
+pub mod http;
+
 use std::fmt;
 use std::future::Future;
 
