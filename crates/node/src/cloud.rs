@@ -34,8 +34,9 @@ impl Provider {
     /// Where its service is, without a slash at the end; none for a webhook, whose operator says.
     pub fn base(self) -> Option<&'static str> {
         match self {
-            Provider::Gce => Some("http://169.254.169.254"),
-            Provider::Aws | Provider::Azure | Provider::Oci => Some("http://169.254.169.254"),
+            Provider::Gce | Provider::Aws | Provider::Azure | Provider::Oci => {
+                Some("http://169.254.169.254")
+            }
             Provider::Webhook => None,
         }
     }

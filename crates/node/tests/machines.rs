@@ -302,9 +302,23 @@ fn a_pipe_in_the_place_of_a_file_is_not_waited_for() {
     assert_eq!(found.problems.len(), 1, "{:?}", found.problems);
 }
 
+/// Net devices of this host, which others may make and remove at any time.
+fn netdevs_here() -> BTreeSet<String> {
+    let entries = fs::read_dir("/sys/class/net").into_iter().flatten();
+    let folders = entries.filter_map(|entry| entry.ok().filter(|entry| entry.path().is_dir()));
+    folders
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect()
+}
+
 #[test]
-fn this_host_is_read_without_a_problem_of_our_making() {
+fn every_net_device_of_this_host_is_a_nic_or_left_out_for_a_reason() {
+    let before = netdevs_here();
     let found = sysfs::read(Path::new("/sys"), &BTreeSet::new());
-    let unreadable = |problem: &&_| !format!("{problem:?}").contains("denied");
-    assert_eq!(found.problems.iter().find(unreadable), None);
+    let after = netdevs_here();
+    for name in before.intersection(&after) {
+        let nic = found.machine.nics.iter().any(|nic| nic.label() == name);
+        let left_out = found.left_out.iter().any(|(what, _)| what == name);
+        assert!(nic != left_out, "{name}: {:?}", found.left_out);
+    }
 }
