@@ -4,3 +4,9 @@
 //! Pure: no file, no socket, no clock. `forebay-node` reads hosts into these types and acts on them.
 
 pub mod claim;
+pub mod cloud;
+pub mod health;
+pub mod machine;
+pub mod publish;
+pub mod synth;
+pub mod topology;

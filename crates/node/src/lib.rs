@@ -2,4 +2,6 @@
 //! NICs into pods and back. What is to be done is decided by `forebay-fabric`; who asks, and how, stays
 //! in the shells here, which know the host's side only as a [`driver::Driver`].
 
+pub mod cloud;
 pub mod driver;
+pub mod sysfs;
