@@ -4,3 +4,5 @@
 //! Pure: no file, no socket, no clock. `forebay-node` reads hosts into these types and acts on them.
 
 pub mod claim;
+pub mod config;
+pub mod plan;

@@ -3,3 +3,6 @@
 //! in the shells here, which know the host's side only as a [`driver::Driver`].
 
 pub mod driver;
+pub mod ledger;
+pub mod netlink;
+pub mod netns;
