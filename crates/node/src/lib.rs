@@ -2,7 +2,10 @@
 //! NICs into pods and back. What is to be done is decided by `forebay-fabric`; who asks, and how, stays
 //! in the shells here, which know the host's side only as a [`driver::Driver`].
 
+pub mod attach;
+pub mod cdi;
 pub mod driver;
+pub mod guard;
 pub mod ledger;
 pub mod netlink;
 pub mod netns;
