@@ -333,9 +333,15 @@ impl<L: Links, F: Faults> Core<L, F> {
     /// What could not be attached and verified.
     pub fn attach(&self, sandbox: &Sandbox, until: Instant) -> Result<(), DriverError> {
         let _turn = self.turn();
-        let mut records = self.of_pod(&sandbox.uid)?;
+        let (mut records, problems) = self.of_pod(&sandbox.uid)?;
         if records.is_empty() {
-            return Ok(());
+            // A record that was set aside may have been this pod's; it is told once.
+            let told = DriverError(problems.join("; "));
+            return if problems.is_empty() {
+                Ok(())
+            } else {
+                Err(told)
+            };
         }
         let done = self.attach_all(&mut records, sandbox, until);
         if let Err(why) = done {
@@ -454,7 +460,7 @@ impl<L: Links, F: Faults> Core<L, F> {
     /// A device did not come back; its record says where it is.
     pub fn detach(&self, sandbox: &Sandbox) -> Result<(), DriverError> {
         let _turn = self.turn();
-        for mut record in self.of_pod(&sandbox.uid)? {
+        for mut record in self.of_pod(&sandbox.uid)?.0 {
             // Of a pod's sandboxes an older one may end last.
             if record.netns.is_none() || sandbox.netns.is_none() || record.netns == sandbox.netns {
                 self.release(&mut record)?;
@@ -586,13 +592,15 @@ impl<L: Links, F: Faults> Core<L, F> {
             .map_err(|e| said(&record.claim(), &e))
     }
 
-    fn of_pod(&self, uid: &str) -> Result<Vec<ClaimRecord>, DriverError> {
-        let (mut records, _) = self
+    /// The records of a pod, and a sentence about each file of the ledger that was none.
+    fn of_pod(&self, uid: &str) -> Result<(Vec<ClaimRecord>, Vec<String>), DriverError> {
+        let all = self
             .ledger
             .all()
             .map_err(|e| DriverError(format!("the ledger: {e}")))?;
+        let (mut records, problems) = all;
         records.retain(|r| r.pod_uid == uid);
-        Ok(records)
+        Ok((records, problems))
     }
 }
 

@@ -3,6 +3,8 @@
 //! all in their pod, or all on the host as they were, and the guard lets a container start only in the
 //! first case. Skipped by name where namespaces cannot be made.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};

@@ -243,7 +243,7 @@ fn shaped(index: u32, wanted: &Interface, now: &Interface) -> LinkMessage {
     if let Some(mac) = wanted.mac.filter(|_| wanted.mac != now.mac) {
         attributes.push(LinkAttribute::Address(mac.0.to_vec()));
     }
-    let sizes: [(Option<u32>, Option<u32>, fn(u32) -> LinkAttribute); 4] = [
+    let sizes: [(Option<u32>, Option<u32>, Size); 4] = [
         (
             wanted.gso_max_size,
             now.gso_max_size,
@@ -270,6 +270,9 @@ fn shaped(index: u32, wanted: &Interface, now: &Interface) -> LinkMessage {
     }
     message
 }
+
+/// An attribute of a size.
+type Size = fn(u32) -> LinkAttribute;
 
 fn updown(index: u32, up: bool) -> LinkMessage {
     let mut message = LinkMessage::default();
