@@ -10,3 +10,5 @@ pub mod machine;
 pub mod publish;
 pub mod synth;
 pub mod topology;
+pub mod config;
+pub mod plan;

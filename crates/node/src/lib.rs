@@ -5,3 +5,9 @@
 pub mod cloud;
 pub mod driver;
 pub mod sysfs;
+pub mod attach;
+pub mod cdi;
+pub mod guard;
+pub mod ledger;
+pub mod netlink;
+pub mod netns;

@@ -1,0 +1,347 @@
+//! JSON to [`NetworkConfig`], with every check that needs no device.
+
+use std::net::IpAddr;
+
+use serde_json::Value;
+
+use super::fields::{Errors, Fields, note};
+use super::{
+    API_VERSION, Cidr, FieldError, InterfaceConfig, IpvlanMode, KIND, MacvlanMode, Neighbor,
+    NetworkConfig, PARAMETERS_BYTES_MAX, Route, Rule, SubInterface,
+};
+
+/// The kernel's bound of an interface's name, bytes.
+const NAME_BYTES_MAX: usize = 15;
+/// The main table of routes.
+const TABLE_MAIN: u32 = 254;
+
+pub(super) fn parse(json: &str) -> Result<NetworkConfig, Vec<FieldError>> {
+    let mut errors = Vec::new();
+    let mut config = NetworkConfig::default();
+    if json.len() > PARAMETERS_BYTES_MAX {
+        note(
+            &mut errors,
+            String::new(),
+            format!("longer than {PARAMETERS_BYTES_MAX} bytes"),
+        );
+        return Err(errors);
+    }
+    match serde_json::from_str::<Value>(json) {
+        Err(e) => note(&mut errors, String::new(), format!("no JSON: {e}")),
+        Ok(value) => {
+            if let Some(fields) = Fields::new(String::new(), value, &mut errors) {
+                config = document(fields, &mut errors);
+            }
+        }
+    }
+    if errors.is_empty() {
+        Ok(config)
+    } else {
+        Err(errors)
+    }
+}
+
+fn document(mut f: Fields, errors: &mut Errors) -> NetworkConfig {
+    let version = f.text("apiVersion", errors);
+    let kind = f.text("kind", errors);
+    match (version.as_deref(), kind.as_deref()) {
+        (None, None) | (Some(API_VERSION), Some(KIND)) => {}
+        (Some(API_VERSION), _) => note(errors, "kind".to_owned(), format!("must be {KIND}")),
+        _ => note(
+            errors,
+            "apiVersion".to_owned(),
+            format!("must be {API_VERSION}"),
+        ),
+    }
+    let interface = match f.value("interface") {
+        None => InterfaceConfig::default(),
+        Some(value) => Fields::new(f.path("interface"), value, errors)
+            .map(|f| interface(f, errors))
+            .unwrap_or_default(),
+    };
+    let mut config = NetworkConfig {
+        interface,
+        ..NetworkConfig::default()
+    };
+    for (path, value) in f.list("routes", errors) {
+        config
+            .routes
+            .extend(Fields::new(path, value, errors).and_then(|f| route(f, errors)));
+    }
+    for (path, value) in f.list("rules", errors) {
+        config
+            .rules
+            .extend(Fields::new(path, value, errors).and_then(|f| rule(f, errors)));
+    }
+    for (path, value) in f.list("neighbors", errors) {
+        config
+            .neighbors
+            .extend(Fields::new(path, value, errors).and_then(|f| neighbor(f, errors)));
+    }
+    if let Some(value) = f.value("subInterface") {
+        config.sub_interface = Fields::new(f.path("subInterface"), value, errors)
+            .and_then(|f| sub_interface(f, errors));
+        if matches!(config.sub_interface, Some(SubInterface::Ipvlan(_)))
+            && config.interface.hardware_addr.is_some()
+        {
+            let why = "an ipvlan shares the device's; leave it out or use macvlan";
+            note(errors, "interface.hardwareAddr".to_owned(), why);
+        }
+    }
+    unsupported(&mut f, errors);
+    f.end(errors);
+    config
+}
+
+/// What dranet's schema has and is not carried out here: said, and never ignored.
+fn unsupported(f: &mut Fields, errors: &mut Errors) {
+    if f.value("profile").is_some_and(|v| v.as_str() != Some("")) {
+        note(
+            errors,
+            f.path("profile"),
+            "profiles are not supported; say the addresses themselves",
+        );
+    }
+    if f.value("ethtool")
+        .is_some_and(|v| v.as_object().is_none_or(|o| !o.is_empty()))
+    {
+        note(
+            errors,
+            f.path("ethtool"),
+            "not supported; set features on the host beforehand",
+        );
+    }
+}
+
+fn interface(mut f: Fields, errors: &mut Errors) -> InterfaceConfig {
+    let name = f.text("name", errors).filter(|n| !n.is_empty());
+    if let Some(name) = &name
+        && let Err(why) = link_name(name)
+    {
+        note(errors, f.path("name"), why);
+    }
+    let mut addresses: Vec<Cidr> = Vec::new();
+    for (path, value) in f.list("addresses", errors) {
+        match value.as_str().map(str::parse::<Cidr>) {
+            Some(Ok(cidr)) if addresses.contains(&cidr) => note(errors, path, "is there twice"),
+            Some(Ok(cidr)) => addresses.push(cidr),
+            Some(Err(why)) => note(errors, path, why),
+            None => note(errors, path, "must be text such as 10.0.0.5/24"),
+        }
+    }
+    match (f.bool("dhcp", errors), addresses.is_empty()) {
+        (Some(true), false) => note(
+            errors,
+            f.path("dhcp"),
+            "excludes addresses; keep one of both",
+        ),
+        (Some(true), true) => {
+            note(
+                errors,
+                f.path("dhcp"),
+                "not supported; say the addresses themselves",
+            );
+        }
+        (Some(false) | None, _) => {}
+    }
+    if f.bool("disableEbpfPrograms", errors) == Some(true) {
+        note(
+            errors,
+            f.path("disableEbpfPrograms"),
+            "not supported; detach them on the host",
+        );
+    }
+    if f.value("vrf").is_some() {
+        note(
+            errors,
+            f.path("vrf"),
+            "not supported; use rules and tables of routes",
+        );
+    }
+    let arp_ignore = f.number("arpIgnore", 0, 8, errors);
+    if let Some(4..=7) = arp_ignore {
+        note(errors, f.path("arpIgnore"), "must be 0, 1, 2, 3 or 8");
+    }
+    let config = InterfaceConfig {
+        name,
+        addresses,
+        mtu: f.number("mtu", 68, 65_536, errors),
+        hardware_addr: f.parsed("hardwareAddr", errors),
+        gso_max_size: f.number("gsoMaxSize", 1, u32::MAX, errors),
+        gro_max_size: f.number("groMaxSize", 1, u32::MAX, errors),
+        gso_ipv4_max_size: f.number("gsoIPv4MaxSize", 1, u32::MAX, errors),
+        gro_ipv4_max_size: f.number("groIPv4MaxSize", 1, u32::MAX, errors),
+        forwarding: f.bool("forwarding", errors),
+        arp_ignore: arp_ignore.and_then(|n| u8::try_from(n).ok()),
+        arp_announce: f
+            .number("arpAnnounce", 0, 2, errors)
+            .and_then(|n| u8::try_from(n).ok()),
+    };
+    if config.hardware_addr.is_some_and(|m| m.0[0] & 1 == 1) {
+        note(
+            errors,
+            f.path("hardwareAddr"),
+            "is a group's address; the first byte must be even",
+        );
+    }
+    f.end(errors);
+    config
+}
+
+/// Whether the kernel takes `name` for an interface.
+fn link_name(name: &str) -> Result<(), &'static str> {
+    if name.len() > NAME_BYTES_MAX {
+        return Err("is longer than 15 bytes");
+    }
+    if name == "." || name == ".." || name == "lo" || name == "all" || name == "default" {
+        return Err("is a name that the kernel keeps for itself");
+    }
+    let bad = |c: char| c == '/' || c == ':' || c == '%' || c.is_whitespace() || c.is_control();
+    if name.contains(bad) {
+        Err("must have no blank, `/`, `:` or `%`")
+    } else {
+        Ok(())
+    }
+}
+
+fn route(mut f: Fields, errors: &mut Errors) -> Option<Route> {
+    let before = errors.len();
+    let destination: Option<Cidr> = f.parsed("destination", errors);
+    let gateway: Option<IpAddr> = f.parsed("gateway", errors);
+    let source: Option<IpAddr> = f.parsed("source", errors);
+    let scope = f.number("scope", 0, 253, errors).unwrap_or(0);
+    let table = f.number("table", 0, u32::MAX, errors).unwrap_or(0);
+    let metric = f.number("metric", 0, u32::MAX, errors);
+    if scope != 0 && scope != 253 {
+        note(
+            errors,
+            f.path("scope"),
+            "must be 0 (universe) or 253 (link)",
+        );
+    }
+    if destination.is_none() && errors.len() == before {
+        note(
+            errors,
+            f.path("destination"),
+            "is required, such as 10.1.0.0/16",
+        );
+    }
+    if let Some(to) = destination {
+        if !to.is_network() {
+            note(
+                errors,
+                f.path("destination"),
+                format!("`{to}` has bits beyond its prefix"),
+            );
+        }
+        for (name, ip) in [("gateway", gateway), ("source", source)] {
+            if ip.is_some_and(|ip| ip.is_ipv4() != to.ip.is_ipv4()) {
+                note(
+                    errors,
+                    f.path(name),
+                    "is of another family than the destination",
+                );
+            }
+        }
+    }
+    if scope == 0 && gateway.is_none() {
+        note(
+            errors,
+            f.path("gateway"),
+            "is required unless scope is 253 (link)",
+        );
+    }
+    f.end(errors);
+    let table = if table == 0 { TABLE_MAIN } else { table };
+    let on_link = scope == 253;
+    Some(Route {
+        destination: destination?,
+        gateway,
+        source,
+        on_link,
+        table,
+        metric,
+    })
+}
+
+fn rule(mut f: Fields, errors: &mut Errors) -> Option<Rule> {
+    let priority = f.number("priority", 0, 32_767, errors);
+    let source: Option<Cidr> = f.parsed("source", errors);
+    let destination: Option<Cidr> = f.parsed("destination", errors);
+    let table = f.number("table", 1, u32::MAX, errors);
+    if table.is_none() {
+        note(errors, f.path("table"), "is required");
+    }
+    if let (Some(a), Some(b)) = (source, destination)
+        && a.ip.is_ipv4() != b.ip.is_ipv4()
+    {
+        note(
+            errors,
+            f.path("source"),
+            "is of another family than the destination",
+        );
+    }
+    if source.is_none() && destination.is_none() {
+        note(
+            errors,
+            f.path("source"),
+            "a rule needs a source or a destination",
+        );
+    }
+    f.end(errors);
+    // What comes without a priority shares one that is before the main table's.
+    Some(Rule {
+        priority: priority.unwrap_or(32_000),
+        source,
+        destination,
+        table: table?,
+    })
+}
+
+fn neighbor(mut f: Fields, errors: &mut Errors) -> Option<Neighbor> {
+    let destination = f.parsed("destination", errors);
+    let hardware_addr = f.parsed("hardwareAddr", errors);
+    for (name, absent) in [
+        ("destination", destination.is_none()),
+        ("hardwareAddr", hardware_addr.is_none()),
+    ] {
+        let path = f.path(name);
+        if absent && !errors.iter().any(|e| e.path == path) {
+            note(errors, path, "is required");
+        }
+    }
+    f.end(errors);
+    Some(Neighbor {
+        destination: destination?,
+        hardware_addr: hardware_addr?,
+    })
+}
+
+fn sub_interface(mut f: Fields, errors: &mut Errors) -> Option<SubInterface> {
+    let kind = f.text("type", errors);
+    let mode = f.text("mode", errors);
+    let (type_path, mode_path) = (f.path("type"), f.path("mode"));
+    f.end(errors);
+    match (kind.as_deref(), mode.as_deref()) {
+        (Some("macvlan"), None | Some("bridge")) => {
+            Some(SubInterface::Macvlan(MacvlanMode::Bridge))
+        }
+        (Some("macvlan"), Some("private")) => Some(SubInterface::Macvlan(MacvlanMode::Private)),
+        (Some("macvlan"), Some("vepa")) => Some(SubInterface::Macvlan(MacvlanMode::Vepa)),
+        (Some("macvlan"), Some(_)) => {
+            note(errors, mode_path, "must be bridge, private or vepa");
+            None
+        }
+        (Some("ipvlan"), None | Some("l2")) => Some(SubInterface::Ipvlan(IpvlanMode::L2)),
+        (Some("ipvlan"), Some("l3")) => Some(SubInterface::Ipvlan(IpvlanMode::L3)),
+        (Some("ipvlan"), Some("l3s")) => Some(SubInterface::Ipvlan(IpvlanMode::L3s)),
+        (Some("ipvlan"), Some(_)) => {
+            note(errors, mode_path, "must be l2, l3 or l3s");
+            None
+        }
+        (_, _) => {
+            note(errors, type_path, "must be macvlan or ipvlan");
+            None
+        }
+    }
+}

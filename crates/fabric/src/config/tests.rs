@@ -1,0 +1,115 @@
+use super::*;
+
+/// Compares what is wrong with `json`, a line for each.
+fn check(json: &str, wrong: &str) {
+    let found = match NetworkConfig::parse(json) {
+        Ok(_) => String::new(),
+        Err(errors) => errors
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join("\n"),
+    };
+    assert_eq!(found, wrong, "{json}");
+}
+
+#[test]
+fn the_json_of_dranet_and_our_own_say_the_same() {
+    let body = r#""interface": {"name": "rail0", "mtu": 8896, "addresses": ["10.0.0.5/24"]},
+        "routes": [{"destination": "10.1.0.0/16", "gateway": "10.0.0.1", "table": 101}],
+        "rules": [{"priority": 1000, "source": "10.0.0.5/32", "table": 101}],
+        "neighbors": [{"destination": "10.0.0.1", "hardwareAddr": "02:00:00:00:00:01"}]"#;
+    let theirs = NetworkConfig::parse(&format!("{{{body}}}")).unwrap();
+    let head = r#""apiVersion": "forebay.dev/v1alpha1", "kind": "NetworkConfig""#;
+    let ours = NetworkConfig::parse(&format!("{{{head}, {body}}}")).unwrap();
+    assert_eq!(theirs, ours);
+    assert_eq!(ours.interface.mtu, Some(8896));
+    assert_eq!(ours.routes[0].table, 101);
+}
+
+#[test]
+fn a_typo_is_told_with_its_path_and_the_nearest_name() {
+    check(
+        r#"{"interface": {"adresses": ["10.0.0.5/24"]}}"#,
+        "interface.adresses: no such field; `addresses` is the nearest",
+    );
+    check(
+        r#"{"routes": [{"destination": "10.1.0.0/16", "gatway": "10.0.0.1", "scope": 253}]}"#,
+        "routes[0].gatway: no such field; `gateway` is the nearest",
+    );
+}
+
+#[test]
+fn everything_wrong_is_told_at_once() {
+    check(
+        r#"{"interface": {"name": "a name/too long for it", "mtu": 12, "hardwareAddr": "x"},
+            "routes": [{"destination": "10.1.0.0/16", "gateway": "fd00::1"}],
+            "rules": [{"priority": 40000, "source": "10.0.0.0/8"}]}"#,
+        "interface.name: is longer than 15 bytes\n\
+         interface.mtu: must be a whole number from 68 to 65536, not 12\n\
+         interface.hardwareAddr: `x` is no Ethernet address such as 02:00:00:00:00:01\n\
+         routes[0].gateway: is of another family than the destination\n\
+         rules[0].priority: must be a whole number from 0 to 32767, not 40000\n\
+         rules[0].table: is required",
+    );
+}
+
+#[test]
+fn what_excludes_each_other_is_refused() {
+    check(
+        r#"{"interface": {"dhcp": true, "addresses": ["10.0.0.5/24"]}}"#,
+        "interface.dhcp: excludes addresses; keep one of both",
+    );
+    check(
+        r#"{"interface": {"hardwareAddr": "02:00:00:00:00:01"}, "subInterface": {"type": "ipvlan"}}"#,
+        "interface.hardwareAddr: an ipvlan shares the device's; leave it out or use macvlan",
+    );
+    check(
+        r#"{"routes": [{"destination": "10.1.0.0/16"}]}"#,
+        "routes[0].gateway: is required unless scope is 253 (link)",
+    );
+    check(
+        r#"{"routes": [{"destination": "10.1.0.1/16", "scope": 253}]}"#,
+        "routes[0].destination: `10.1.0.1/16` has bits beyond its prefix",
+    );
+}
+
+#[test]
+fn another_version_is_refused() {
+    check(
+        r#"{"apiVersion": "forebay.dev/v9", "kind": "NetworkConfig"}"#,
+        "apiVersion: must be forebay.dev/v1alpha1",
+    );
+    check("[]", "must be an object, not a list");
+}
+
+#[test]
+fn the_claim_overrides_the_class() {
+    let class = NetworkConfig::parse(
+        r#"{"interface": {"mtu": 8896, "name": "net0"},
+            "routes": [{"destination": "10.1.0.0/16", "scope": 253},
+                       {"destination": "10.2.0.0/16", "scope": 253}]}"#,
+    )
+    .unwrap();
+    let claim = NetworkConfig::parse(
+        r#"{"interface": {"mtu": 1500},
+            "routes": [{"destination": "10.1.0.0/16", "gateway": "10.0.0.1"}]}"#,
+    )
+    .unwrap();
+    let merged = NetworkConfig::merged(class, claim);
+    assert_eq!(merged.interface.mtu, Some(1500));
+    assert_eq!(merged.interface.name.as_deref(), Some("net0"));
+    let to: Vec<_> = merged
+        .routes
+        .iter()
+        .map(|r| (r.destination.to_string(), r.gateway))
+        .collect();
+    let gateway = Some("10.0.0.1".parse().unwrap());
+    assert_eq!(
+        to,
+        [
+            ("10.1.0.0/16".to_owned(), gateway),
+            ("10.2.0.0/16".to_owned(), None)
+        ]
+    );
+}

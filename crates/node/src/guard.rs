@@ -1,0 +1,73 @@
+//! Whether a container may start: the logic of the hook that `cdi` puts into containers that name a
+//! claim. It reads the ledger and looks into the container's own network namespace, so it needs no
+//! driver that runs, and none that was in time. Anything that it cannot be sure of is a no.
+
+use std::path::{Path, PathBuf};
+
+use forebay_fabric::plan::State;
+use serde::Deserialize;
+
+use crate::attach::verify;
+use crate::ledger::Ledger;
+use crate::netlink::{KernelLinks, Links};
+use crate::netns;
+
+/// What runtimes write to a hook's standard input may have at most, bytes.
+pub const STATE_BYTES_MAX: usize = 1 << 20;
+
+/// The part of the OCI runtime's state that is looked at.
+#[derive(Deserialize)]
+struct OciState {
+    pid: i32,
+}
+
+/// Whether the container of `state` (the OCI runtime's JSON) may start, as far as `claim`'s NICs go.
+///
+/// # Errors
+/// Why not: a sentence for the container's event.
+pub fn guard(folder: &Path, claim: &str, state: &str) -> Result<(), String> {
+    let state: OciState = serde_json::from_str(state)
+        .map_err(|e| format!("claim {claim}: the runtime's state cannot be read: {e}"))?;
+    if state.pid <= 0 {
+        return Err(format!(
+            "claim {claim}: the runtime names no process of the container"
+        ));
+    }
+    let netns = PathBuf::from(format!("/proc/{}/ns/net", state.pid));
+    let links = KernelLinks::open(Path::new("/proc/self/ns/net"))
+        .map_err(|e| format!("claim {claim}: {e}"))?;
+    check(&links, folder, claim, &netns)
+}
+
+/// As [`guard`], for a container whose network namespace is at `netns`.
+///
+/// # Errors
+/// Why it may not start.
+pub fn check(links: &impl Links, folder: &Path, claim: &str, netns: &Path) -> Result<(), String> {
+    let fail = |why: String| format!("claim {claim}: {why}");
+    // Not opened through `Ledger::open`, which would make the folder.
+    if !folder.is_dir() {
+        return Err(fail(format!("there is no ledger at {}", folder.display())));
+    }
+    let ledger = Ledger::open(folder).map_err(|e| fail(e.to_string()))?;
+    let record = ledger
+        .read(claim)
+        .map_err(|e| fail(format!("its record {e}")))?;
+    let record = record.ok_or_else(|| fail("it was not prepared on this node".into()))?;
+    if record.devices.is_empty() {
+        return Err(fail("its record names no NIC".into()));
+    }
+    let netns = netns::open(netns).map_err(|e| fail(e.to_string()))?;
+    let netns = netns.ok_or_else(|| fail("the container has no network namespace".into()))?;
+    for device in &record.devices {
+        let name = &device.plan.device;
+        if device.state != State::Verified {
+            return Err(fail(format!(
+                "NIC {name} was not attached and verified; see the driver's log on this node"
+            )));
+        }
+        verify(links, &device.plan, &netns)
+            .map_err(|e| fail(format!("NIC {name} is not in the pod as promised: {e}")))?;
+    }
+    Ok(())
+}

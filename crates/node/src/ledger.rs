@@ -1,0 +1,227 @@
+//! What was promised to pods, on disk: a file for each claim, whole or not there.
+//!
+//! A record is written beside its place, synced, renamed and its folder synced, before what it says is
+//! acted on. A file that is not whole, or not ours, is set aside with a problem and never deleted.
+//! The guard of a container reads the same files, while the driver runs or without it.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use forebay_fabric::claim::ClaimRef;
+use forebay_fabric::plan::{AttachPlan, State};
+use serde::{Deserialize, Serialize};
+
+/// The first word of each file; another version has another.
+const MAGIC: &str = "forebay-claim-1";
+/// What a file may have at most, bytes; 32 devices with all that a claim can say take less than half.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// What was promised for one claim.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ClaimRecord {
+    /// Namespace of the claim and its pod.
+    pub namespace: String,
+    /// Name of the claim.
+    pub name: String,
+    /// UID of the claim.
+    pub uid: String,
+    /// UID of the pod that it is for.
+    pub pod_uid: String,
+    /// Name of the pod.
+    pub pod_name: String,
+    /// Where the devices are, or go.
+    pub netns: Option<PathBuf>,
+    /// The devices.
+    pub devices: Vec<DeviceRecord>,
+}
+
+/// One device of a claim.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct DeviceRecord {
+    /// How far it is.
+    pub state: State,
+    /// What is to be done.
+    pub plan: AttachPlan,
+}
+
+impl ClaimRecord {
+    /// Which claim.
+    pub fn claim(&self) -> ClaimRef {
+        let (namespace, name) = (self.namespace.clone(), self.name.clone());
+        ClaimRef {
+            namespace,
+            name,
+            uid: self.uid.clone(),
+        }
+    }
+
+    /// Sets the state of all devices.
+    pub fn set(&mut self, state: State) {
+        for device in &mut self.devices {
+            device.state = state;
+        }
+    }
+}
+
+/// The folder of records.
+#[derive(Clone, Debug)]
+pub struct Ledger {
+    folder: PathBuf,
+}
+
+impl Ledger {
+    /// Opens the folder, which is made if it is not there.
+    ///
+    /// # Errors
+    /// The folder cannot be made.
+    pub fn open(folder: &Path) -> io::Result<Ledger> {
+        fs::create_dir_all(folder)?;
+        Ok(Ledger {
+            folder: folder.to_owned(),
+        })
+    }
+
+    /// Writes a record; when this is back, it is on disk.
+    ///
+    /// # Errors
+    /// Those of the file system; the former record stays.
+    pub fn write(&self, record: &ClaimRecord) -> io::Result<()> {
+        let place = self.place(&record.uid)?;
+        let beside = place.with_extension("tmp");
+        let json = serde_json::to_string(record).map_err(io::Error::other)?;
+        let mut file = File::create(&beside)?;
+        file.write_all(format!("{MAGIC} {:016x}\n{json}\n", checksum(json.as_bytes())).as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&beside, &place)?;
+        self.sync()
+    }
+
+    /// The record of a claim; none if there is none.
+    ///
+    /// # Errors
+    /// It cannot be read, or is not whole.
+    pub fn read(&self, uid: &str) -> io::Result<Option<ClaimRecord>> {
+        match fs::metadata(self.place(uid)?) {
+            Ok(meta) if meta.len() > FILE_BYTES_MAX => Err(broken("is too long")),
+            Ok(_) => parse(&fs::read_to_string(self.place(uid)?)?).map(Some),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Forgets a claim; one that is not known is no error.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn remove(&self, uid: &str) -> io::Result<()> {
+        match fs::remove_file(self.place(uid)?) {
+            Ok(()) => self.sync(),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// All records, by UID, and a sentence about each file that is none and was set aside.
+    ///
+    /// # Errors
+    /// The folder cannot be read, or a file not be set aside.
+    pub fn all(&self) -> io::Result<(Vec<ClaimRecord>, Vec<String>)> {
+        let (mut records, mut problems) = (Vec::new(), Vec::new());
+        for entry in fs::read_dir(&self.folder)? {
+            let path = entry?.path();
+            let uid = path
+                .file_stem()
+                .and_then(|s| s.to_str())
+                .unwrap_or_default();
+            match path.extension().and_then(|e| e.to_str()) {
+                Some("claim") => match self.read(uid) {
+                    Ok(record) => records.extend(record),
+                    Err(e) => {
+                        let aside = path.with_extension("broken");
+                        fs::rename(&path, &aside)?;
+                        problems.push(format!(
+                            "{} {e}; kept as {}: look there for NICs that are missing",
+                            path.display(),
+                            aside.display()
+                        ));
+                    }
+                },
+                // Written when the process ended; the record beside it is the one that counts.
+                Some("tmp") => fs::remove_file(&path)?,
+                _ => {}
+            }
+        }
+        records.sort_by(|a, b| a.uid.cmp(&b.uid));
+        Ok((records, problems))
+    }
+
+    fn place(&self, uid: &str) -> io::Result<PathBuf> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || c == '-';
+        if uid.is_empty() || uid.len() > 64 || !uid.chars().all(plain) {
+            return Err(io::Error::other(format!("`{uid}` is no UID")));
+        }
+        Ok(self.folder.join(format!("{uid}.claim")))
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        File::open(&self.folder)?.sync_all()
+    }
+}
+
+fn parse(text: &str) -> io::Result<ClaimRecord> {
+    let (head, json) = text.split_once('\n').ok_or_else(|| broken("is cut off"))?;
+    let json = json
+        .strip_suffix('\n')
+        .ok_or_else(|| broken("is cut off"))?;
+    let sum = head
+        .strip_prefix(MAGIC)
+        .ok_or_else(|| broken("is of another version or program"))?;
+    if sum.trim() != format!("{:016x}", checksum(json.as_bytes())) {
+        return Err(broken("was changed or is cut off"));
+    }
+    serde_json::from_str(json).map_err(|_| broken("is of another version"))
+}
+
+fn broken(why: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why)
+}
+
+/// FNV-1a, 64 bits: against torn writes, not against people.
+fn checksum(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |sum, byte| {
+        (sum ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_whole_is_set_aside_and_the_rest_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open(folder.path()).unwrap();
+        let record = |uid: &str| ClaimRecord {
+            namespace: "team".into(),
+            name: "nics".into(),
+            uid: uid.into(),
+            pod_uid: "p".into(),
+            pod_name: "pod".into(),
+            netns: None,
+            devices: vec![],
+        };
+        for uid in ["a", "b", "c"] {
+            ledger.write(&record(uid)).unwrap();
+        }
+        let torn = folder.path().join("b.claim");
+        let text = fs::read_to_string(&torn).unwrap();
+        fs::write(&torn, &text[..text.len() - 4]).unwrap();
+        fs::write(folder.path().join("c.tmp"), "half").unwrap();
+        let (records, problems) = ledger.all().unwrap();
+        assert_eq!(records, [record("a"), record("c")]);
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert!(folder.path().join("b.broken").exists());
+        assert!(ledger.read("../a").is_err());
+    }
+}

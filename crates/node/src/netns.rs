@@ -1,0 +1,46 @@
+//! Work in another network namespace: on a thread of its own that enters it and ends with the work, so
+//! that no other thread of the process ever is in a namespace that it does not expect.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+/// Runs `work` in the network namespace that `netns` is open on, and waits for it.
+///
+/// # Errors
+/// Those of `work`, and that the namespace cannot be entered.
+pub fn within<T: Send>(netns: &File, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new()
+            .name("netns".to_owned())
+            .spawn_scoped(scope, || {
+                move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
+                work()
+            })?;
+        thread
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("a thread in a namespace panicked")))
+    })
+}
+
+/// Opens a namespace; none where its path is gone or is no namespace any more, as after its pod ended.
+///
+/// # Errors
+/// Other failures to open it.
+pub fn open(path: &Path) -> io::Result<Option<File>> {
+    match File::open(path) {
+        Ok(file) => {
+            // What remains of a bind mount that was taken away is an empty file.
+            let fs = rustix::fs::fstatfs(&file)?;
+            Ok((fs.f_type == NSFS_MAGIC).then_some(file))
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// The type of the file system that namespaces are files of.
+const NSFS_MAGIC: rustix::fs::FsWord = 0x6e73_6673;
