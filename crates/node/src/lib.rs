@@ -3,3 +3,5 @@
 //! in the shells here, which know the host's side only as a [`driver::Driver`].
 
 pub mod driver;
+pub mod kubelet;
+pub mod runtime;
