@@ -68,7 +68,10 @@ impl Driver for Recorder {
     }
 
     async fn attach(&self, sandbox: &Sandbox) -> Result<(), DriverError> {
-        let netns = sandbox.netns.as_deref().unwrap_or_else(|| Path::new("host"));
+        let netns = sandbox
+            .netns
+            .as_deref()
+            .unwrap_or_else(|| Path::new("host"));
         self.write(format!("attach {} {}", sandbox.name, netns.display()));
         match sandbox.name.as_str() {
             "refused" => Err(DriverError("rdma0: link is down".to_owned())),
