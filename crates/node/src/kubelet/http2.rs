@@ -18,6 +18,8 @@ use tonic::body::Body;
 use tonic::codegen::Service;
 use tonic::server::NamedService;
 
+use super::authority::Localhost;
+
 /// Connections at once. A kubelet has two or three; more wait in the socket's backlog.
 const CONNECTIONS_MAX: usize = 64;
 /// How long no further connection is taken after taking one failed (out of descriptors, mostly).
@@ -106,7 +108,7 @@ async fn connection(stream: UnixStream, services: Services, mut stopping: watch:
     });
     let connection = Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(Localhost::new(stream)), service);
     let mut connection = std::pin::pin!(connection);
     // However it ends, the other side is gone; it comes back by itself.
     let gone = tokio::select! {

@@ -4,6 +4,7 @@
 //! Two instances may serve at once while a pod is replaced by a newer one: their sockets are named after
 //! their pods, and a file lock lets only one of them work on claims at a time.
 
+mod authority;
 mod http2;
 mod lock;
 mod paths;
