@@ -18,7 +18,7 @@ use crate::frame::{self, Decoder, Kind, Message, ProtocolError};
 use crate::ttrpc;
 
 /// Requests that are worked on at once. A runtime asks one thing after another for each pod; whoever asks
-/// for more than this is told `ResourceExhausted`.
+/// for more than this is told `ResourceExhausted`, and hung up on at twice as much.
 const HANDLERS_MAX: usize = 256;
 /// Messages that wait to be written; whoever has more to say waits.
 const QUEUE_LEN: usize = 64;

@@ -60,7 +60,7 @@ pub enum ProtocolError {
     FrameTooLong(usize),
     /// A message claims this many bytes, more than [`MESSAGE_LEN_MAX`].
     MessageTooLong(usize),
-    /// A message of this connection follows none of the services.
+    /// A message of this connection is not what it should be.
     MessageNotProtobuf(u32),
 }
 
