@@ -2,12 +2,14 @@
 //! NICs into pods and back. What is to be done is decided by `forebay-fabric`; who asks, and how, stays
 //! in the shells here, which know the host's side only as a [`driver::Driver`].
 
-pub mod cloud;
-pub mod driver;
-pub mod sysfs;
 pub mod attach;
 pub mod cdi;
+pub mod cloud;
+pub mod driver;
 pub mod guard;
+pub mod kubelet;
 pub mod ledger;
 pub mod netlink;
 pub mod netns;
+pub mod runtime;
+pub mod sysfs;

@@ -1,5 +1,5 @@
 //! Protobuf messages and gRPC services that Forebay speaks with others: external processing (Envoy's
-//! `ext_proc`, which endpoint pickers serve) and gRPC health.
+//! `ext_proc`, which endpoint pickers serve), gRPC health, and what the kubelet asks of drivers of devices.
 //!
 //! What is below `generated` follows from the files in `proto`; `cargo xtask codegen` writes it and
 //! nobody edits it. Meaning is given to the messages elsewhere: in the gateway, which asks pickers.
@@ -15,6 +15,37 @@ pub mod ext_proc {
 /// gRPC health, `grpc.health.v1`.
 pub mod health {
     pub use crate::grpc::health::v1::*;
+}
+
+/// What the kubelet speaks with plugins on its node: registration, devices, and how these are.
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    reason = "generated, and documented in the proto files"
+)]
+pub mod kubelet {
+    /// `pluginregistration`: how the kubelet learns of a plugin.
+    pub mod registration {
+        include!("generated/pluginregistration.rs");
+    }
+    /// `DRAPlugin`, version v1.
+    pub mod dra_v1 {
+        include!("generated/k8s.io.kubelet.pkg.apis.dra.v1.rs");
+    }
+    /// `DRAPlugin`, version v1beta1.
+    pub mod dra_v1beta1 {
+        include!("generated/k8s.io.kubelet.pkg.apis.dra.v1beta1.rs");
+    }
+    /// `DRAResourceHealth`, version v1.
+    pub mod health_v1 {
+        include!("generated/v1.rs");
+    }
+    /// `DRAResourceHealth`, version v1alpha1.
+    pub mod health_v1alpha1 {
+        include!("generated/v1alpha1.rs");
+    }
 }
 
 pub use prost_types::{ListValue, Struct, Value, value};

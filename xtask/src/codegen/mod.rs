@@ -3,7 +3,7 @@
 //!
 //! `deploy/crds` holds the definitions of kinds that a cluster may lack, from the schemas in this
 //! module; the chart has a copy of them. `deploy/install.yaml` is what the chart makes of its own
-//! defaults. `crates/wire` has the Rust of its protobuf.
+//! defaults. `crates/wire` and `crates/nri` have the Rust of their protobuf.
 
 mod config;
 mod crd;
