@@ -5,10 +5,10 @@
 
 pub mod claim;
 pub mod cloud;
+pub mod config;
 pub mod health;
 pub mod machine;
+pub mod plan;
 pub mod publish;
 pub mod synth;
 pub mod topology;
-pub mod config;
-pub mod plan;
