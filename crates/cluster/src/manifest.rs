@@ -38,12 +38,9 @@ pub struct Manifest {
 /// # Errors
 /// The problem if the text is not YAML or is over a bound; nothing of it counts then.
 pub fn read(file: &str, text: &str) -> Result<Manifest, Problem> {
-    let documents: Vec<Spanned<Value>> =
-        serde_saphyr::from_multiple_with_options(text, options()).map_err(|e| broken(file, &e))?;
     let mut manifest = Manifest::default();
-    for document in documents {
-        let line = document.referenced.line();
-        match list_items(document.value) {
+    for (line, value) in spanned(file, text)? {
+        match list_items(value) {
             Ok(items) => {
                 if items.len() > LIST_ITEMS_MAX {
                     let message =
@@ -60,6 +57,28 @@ pub fn read(file: &str, text: &str) -> Result<Manifest, Problem> {
         }
     }
     Ok(manifest)
+}
+
+/// The objects in the text of `file` as they stand, of whatever kind, `List`s taken apart, each with the
+/// line on which its document starts.
+///
+/// # Errors
+/// The problem if the text is not YAML or is over a bound.
+pub fn documents(file: &str, text: &str) -> Result<Vec<(u64, Value)>, Problem> {
+    let mut objects = Vec::new();
+    for (line, value) in spanned(file, text)? {
+        let items = list_items(value).unwrap_or_else(|single| vec![single]);
+        objects.extend(items.into_iter().map(|item| (line, item)));
+    }
+    Ok(objects)
+}
+
+fn spanned(file: &str, text: &str) -> Result<impl Iterator<Item = (u64, Value)>, Problem> {
+    let documents: Vec<Spanned<Value>> =
+        serde_saphyr::from_multiple_with_options(text, options()).map_err(|e| broken(file, &e))?;
+    Ok(documents
+        .into_iter()
+        .map(|document| (document.referenced.line(), document.value)))
 }
 
 impl Manifest {

@@ -4,6 +4,7 @@
 
 pub(crate) mod epp;
 pub(crate) mod kubernetes;
+pub(crate) mod node;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -39,6 +40,8 @@ pub(crate) enum Role {
     Gateway(Box<GatewayArgs>),
     /// Pick endpoints for another proxy, which asks over external processing (Envoy, Istio, GKE)
     Epp(Box<epp::EppArgs>),
+    /// The device network of a host: what it has, what manifests ask of it, the guard of containers
+    Node(node::NodeArgs),
     /// Simulate a model server that speaks vLLM's API (its numbers are a simulation's)
     Sim(SimArgs),
     /// Show the gateway at work against four simulated model servers

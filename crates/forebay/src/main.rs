@@ -1,7 +1,8 @@
 //! The `forebay` program: flags, roles and wiring.
 //!
 //! Each role has a file of its own: [`gateway`] serves, [`epp`] picks for other proxies and
-//! [`epp_check`] reads its configuration, [`sim`] stands in for a model server, [`demo`] shows both;
+//! [`epp_check`] reads its configuration, [`node`] is of the device network, [`sim`] stands in for a
+//! model server, [`demo`] shows both;
 //! [`check`], [`status`] and [`explain`] tell what is going on. Nothing is
 //! decided here; this crate only connects the others and talks to the terminal.
 
@@ -18,6 +19,7 @@ mod gateway;
 mod kubernetes;
 mod logging;
 mod manifest_text;
+mod node;
 mod policy;
 mod sim;
 mod status;
@@ -82,6 +84,7 @@ fn run(role: Role) -> Result<(), Failure> {
             Some(EppCommand::Check(check)) => epp_check::run(check),
             None => epp::run(&args),
         },
+        Role::Node(args) => node::run(&args),
         Role::Sim(args) => sim::run(args),
         Role::Demo(args) => demo::run(&args),
         Role::Check(args) => check::run(args),

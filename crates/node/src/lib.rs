@@ -13,3 +13,4 @@ pub mod netlink;
 pub mod netns;
 pub mod runtime;
 pub mod sysfs;
+pub mod uplinks;

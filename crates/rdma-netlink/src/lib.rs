@@ -1,1 +1,0 @@
-//! RDMA netlink (`NETLINK_RDMA`): which RDMA devices there are, in which namespace, and how to move one.
