@@ -39,8 +39,10 @@ const NUMBERS_PER_WINDOW: u64 = 1 << 32;
 const BODIES: &str = "2k,16k,220k";
 
 /// Which build of ours takes part.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 enum Build {
+    /// One that is there already.
+    Given(PathBuf),
     /// `cargo build --release`.
     Release,
     /// As shipped, but for the profile.
@@ -50,11 +52,12 @@ enum Build {
 }
 
 impl Build {
-    fn chosen(quick: bool, without_profile: bool) -> Self {
-        match (quick, without_profile) {
-            (true, _) => Self::Release,
-            (false, true) => Self::Dist,
-            (false, false) => Self::DistWithProfile,
+    fn chosen(given: Option<&Path>, quick: bool, without_profile: bool) -> Self {
+        match (given, quick, without_profile) {
+            (Some(program), _, _) => Self::Given(program.to_owned()),
+            (None, true, _) => Self::Release,
+            (None, false, true) => Self::Dist,
+            (None, false, false) => Self::DistWithProfile,
         }
     }
 }
@@ -92,6 +95,9 @@ pub(crate) struct Args {
     /// Measure a build without a profile (see `cargo xtask dist`)
     #[arg(long)]
     without_profile: bool,
+    /// Measure this program, in place of building one
+    #[arg(long, value_name = "FILE", conflicts_with = "without_profile")]
+    program: Option<PathBuf>,
     /// Page to write; its part between the `bench proxy` marks is replaced
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -134,8 +140,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         seconds,
         samples: HashMap::new(),
     };
-    let ours = Build::chosen(args.quick, args.without_profile);
-    let installed = install(&args.peers, &release_dir, ours, &mut findings.missing);
+    let ours = Build::chosen(args.program.as_deref(), args.quick, args.without_profile);
+    let installed = install(&args.peers, &release_dir, &ours, &mut findings.missing);
 
     let load_at_start = report::load_average();
     on_this_thread(&release_dir, &installed, &mut findings)?;
@@ -209,7 +215,7 @@ fn until_told<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
 fn install(
     wanted: &[Peer],
     release_dir: &Path,
-    ours: Build,
+    ours: &Build,
     missing: &mut Vec<(Peer, String)>,
 ) -> Vec<(Peer, Installed)> {
     let mut installed = Vec::new();

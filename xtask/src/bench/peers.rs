@@ -91,7 +91,7 @@ impl Peer {
 
     /// Finds the program, installing it when that is possible. The error is the reason that the
     /// report prints.
-    pub(super) fn install(self, release_dir: &Path, ours: Build) -> Result<Installed> {
+    pub(super) fn install(self, release_dir: &Path, ours: &Build) -> Result<Installed> {
         match self {
             Self::Direct => Ok(Installed {
                 program: PathBuf::new(),
@@ -309,8 +309,9 @@ fn install_nginx() -> Result<Installed> {
     Ok(Installed { program, version })
 }
 
-fn install_forebay(release_dir: &Path, ours: Build) -> Result<Installed> {
+fn install_forebay(release_dir: &Path, ours: &Build) -> Result<Installed> {
     let program = match ours {
+        Build::Given(program) => program.clone(),
         Build::Release => {
             shell::run(shell::cargo().args(["build", "--release", "-p", "forebay"]))?;
             release_dir.join("forebay")
@@ -330,6 +331,7 @@ fn install_forebay(release_dir: &Path, ours: Build) -> Result<Installed> {
             .current_dir(shell::root()),
     );
     let build = match ours {
+        Build::Given(_) => "as given",
         Build::Release => "release build",
         Build::Dist => "dist build without profile",
         Build::DistWithProfile => "dist build",

@@ -119,9 +119,9 @@ fn program(args: &Args) -> Result<(PathBuf, String)> {
         let version = program.display().to_string();
         return Ok((program, version));
     }
-    let ours = Build::chosen(args.quick, args.without_profile);
+    let ours = Build::chosen(None, args.quick, args.without_profile);
     let release_dir = crate::shell::target_dir()?.join("release");
-    let installed = Peer::Forebay.install(&release_dir, ours)?;
+    let installed = Peer::Forebay.install(&release_dir, &ours)?;
     Ok((installed.program, installed.version))
 }
 
