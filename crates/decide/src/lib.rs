@@ -37,7 +37,7 @@ pub use gate::{Gate, GateLimits, GateRefusal, Offer, Tick, Ticket, Waiter};
 pub use health::{Ejection, EjectionCause, Standing};
 pub use plan::{reads_fields, reads_prefix};
 pub use pool::{EndpointView, PoolState};
-pub use predict::{Prediction, PredictorAccuracy};
+pub use predict::{Accuracy, Prediction, PredictorAccuracy};
 pub use prefix::{
     Applied, BlockHash, ChainSeed, Following, SourceCopy, TokenChain, TokenPlan, TokenState, chain,
 };

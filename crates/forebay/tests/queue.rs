@@ -1,9 +1,9 @@
 //! A model server with a batch of one, and more clients than that: who waits does so in the gateway,
-//! is shown there, and is served in the end.
+//! is shown there, and is served in the end. And what load teaches the gateway about its servers.
 
 mod support;
 
-use support::{Load, World, exchange, failed, manifests_with, output, stdout, wait_for};
+use support::{Load, World, exchange, failed, get, manifests_with, output, stdout, wait_for};
 
 const CLIENTS: u32 = 8;
 
@@ -57,4 +57,30 @@ fn clients_of_a_full_server_wait_in_the_gateway_and_are_served() {
     wait_for("nobody waits any more", || {
         (pool()["queue"]["requests"] == 0).then_some(())
     });
+}
+
+#[test]
+fn how_well_latencies_are_predicted_is_a_metric_once_answers_came() {
+    let world = World::start(2);
+    let value = |name: &str, of: &str| {
+        let series = format!("{name}{{pool=\"default/sims\",of=\"{of}\"}} ");
+        let page = get(world.admin, "/metrics").expect("the admin server answers");
+        let line = page.lines().find_map(|line| line.strip_prefix(&series));
+        line.map(|value| value.parse::<f64>().expect("a number"))
+    };
+    let (error, coverage) = (
+        "forebay_prediction_error_ratio",
+        "forebay_prediction_coverage_ratio",
+    );
+    assert_eq!(value(error, "ttft"), None, "nothing was predicted yet");
+    // Clients that do not ask for the server's count of tokens, as most.
+    let load = Load::start(world.address(), CLIENTS, 16);
+    for of in ["ttft", "tpot"] {
+        let share = wait_for("an answer came that was predicted", || value(coverage, of));
+        assert!((0.0..=1.0).contains(&share), "{of}: {share}");
+        let error = value(error, of).expect("both are there");
+        assert!((0.0..=10.0).contains(&error), "{of}: {error}");
+    }
+    let chats = load.end();
+    assert_eq!(failed(&chats).len(), 0, "{:?}", failed(&chats).first());
 }

@@ -449,12 +449,14 @@ impl Settle {
                 (EndKind::Served | EndKind::Failed(_) | EndKind::Cancelled, _) => kind,
             };
             let tokens = &record.usage.tokens;
+            // Most clients do not ask for the server's count; its events with content are close to it.
+            let events = Some(record.usage.content_events).filter(|events| *events > 0);
             let count = |n: Option<u64>| n.map(|n| u32::try_from(n).unwrap_or(u32::MAX));
             let end = End {
                 kind,
                 prompt_tokens: count(tokens.prompt_tokens),
                 cached_tokens: count(tokens.cached_tokens),
-                output_tokens: count(tokens.completion_tokens),
+                output_tokens: count(tokens.completion_tokens.or(events)),
             };
             flight.finish(end, now);
         }

@@ -8,7 +8,7 @@ use std::fmt;
 use std::fs;
 use std::time::SystemTime;
 
-use forebay_decide::{EndpointView, Following, Standing};
+use forebay_decide::{Accuracy, EndpointView, Following, PredictorAccuracy, Standing};
 use forebay_model::Moment;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text;
@@ -57,6 +57,7 @@ struct PoolNow {
     queue_requests: usize,
     queue_bytes: usize,
     prefix_bytes: usize,
+    predicted: PredictorAccuracy,
     sums: Sums,
     endpoints: Vec<(String, EndpointView)>,
 }
@@ -100,12 +101,13 @@ impl Current {
 
 impl PoolNow {
     fn read(pool: &PoolRuntime, now: Moment) -> Self {
-        let (views, saturation, prefix_bytes, queue) = {
+        let (views, saturation, prefix_bytes, predicted, queue) = {
             let state = pool.state();
             (
                 state.view(now).collect::<Vec<_>>(),
                 state.saturation(now),
                 state.prefix_bytes(),
+                state.prediction_accuracy(),
                 (state.gate().len(), state.gate().bytes()),
             )
         };
@@ -123,6 +125,7 @@ impl PoolNow {
             queue_requests: queue.0,
             queue_bytes: queue.1,
             prefix_bytes,
+            predicted,
             sums,
             endpoints: views
                 .into_iter()
@@ -156,6 +159,7 @@ impl Collector for Current {
             self.endpoints_omitted as f64,
         )?;
         self.encode_pools(&mut page)?;
+        self.encode_predictions(&mut page)?;
         self.encode_endpoints(&mut page)?;
         if self.llm_d {
             self.encode_llm_d(&mut page)?;
@@ -212,6 +216,35 @@ impl Current {
             "forebay_prefix_index_blocks",
             "Prompt blocks believed to be in caches",
             |p| p.sums.prefix_blocks as f64,
+        )
+    }
+
+    /// How well latencies are predicted, of pools that have had an answer which was.
+    fn encode_predictions(&self, page: &mut Page<'_>) -> fmt::Result {
+        let mut each = |name: &str, help: &str, value: fn(&Accuracy) -> f64| {
+            let values = self.pools.iter().flat_map(|pool| {
+                [
+                    ("ttft", &pool.predicted.ttft),
+                    ("tpot", &pool.predicted.tpot),
+                ]
+                .into_iter()
+                .filter(|(_, accuracy)| accuracy.observations > 0)
+                .map(|(of, accuracy)| {
+                    let labels = [("pool", pool.name.as_str()), ("of", of)];
+                    (labels, value(accuracy))
+                })
+            });
+            page.gauges(name, help, values)
+        };
+        each(
+            "forebay_prediction_error_ratio",
+            "Mean of |came - predicted| / came over the last few hundred answers",
+            |accuracy| accuracy.mape.into(),
+        )?;
+        each(
+            "forebay_prediction_coverage_ratio",
+            "Share of those answers that came within what 90 % should",
+            |accuracy| accuracy.coverage.into(),
         )
     }
 
