@@ -33,8 +33,6 @@ use crate::kubernetes::{Cluster, Following};
 use crate::policy::{Policy, PolicySource};
 use crate::{Failure, descriptors, logging};
 
-/// How often it is looked whether the configured ports are open.
-const PORTS_EVERY: Duration = Duration::from_millis(50);
 /// How long connections are still taken after a shutdown began, in a cluster: until the removal of
 /// the endpoint has come through to every node.
 pub(crate) const LAME_DUCK_IN_CLUSTER: Duration = Duration::from_secs(5);
@@ -332,6 +330,7 @@ impl Running {
             Serves::Calls(pool) => Arc::new(pools_only(&published.snapshot, pool.as_ref())),
             Serves::Nothing => Arc::new(without_ports(&published.snapshot)),
         });
+        self.note_ports();
         self.telemetry
             .metrics
             .config_loaded(sound, SystemTime::now());
@@ -340,26 +339,19 @@ impl Running {
 
     /// Follows the source and the ports, for ever.
     pub(crate) async fn follow(&mut self) {
-        let mut ticks = tokio::time::interval(PORTS_EVERY);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut ports = self.gateway.shared().watch_ports();
+        self.note_ports();
+        let mut has_source = true;
         loop {
             tokio::select! {
-                changed = self.published.changed() => match changed {
+                changed = self.published.changed(), if has_source => match changed {
                     Ok(()) => self.publish(),
-                    Err(_) => return self.follow_ports(ticks).await,
+                    // It has logged why; what it gave last is served on.
+                    Err(_) => has_source = false,
                 },
                 () = changed(&mut self.policy) => self.publish(),
-                _ = ticks.tick() => self.note_ports(),
-            }
-        }
-    }
-
-    /// The source is gone, which it has logged; what it gave last is served on.
-    async fn follow_ports(&mut self, mut ticks: tokio::time::Interval) {
-        loop {
-            tokio::select! {
-                () = changed(&mut self.policy) => self.publish(),
-                _ = ticks.tick() => self.note_ports(),
+                // Whoever opens ports is in `shared`, as long as there is a gateway.
+                Ok(()) = ports.changed() => self.note_ports(),
             }
         }
     }

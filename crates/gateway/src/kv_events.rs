@@ -12,6 +12,7 @@ mod tests;
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -27,12 +28,10 @@ use crate::shared::Shared;
 use crate::tokenizers::Tokenizers;
 use follower::Follower;
 
-/// How often it is looked whether the configuration has changed.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// Looks between two at the tokenizers' files.
-const TOKENIZERS_EVERY: u32 = 20;
-/// Looks after which what peers told is dropped, if nobody has taken it: a minute.
-const COPIES_KEPT: u32 = 1_200;
+/// How often the tokenizers' files are looked at.
+const TOKENIZERS_EVERY: Duration = Duration::from_secs(1);
+/// How long what peers told is kept, if nobody takes it.
+const COPIES_KEPT: Duration = Duration::from_secs(60);
 /// Endpoints that are followed; further ones go by what is sent to them.
 const FOLLOWED_MAX: usize = 4_096;
 /// The label of a pod that names the port of its events.
@@ -109,25 +108,23 @@ async fn follow(shared: &Arc<Shared>) {
     let _serving = peers::serve(shared);
     peers::ask(shared).await;
     let mut tasks: HashMap<Key, Task> = HashMap::new();
-    let mut last: Option<Arc<Live>> = None;
-    let mut ticks = tokio::time::interval(LOOK_EVERY);
+    // What is published from here on wakes this; what was before is what it begins with.
+    let mut published = shared.published.subscribe();
+    published.mark_changed();
+    let mut ticks = tokio::time::interval(TOKENIZERS_EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut looks: u32 = 0;
+    let mut copies = pin!(tokio::time::sleep(COPIES_KEPT));
     loop {
-        ticks.tick().await;
-        let live = shared.live.load_full();
-        let changed = last.as_ref().is_none_or(|last| !Arc::ptr_eq(last, &live));
-        if changed {
-            adjust(&mut tasks, &live, shared);
+        tokio::select! {
+            // Whoever publishes is in `shared`, so this goes on for as long as that is there.
+            Ok(()) = published.changed() => {
+                let live = shared.live.load_full();
+                adjust(&mut tasks, &live, shared);
+                look_at_tokenizers(&live, &shared.tokenizers);
+            }
+            _ = ticks.tick() => look_at_tokenizers(&shared.live.load(), &shared.tokenizers),
+            () = &mut copies, if !copies.is_elapsed() => shared.peers.forget(),
         }
-        if changed || looks.is_multiple_of(TOKENIZERS_EVERY) {
-            look_at_tokenizers(&live, &shared.tokenizers);
-        }
-        if looks == COPIES_KEPT {
-            shared.peers.forget();
-        }
-        looks = looks.wrapping_add(1);
-        last = Some(live);
     }
 }
 

@@ -2,15 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
 use crate::epp::Seats;
 use crate::kv_events::peers::Copies;
-use crate::per_worker::lock;
 use crate::pools::Live;
 use crate::settings::Settings;
 use crate::telemetry::Telemetry;
@@ -36,7 +35,7 @@ pub struct Shared {
     /// Where connections of proxies go that ask for endpoints.
     pub(crate) seats: Seats,
     buffered_bytes: AtomicUsize,
-    ports: Mutex<BTreeMap<u16, PortState>>,
+    ports: watch::Sender<BTreeMap<u16, PortState>>,
 }
 
 /// How opening one port went, over all workers.
@@ -63,47 +62,56 @@ impl Shared {
             telemetry,
             seats: Seats::default(),
             buffered_bytes: AtomicUsize::new(0),
-            ports: Mutex::default(),
+            ports: watch::Sender::default(),
         }
     }
 
     /// Notes how opening a port went.
     pub(crate) fn bound(&self, port: u16, result: io::Result<()>) {
-        let mut ports = lock(&self.ports);
-        let state = ports.entry(port).or_default();
-        match result {
-            Ok(()) => {
-                state.bound += 1;
-                state.error = None;
-            }
-            Err(error) => {
-                let error = explained(port, &error);
-                if state.error.is_none() {
-                    tracing::error!(port, %error, "cannot listen; trying again every second");
+        let result = result.map_err(|error| explained(port, &error));
+        self.ports.send_modify(|ports| {
+            let state = ports.entry(port).or_default();
+            match result {
+                Ok(()) => {
+                    state.bound += 1;
+                    state.error = None;
                 }
-                state.error = Some(error);
+                Err(error) => {
+                    if state.error.is_none() {
+                        tracing::error!(port, %error, "cannot listen; trying again every second");
+                    }
+                    state.error = Some(error);
+                }
             }
-        }
+        });
     }
 
     /// Notes that a worker stopped listening on a port.
     pub(crate) fn unbound(&self, port: u16) {
-        let mut ports = lock(&self.ports);
-        if let Some(state) = ports.get_mut(&port) {
-            state.bound = state.bound.saturating_sub(1);
-        }
+        self.ports.send_modify(|ports| {
+            if let Some(state) = ports.get_mut(&port) {
+                state.bound = state.bound.saturating_sub(1);
+            }
+        });
     }
 
     /// Drops what is known of ports that are neither configured nor open.
     pub(crate) fn forget_ports(&self, configured: impl Fn(u16) -> bool) {
-        let mut ports = lock(&self.ports);
-        ports.retain(|port, state| state.bound > 0 || configured(*port));
+        self.ports.send_modify(|ports| {
+            ports.retain(|port, state| state.bound > 0 || configured(*port));
+        });
     }
 
     /// The ports as they are now.
     #[must_use]
     pub fn ports(&self) -> BTreeMap<u16, PortState> {
-        lock(&self.ports).clone()
+        self.ports.borrow().clone()
+    }
+
+    /// Tells of every change of a port.
+    #[must_use]
+    pub fn watch_ports(&self) -> watch::Receiver<BTreeMap<u16, PortState>> {
+        self.ports.subscribe()
     }
 
     /// Whether a body of so many bytes could be buffered now. Takes nothing.
