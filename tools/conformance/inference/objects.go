@@ -147,7 +147,7 @@ func (s *Suite) deleteRoute(t *testing.T, name string) {
 // withoutPicker takes the picker of a pool away until the returned function, or the end of the test.
 func (s *Suite) withoutPicker(t *testing.T, pool string) (back func()) {
 	t.Helper()
-	deployment := pool + "-picker"
+	deployment := pool + pickerSuffix
 	s.scale(t, deployment, 0)
 	gone := false
 	back = func() {
@@ -171,12 +171,21 @@ func (s *Suite) scale(t *testing.T, name string, replicas int32) {
 	patch := client.MergeFrom(deployment.DeepCopy())
 	deployment.Spec.Replicas = &replicas
 	require.NoErrorf(t, s.Client.Patch(ctx, deployment, patch), "Deployment %s", name)
+	s.settled(t, ctx, name, replicas)
+}
+
+// settled waits until a Deployment has so many ready pods of its present form, and no others are left.
+func (s *Suite) settled(t *testing.T, ctx context.Context, name string, replicas int32) {
+	t.Helper()
+	key := types.NamespacedName{Namespace: Namespace, Name: name}
 	err := wait.PollUntilContextCancel(ctx, 200*time.Millisecond, true, func(ctx context.Context) (bool, error) {
+		deployment := &appsv1.Deployment{}
 		if err := s.Client.Get(ctx, key, deployment); err != nil {
 			return false, err
 		}
 		status := deployment.Status
-		settled := status.ObservedGeneration >= deployment.Generation && status.ReadyReplicas == replicas
+		settled := status.ObservedGeneration >= deployment.Generation &&
+			status.UpdatedReplicas == replicas && status.ReadyReplicas == replicas
 		return settled && len(s.pods(t, name)) == int(replicas), nil
 	})
 	require.NoErrorf(t, err, "Deployment %s has not got %d pods", name, replicas)

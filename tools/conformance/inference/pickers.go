@@ -102,6 +102,7 @@ var pickerTests = []Test{
 		Name:      "RefusalsArePassedOn",
 		Checks:    "an answer that the picker gives by itself reaches the client with its status, fields and text",
 		Manifests: []string{"route-llama.yaml"},
+		OwnPicker: "no other refuses a request because a header says so",
 		Run: func(t *testing.T, s *Suite) {
 			s.servedBy(t, to("llama"), "llama")
 			for _, status := range []int{http.StatusTooManyRequests, http.StatusServiceUnavailable} {

@@ -40,6 +40,8 @@ type Test struct {
 	Checks string
 	// Manifests are applied before Run and deleted after it.
 	Manifests []string
+	// OwnPicker is why the test needs the suite's own picker; empty if any other will do.
+	OwnPicker string
 	Run       func(t *testing.T, s *Suite)
 }
 
@@ -70,6 +72,9 @@ func Run(t *testing.T, tests []Test) {
 	}
 	s.applier.MustApplyWithCleanup(t, s.Client, s.TimeoutConfig, "manifests/base.yaml", s.CleanupBaseResources)
 	kubernetes.NamespacesMustBeReady(t, s.Client, s.TimeoutConfig, []string{Namespace})
+	if isForeign() {
+		s.replacePickers(t)
+	}
 	for _, name := range []string{First, Second} {
 		ref := kubernetes.NewGatewayRef(types.NamespacedName{Namespace: Namespace, Name: name})
 		address, err := kubernetes.WaitForGatewayAddress(t, s.Client, s.TimeoutConfig, ref)
@@ -80,6 +85,9 @@ func Run(t *testing.T, tests []Test) {
 		t.Run(test.Name, func(t *testing.T) {
 			if s.RunTest != "" && s.RunTest != test.Name || slices.Contains(s.SkipTests, test.Name) {
 				t.Skip("left out")
+			}
+			if isForeign() && test.OwnPicker != "" {
+				t.Skipf("needs the suite's own picker: %s", test.OwnPicker)
 			}
 			for _, manifest := range test.Manifests {
 				s.apply(t, manifest)

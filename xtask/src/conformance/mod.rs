@@ -25,14 +25,18 @@ use suite::Outcome;
     cargo build --release && cargo xtask conformance\n  \
     cargo xtask conformance --run HTTPRouteWeight --keep    one test, and the bed stays up\n  \
     cargo xtask conformance --profile GATEWAY-GRPC --out /tmp/report.yaml\n  \
-    cargo xtask conformance --inference                     our own suite, not the public one\n\n\
+    cargo xtask conformance --inference                     our own suite, not the public one\n  \
+    cargo xtask conformance --inference --epp               the same with our picker in place of its\n\n\
     A whole run in which every test passed writes docs/conformance/gateway-api-<version>.yaml and .md, or\n\
-    inference.md; one with failures writes below target/conformance, and one with --run, --skip or\n\
+    inference.md, or inference-epp.md; one with failures writes below target/conformance, and one with --run, --skip or\n\
     --profile only where --out says. A bed that is up under the name is used and left up.")]
 pub(crate) struct Args {
     /// Run Forebay's own suite for InferencePools in place of the Gateway API's public one
     #[arg(long, conflicts_with = "profile")]
     inference: bool,
+    /// Put Forebay's own picker (`forebay epp`) in the place of the suite's
+    #[arg(long, requires = "inference")]
+    epp: bool,
     /// A test of the suite, by its short name
     #[arg(long, value_name = "TEST")]
     run: Option<String>,
@@ -77,10 +81,10 @@ impl Args {
         if self.out.is_some() || !self.is_whole() {
             return Ok(self.out.clone());
         }
-        let name = if self.inference {
-            "inference.md".to_owned()
-        } else {
-            format!("gateway-api-{version}.yaml")
+        let name = match (self.inference, self.epp) {
+            (true, false) => "inference.md".to_owned(),
+            (true, true) => "inference-epp.md".to_owned(),
+            (false, _) => format!("gateway-api-{version}.yaml"),
         };
         let folder = if outcome.is_flawless() {
             shell::root().join("docs/conformance")

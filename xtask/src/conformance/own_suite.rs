@@ -3,21 +3,31 @@
 
 use super::Scene;
 use super::suite::Outcome;
+use crate::bed::BED_IMAGE;
 use crate::shell;
 use anyhow::{Context, Result};
 use std::fmt::Write as _;
 use std::fs;
 use std::process::Command;
 
+/// How Forebay's picker is started in the place of the suite's own; the suite knows the pool.
+const EPP_ARGS: &str = "epp --pool-name={pool} --test-selection";
+
 /// Runs it.
 pub(super) fn run(scene: &Scene<'_>) -> Result<Outcome> {
     let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
-    let outcome = scene.play("TestInference", folder.path(), &[])?;
+    let mut flags = Vec::new();
+    if scene.args.epp {
+        flags.push(format!("-picker-image={BED_IMAGE}"));
+        flags.push(format!("-picker-args={EPP_ARGS}"));
+    }
+    let outcome = scene.play("TestInference", folder.path(), &flags)?;
     if let Some(out) = scene.args.report(scene.version, &outcome)? {
         let mut list = Command::new(scene.suite);
         let tests = shell::capture(list.args(["-test.run", "^TestInference$", "-list-tests"]))?;
         let page = describe(
             &tests,
+            scene.args.epp,
             &scene.program.version,
             &scene.bed.kubernetes()?,
             &outcome,
@@ -33,10 +43,17 @@ pub(super) fn run(scene: &Scene<'_>) -> Result<Outcome> {
 }
 
 /// The page, from the suite's list of its tests: `test`, name and sentence, with tabs in between.
-fn describe(tests: &str, program: &str, kubernetes: &str, outcome: &Outcome) -> String {
+fn describe(tests: &str, epp: bool, program: &str, kubernetes: &str, outcome: &Outcome) -> String {
+    let (flag, pickers) = match epp {
+        true => (
+            " --epp",
+            format!("the pickers are Forebay's too: `forebay {EPP_ARGS}`"),
+        ),
+        false => ("", "the pickers are the suite's own".to_owned()),
+    };
     let mut page = format!(
         "# Forebay's own inference suite\n\n\
-         What `cargo xtask conformance --inference` wrote. The suite is ours, in \
+         What `cargo xtask conformance --inference{flag}` wrote; {pickers}. The suite is ours, in \
          `tools/conformance/inference`; it is not\nthe public conformance suite of the Inference \
          Extension, and this page is no conformance report.\n\n\
          Forebay {program} on Kubernetes {kubernetes}, a test bed with two nodes: {} passed, {} \
@@ -55,6 +72,8 @@ fn describe(tests: &str, program: &str, kubernetes: &str, outcome: &Outcome) -> 
                 "passed"
             } else if of(&outcome.failed) {
                 "**failed**"
+            } else if of(&outcome.skipped) {
+                "left out: it takes the suite's own picker, which is told what to refuse"
             } else {
                 "not run"
             };
@@ -76,10 +95,14 @@ mod tests {
             ..Outcome::default()
         };
         let tests = "test\tFailOpen\tserved all the same\ntest\tTrailers\tthey pass\nPASS\n";
-        let page = describe(tests, "0.1.0", "v1.36.3", &outcome);
+        let page = describe(tests, false, "0.1.0", "v1.36.3", &outcome);
         assert!(page.contains("it is not\nthe public conformance suite"));
         assert!(page.contains("| FailOpen | served all the same | passed |\n"));
         assert!(page.contains("| Trailers | they pass | **failed** |\n"));
         assert_eq!(page.matches("PASS").count(), 0);
+        assert!(page.contains("the suite's own"));
+
+        let page = describe(tests, true, "0.1.0", "v1.36.3", &outcome);
+        assert!(page.contains("`forebay epp --pool-name={pool} --test-selection`"));
     }
 }
