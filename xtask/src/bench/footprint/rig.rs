@@ -57,6 +57,14 @@ struct Endpoints {
     control: SocketAddr,
 }
 
+/// Who reads metrics.
+#[derive(Clone, Copy)]
+pub(super) enum By {
+    Gateway,
+    /// `forebay epp`
+    Picker,
+}
+
 /// Memory with few pools and with many.
 pub(super) struct Pools {
     pub(super) few_bytes: u64,
@@ -119,15 +127,19 @@ impl Rig {
         Ok((gateway.settled_bytes().await?, ready))
     }
 
-    /// CPU of reading the metrics of busy endpoints at the gateway's usual interval.
-    pub(super) async fn scraping(&self, seconds: f64) -> Result<Scraping> {
+    /// CPU of reading the metrics of busy endpoints at the usual interval, by the gateway or by the
+    /// picker alone.
+    pub(super) async fn scraping(&self, by: By, seconds: f64) -> Result<Scraping> {
         let mock = self.endpoints(PAGE_BYTES)?;
         let port = mock.control.port();
         let addresses: Vec<_> = (0..ENDPOINTS)
             .map(|number| manifests::endpoint(number, port))
             .collect();
-        let gateway = self.pool(&addresses)?;
-        let (pid, mocks) = (gateway.running.pid(), [mock.running.pid()]);
+        let running = match by {
+            By::Gateway => self.pool(&addresses)?.running,
+            By::Picker => self.picker(&addresses)?,
+        };
+        let (pid, mocks) = (running.pid(), [mock.running.pid()]);
         until("endpoints are read again and again", || {
             Ok(peers::counts(mock.control)?.scrapes >= 10 * ENDPOINTS as u64)
         })
@@ -202,15 +214,42 @@ impl Rig {
         })
     }
 
+    /// A picker for other proxies with one pool of these endpoints.
+    fn picker(&self, endpoints: &[SocketAddr]) -> Result<Running> {
+        let config = self.fresh_config()?;
+        fs::create_dir_all(&config)?;
+        fs::write(config.join("pool.yaml"), configs::pool(endpoints))?;
+        let ports = [(); 3].map(|()| peers::free_address());
+        let [grpc, health, metrics] = ports;
+        let (grpc, health, metrics) = (grpc?, health?, metrics?);
+        let mut command = peers::ending_with_us(&self.program);
+        command.args(["epp", "--bind", "127.0.0.1", "--pool-name", "mock"]);
+        command.arg("--config").arg(&config);
+        command.args(["--grpc-port", &grpc.port().to_string()]);
+        command.args(["--grpc-health-port", &health.port().to_string()]);
+        command.args(["--metrics-port", &metrics.port().to_string()]);
+        command.current_dir(self.folder.path());
+        let log = self.folder.path().join("picker.log");
+        Running::start(&mut command, &log, || {
+            peers::expect_ok(metrics, "bench.local", "GET", "/readyz", "").map(drop)
+        })
+    }
+
+    /// Where the next configuration goes; one that was there is gone.
+    fn fresh_config(&self) -> Result<PathBuf> {
+        let config = self.folder.path().join("config");
+        if config.exists() {
+            fs::remove_dir_all(&config)?;
+        }
+        Ok(config)
+    }
+
     fn gateway(
         &self,
         more: &[&str],
         configure: impl FnOnce(&Path, SocketAddr) -> Result<()>,
     ) -> Result<Gateway> {
-        let config = self.folder.path().join("config");
-        if config.exists() {
-            fs::remove_dir_all(&config)?;
-        }
+        let config = self.fresh_config()?;
         let (address, admin) = (peers::free_address()?, peers::free_address()?);
         configure(&config, address)?;
         let mut command = peers::ending_with_us(&self.program);
