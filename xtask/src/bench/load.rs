@@ -78,6 +78,8 @@ pub(super) struct Sample {
     pub(super) first_byte_p99_us: f64,
     /// CPU time in the window.
     pub(super) proxy_cpu_us: f64,
+    /// Which part of it was spent in the kernel, between 0 and 1; nothing when none was spent.
+    pub(super) proxy_kernel_share: Option<f64>,
     pub(super) mock_cpu_us: f64,
     /// Cores that were busy with something that is neither proxy, mock nor load: noise.
     pub(super) foreign_cores: f64,
@@ -241,6 +243,7 @@ impl Tally {
             first_byte_p50_us: us(&self.first_byte, 0.5),
             first_byte_p99_us: us(&self.first_byte, 0.99),
             proxy_cpu_us: proxy as f64 / 1e3,
+            proxy_kernel_share: kernel_share(&before.proxy, &after.proxy),
             mock_cpu_us: mock as f64 / 1e3,
             foreign_cores: foreign as f64 / 1e9 / window.as_secs_f64(),
             rss_kib: after.proxy.rss_kib,
@@ -248,6 +251,12 @@ impl Tally {
             switches: after.proxy.switches.saturating_sub(before.proxy.switches),
         }
     }
+}
+
+fn kernel_share(before: &Usage, after: &Usage) -> Option<f64> {
+    let kernel = after.kernel_ticks.saturating_sub(before.kernel_ticks);
+    let all = kernel + after.user_ticks.saturating_sub(before.user_ticks);
+    (all > 0).then(|| kernel as f64 / all as f64)
 }
 
 /// A request ready to be sent: head and body around the request's number.

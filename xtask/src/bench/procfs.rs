@@ -16,6 +16,9 @@ const TICK_NS: u64 = 10_000_000;
 pub(super) struct Usage {
     /// CPU time of all threads, user and system.
     pub(super) cpu_ns: u64,
+    /// Of it in user mode and in the kernel, in ticks: for shares, not for sums.
+    pub(super) user_ticks: u64,
+    pub(super) kernel_ticks: u64,
     /// Context switches of all threads, voluntary or not.
     pub(super) switches: u64,
     /// Resident memory now.
@@ -52,7 +55,10 @@ pub(super) fn usage(pids: &[u32]) -> Usage {
         for task in tasks.flatten() {
             let path = task.path();
             let read = |name: &str| fs::read_to_string(path.join(name)).unwrap_or_default();
-            total.cpu_ns += cpu_ns(&read("schedstat"), &read("stat"));
+            let (user, kernel) = ticks(&read("stat"));
+            total.cpu_ns += cpu_ns(&read("schedstat"), user + kernel);
+            total.user_ticks += user;
+            total.kernel_ticks += kernel;
             let status = read("status");
             total.switches += field(&status, "voluntary_ctxt_switches:")
                 + field(&status, "nonvoluntary_ctxt_switches:");
@@ -119,17 +125,21 @@ fn after_name(stat: &str) -> impl Iterator<Item = &str> {
         .split_whitespace()
 }
 
-fn cpu_ns(schedstat: &str, stat: &str) -> u64 {
-    if let Some(Ok(ns)) = schedstat.split_whitespace().next().map(str::parse) {
-        return ns;
+fn cpu_ns(schedstat: &str, ticks: u64) -> u64 {
+    let exact = schedstat.split_whitespace().next().map(str::parse);
+    match exact {
+        Some(Ok(ns)) => ns,
+        _ => ticks * TICK_NS,
     }
+}
+
+/// What a `stat` line has of user mode and of the kernel.
+fn ticks(stat: &str) -> (u64, u64) {
     // utime and stime are fields 14 and 15; the state (field 3) is the first one here.
-    after_name(stat)
+    let mut fields = after_name(stat)
         .skip(11)
-        .take(2)
-        .flat_map(str::parse::<u64>)
-        .sum::<u64>()
-        * TICK_NS
+        .map(|field| field.parse().unwrap_or(0));
+    (fields.next().unwrap_or(0), fields.next().unwrap_or(0))
 }
 
 /// A number of a `status` file by the start of its line; 0 when absent.
@@ -141,14 +151,15 @@ fn field(status: &str, name: &str) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{after_name, cpu_ns, field, reset_peak, resident_bytes, tree, usage};
+    use super::{after_name, cpu_ns, field, reset_peak, resident_bytes, ticks, tree, usage};
 
     #[test]
     fn names_with_spaces_and_brackets_do_not_shift_fields() {
         let stat = "42 (a b) c) S 7 42 42 0 -1 0 1 2 3 4 50 60 0";
         assert_eq!(after_name(stat).nth(1), Some("7"));
-        assert_eq!(cpu_ns("", stat), 1_100_000_000);
-        assert_eq!(cpu_ns("12345 6 7", stat), 12345);
+        let (user, kernel) = ticks(stat);
+        assert_eq!(cpu_ns("", user + kernel), 1_100_000_000);
+        assert_eq!(cpu_ns("12345 6 7", user + kernel), 12345);
     }
 
     #[test]

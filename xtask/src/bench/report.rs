@@ -174,9 +174,9 @@ fn table(page: &mut String, findings: &Findings, index: usize, scenario: &Scenar
     };
     let _ = writeln!(
         page,
-        "### {}\n\n| path | CPU µs/{unit} | × nginx | × Envoy | answers/s | p50 µs | added p50 µs | \
+        "### {}\n\n| path | CPU µs/{unit} | of it kernel | × nginx | × Envoy | answers/s | p50 µs | added p50 µs | \
          p99 µs | first byte p50 µs | RSS MiB, peak | switches/{unit} | errors |\n\
-         |---|---|---|---|---|---|---|---|---|---|---|---|",
+         |---|---|---|---|---|---|---|---|---|---|---|---|---|",
         scenario.title
     );
     for (peer, _) in &findings.peers {
@@ -208,6 +208,7 @@ fn row(findings: &Findings, index: usize, peer: Peer) -> Vec<String> {
         let units = s.proxy_cpu_us / cost_us(kind, s)?;
         Some(s.switches as f64 / units)
     });
+    let kernel = of(&|s| Some(cost_us(kind, s)? * s.proxy_kernel_share?));
     let errors: u64 = (0..findings.rounds)
         .filter_map(|r| at(peer, r))
         .map(|s| s.errors)
@@ -220,6 +221,11 @@ fn row(findings: &Findings, index: usize, peer: Peer) -> Vec<String> {
         }
         .to_owned(),
         text(cost),
+        if peer == Peer::Direct {
+            dash()
+        } else {
+            middle(kernel)
+        },
         middle(ratio_to(Peer::Nginx)),
         middle(ratio_to(Peer::Envoy)),
         middle(of(&|s| Some(s.requests as f64 / s.seconds))),
