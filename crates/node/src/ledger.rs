@@ -156,6 +156,21 @@ impl Ledger {
         Ok((records, problems))
     }
 
+    /// Waits until no other process works on what the records say; the lock is held until the answer is
+    /// dropped, and goes with the process.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn lock(&self) -> io::Result<File> {
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(self.folder.join("ledger.lock"))?;
+        file.lock()?;
+        Ok(file)
+    }
+
     fn place(&self, uid: &str) -> io::Result<PathBuf> {
         let plain = |c: char| c.is_ascii_alphanumeric() || c == '-';
         if uid.is_empty() || uid.len() > 64 || !uid.chars().all(plain) {

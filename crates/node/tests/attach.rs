@@ -258,6 +258,22 @@ fn nics_go_into_the_pod_as_asked_and_come_back_as_they_were() {
     );
 }
 
+#[test]
+fn a_sandbox_made_while_nobody_was_there_gets_its_nics_when_somebody_is() {
+    let Some(world) = world("w", 2) else { return };
+    let before = world.on_host();
+    let (claim, names) = world.claim();
+    world.core(()).prepare(&claim, &names).unwrap();
+    assert!(!world.check(&before, "the runtime went on without the driver"));
+    let mut ended = world.sandbox();
+    ended.netns = Some(netns("gone-with-its-pod"));
+    let core = world.core(());
+    core.synchronize(&[ended]).unwrap();
+    assert!(!world.check(&before, "the sandbox has ended"));
+    core.synchronize(&[world.sandbox()]).unwrap();
+    assert!(world.check(&before, "the driver came back"));
+}
+
 #[derive(Clone, Copy, Debug)]
 enum Kind {
     Error,

@@ -3,6 +3,7 @@
 //!
 //! Every call can be repeated: what is already as wanted is no error.
 
+mod facts;
 mod socket;
 
 use std::fs::File;
@@ -28,6 +29,7 @@ use netlink_packet_route::route::{
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 
 use crate::netns;
+pub use facts::{facts, follow};
 use socket::Socket;
 
 /// The table of local addresses, which the kernel keeps by itself.

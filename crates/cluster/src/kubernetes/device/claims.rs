@@ -171,7 +171,7 @@ fn translate(read: Claim<'_>, claim: &ClaimRef, driver: &str) -> Result<Allocate
         ));
     }
     let allocation = (read.status.allocation)
-        .ok_or("it is not allocated; the scheduler has to see the pod again".to_owned())?;
+        .ok_or_else(|| "it is not allocated; the scheduler has to see the pod again".to_owned())?;
     let mut reserved_for = Vec::new();
     for consumer in read.status.reserved_for {
         if !consumer.group.is_empty() || consumer.resource != "pods" {
