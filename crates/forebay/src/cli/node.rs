@@ -172,6 +172,9 @@ pub(crate) struct ReadyArgs {
     /// What the driver was given as --listen-socket
     #[arg(long, value_name = "PATH")]
     pub(crate) socket: PathBuf,
+    /// Ask whether it lives, not whether it is ready
+    #[arg(long)]
+    pub(crate) live: bool,
 }
 
 #[derive(Args, Debug)]

@@ -74,7 +74,9 @@ fn ask(args: &ReadyArgs) -> std::io::Result<String> {
     let mut stream = UnixStream::connect(&args.socket)?;
     stream.set_read_timeout(Some(ANSWER_MAX))?;
     stream.set_write_timeout(Some(ANSWER_MAX))?;
-    stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: driver\r\nConnection: close\r\n\r\n")?;
+    let page = if args.live { "healthz" } else { "readyz" };
+    let request = format!("GET /{page} HTTP/1.1\r\nHost: driver\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes())?;
     let mut answer = String::new();
     stream.take(ANSWER_BYTES_MAX).read_to_string(&mut answer)?;
     Ok(answer)
