@@ -569,8 +569,9 @@ impl<L: Links, F: Faults> Core<L, F> {
         let claim = record.claim();
         let of = |e: io::Error| said(&claim, &e);
         let settled = |s: State| matches!(s, State::Planned | State::Released);
+        let held = self.ledger.held_netns(&record.uid).map_err(of)?;
         if record.devices.iter().all(|d| settled(d.state)) {
-            return Ok(());
+            return netns::let_go(&held).map_err(of);
         }
         record
             .devices
@@ -588,6 +589,11 @@ impl<L: Links, F: Faults> Core<L, F> {
             .transpose()
             .map_err(of)?
             .flatten();
+        // Its pod ended while nobody was there.
+        let netns = match netns {
+            Some(netns) => Some(netns),
+            None => netns::open(&held).map_err(of)?,
+        };
         let mut failed = Vec::new();
         for device in &mut record.devices {
             match self.bring_back(device, netns.as_ref()) {
@@ -598,7 +604,7 @@ impl<L: Links, F: Faults> Core<L, F> {
         self.ledger.write(record).map_err(of)?;
         self.faults.at(FaultPoint::Released).map_err(of)?;
         if failed.is_empty() {
-            Ok(())
+            netns::let_go(&held).map_err(of)
         } else {
             Err(DriverError(format!("claim {claim}: {}", failed.join("; "))))
         }

@@ -156,6 +156,15 @@ impl Ledger {
         Ok((records, problems))
     }
 
+    /// Where the namespace of a claim's pod is held: see [`crate::netns::hold`].
+    ///
+    /// # Errors
+    /// The UID is none.
+    pub fn held_netns(&self, uid: &str) -> io::Result<PathBuf> {
+        self.place(uid)?;
+        Ok(self.folder.join("netns").join(uid))
+    }
+
     /// Waits until no other process works on what the records say; the lock is held until the answer is
     /// dropped, and goes with the process.
     ///

@@ -274,6 +274,31 @@ fn a_sandbox_made_while_nobody_was_there_gets_its_nics_when_somebody_is() {
     assert!(world.check(&before, "the driver came back"));
 }
 
+#[test]
+fn nics_of_a_pod_that_ended_while_nobody_was_there_come_back_from_its_namespace() {
+    let Some(world) = world("e", 2) else { return };
+    let before = world.on_host();
+    let (claim, names) = world.claim();
+    let core = world.core(());
+    core.prepare(&claim, &names).unwrap();
+    core.attach(&world.sandbox(), soon()).unwrap();
+    let ledger = Ledger::open(&world.folder.join("state")).unwrap();
+    let held = ledger.held_netns(UID).unwrap();
+    for _again in ["a container", "another one"] {
+        forebay_node::netns::hold(&netns(&world.pod), &held).unwrap();
+    }
+    assert!(ip(&format!("netns del {}", world.pod)));
+    let core = world.core(());
+    core.synchronize(&[]).unwrap();
+    assert_eq!(world.on_host(), before);
+    assert!(!held.exists(), "the namespace is let go");
+    core.unprepare(UID).unwrap();
+    assert!(
+        ip(&format!("netns add {}", world.pod)),
+        "for the world's end"
+    );
+}
+
 #[derive(Clone, Copy, Debug)]
 enum Kind {
     Error,

@@ -2,7 +2,7 @@
 
 use super::objects::{apply, delete, exec, named, pod, ready, request, template};
 use super::world::{Node, World, kill, sandbox_of};
-use super::{DAEMON_SET, NAMESPACE, Table, get, rolled_out, wait};
+use super::{DAEMON_SET, NAMESPACE, Table, get, install, rolled_out, wait};
 use anyhow::{Context, Result, ensure};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -18,6 +18,9 @@ pub(super) fn run(world: &World<'_>, table: &mut Table) {
     table.check("SIGKILL of the driver loses nothing", || killed(world, one));
     table.check("without a driver no container runs without its NIC", || {
         down(world, one)
+    });
+    table.check("a sandbox without its NIC is stopped by the guard", || {
+        unheard(world, one)
     });
     table.check("pods start all the time while the driver is rolled", || {
         rolled(world, two)
@@ -62,8 +65,7 @@ fn killed(world: &World<'_>, node: &Node) -> Result<String> {
     Ok("pod kept its NIC, slices unchanged, NIC back as it was, also when killed during the detach".to_owned())
 }
 
-/// The pod's sandbox dies while there is no driver: the kubelet makes another one without asking to prepare
-/// again, and the runtime starts it without a plugin.
+/// The pod's sandbox dies while there is no driver: the kubelet wants to make another one.
 fn down(world: &World<'_>, node: &Node) -> Result<String> {
     let bed = world.bed;
     let before = node.link("rail3").context("no rail3")?;
@@ -71,22 +73,11 @@ fn down(world: &World<'_>, node: &Node) -> Result<String> {
         bed,
         &[
             template("fourth", &[request("nic", "dra.net", &named("rail3"))], &[]),
-            pod("guarded", &node.name, "fourth"),
+            pod("alone", &node.name, "fourth"),
         ],
     )?;
-    ready(bed, "guarded")?;
-    let uid = get(bed, &["pod", "guarded"])?["metadata"]["uid"].clone();
-    let uid = uid.as_str().context("no UID")?;
-    bed.kubectl(&[
-        "patch",
-        "-n",
-        NAMESPACE,
-        DAEMON_SET,
-        "--type=merge",
-        "-p",
-        NOWHERE,
-    ])?;
-    let undo = || {
+    ready(bed, "alone")?;
+    let patch = |patch| {
         bed.kubectl(&[
             "patch",
             "-n",
@@ -94,9 +85,10 @@ fn down(world: &World<'_>, node: &Node) -> Result<String> {
             DAEMON_SET,
             "--type=merge",
             "-p",
-            EVERYWHERE,
+            patch,
         ])
     };
+    patch(NOWHERE)?;
     let seen = (|| {
         wait("no driver", || {
             let pods = get(bed, &["pods", "-n", NAMESPACE])?;
@@ -105,35 +97,84 @@ fn down(world: &World<'_>, node: &Node) -> Result<String> {
                 .is_some_and(Vec::is_empty)
                 .then_some(()))
         })?;
-        kill(sandbox_of(uid)?)?;
-        wait("a container that is refused by the guard", || {
-            let pod = get(bed, &["pod", "guarded"])?;
-            let status = &pod["status"]["containerStatuses"][0];
-            let text = status.to_string();
-            ensure!(
-                status["state"].get("running").is_none()
-                    || !status["ready"].as_bool().unwrap_or(false),
-                "it still runs"
-            );
-            let refused = text.contains("was not attached and verified")
-                || text.contains("is not in the pod");
-            Ok(refused.then_some(status["restartCount"].clone()))
-        })
+        let uid = get(bed, &["pod", "alone"])?["metadata"]["uid"].clone();
+        kill(sandbox_of(uid.as_str().context("no UID")?)?)?;
+        wait(
+            "the container to end, and the kubelet to say why it does not start",
+            || {
+                let pod = get(bed, &["pod", "alone"])?;
+                let running = &pod["status"]["containerStatuses"][0]["state"]["running"];
+                let events = bed.kubectl(&[
+                    "get",
+                    "events",
+                    "--field-selector=involvedObject.name=alone",
+                ])?;
+                Ok((running.is_null() && events.contains("not registered")).then_some(()))
+            },
+        )
     })();
-    undo()?;
+    patch(EVERYWHERE)?;
     seen?;
     rolled_out(bed)?;
-    wait("the container runs with its NIC", || {
-        ready(bed, "guarded")?;
-        let inside = exec(bed, "guarded", &["ls", "/sys/class/net"])?;
-        Ok(inside.contains("rail3").then_some(()))
-    })?;
-    delete(bed, &["guarded"])?;
+    runs_with(world, "alone", "rail3")?;
+    delete(bed, &["alone"])?;
     node.wait_back("rail3", &before)?;
+    Ok("not started until the driver was back, and then with its NIC".to_owned())
+}
+
+/// A driver that the runtime never hears of: pods are prepared, and their sandboxes made without NICs.
+fn unheard(world: &World<'_>, node: &Node) -> Result<String> {
+    let bed = world.bed;
+    let before = node.link("rail5").context("no rail5")?;
+    install(bed, &["host.nriDir=/var/run/nowhere"])?;
+    let seen = (|| {
+        // The old ones stay while the new ones are not ready.
+        wait("none but drivers that the runtime does not know", || {
+            let pods = get(bed, &["pods", "-n", NAMESPACE])?;
+            let pods = pods["items"].as_array().context("no pods")?;
+            let old = pods
+                .iter()
+                .filter(|pod| !pod["spec"].to_string().contains("/var/run/nowhere"));
+            let old: Vec<&str> = old
+                .filter_map(|pod| pod["metadata"]["name"].as_str())
+                .collect();
+            for name in &old {
+                bed.kubectl(&["delete", "pod", "-n", NAMESPACE, name, "--wait=false"])?;
+            }
+            Ok((old.is_empty() && !pods.is_empty()).then_some(()))
+        })?;
+        apply(
+            bed,
+            &[
+                template("sixth", &[request("nic", "dra.net", &named("rail5"))], &[]),
+                pod("guarded", &node.name, "sixth"),
+            ],
+        )?;
+        wait("the guard to refuse the container", || {
+            let pod = get(bed, &["pod", "guarded"])?;
+            let text = pod["status"]["containerStatuses"].to_string();
+            ensure!(!text.contains("\"running\""), "it runs: {text}");
+            Ok(text.contains("was not attached and verified").then_some(()))
+        })
+    })();
+    install(bed, &[])?;
+    seen?;
+    rolled_out(bed)?;
+    runs_with(world, "guarded", "rail5")?;
+    delete(bed, &["guarded"])?;
+    node.wait_back("rail5", &before)?;
     Ok(
-        "the container was refused until the driver was back, and started then with its NIC"
+        "the guard refused the container until the runtime had the driver, which caught up then"
             .to_owned(),
     )
+}
+
+fn runs_with(world: &World<'_>, pod: &str, nic: &str) -> Result<()> {
+    wait(&format!("{pod} runs with its NIC"), || {
+        ready(world.bed, pod)?;
+        let inside = exec(world.bed, pod, &["ls", "/sys/class/net"])?;
+        Ok(inside.contains(nic).then_some(()))
+    })
 }
 
 fn rolled(world: &World<'_>, node: &Node) -> Result<String> {

@@ -58,7 +58,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let bed = Bed::ensure(&args.bed, &["--nodes", "2"], args.keep)?;
     bed.load(&[], &program)?;
     let world = World::make(&bed)?;
-    install(&bed)?;
+    install(&bed, &[])?;
+    bed.kubectl(&["rollout", "restart", "-n", NAMESPACE, DAEMON_SET])?;
+    rolled_out(&bed)?;
     let mut table = Table {
         only: args.only.clone(),
         rows: Vec::new(),
@@ -75,8 +77,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     table.end()
 }
 
-/// The driver from its chart, freshly started, on nodes that have its label.
-fn install(bed: &Bed) -> Result<()> {
+/// The driver from its chart with these further values, on nodes that have its label.
+fn install(bed: &Bed, values: &[&str]) -> Result<()> {
     let namespace = json!({
         "apiVersion": "v1", "kind": "Namespace",
         "metadata": {
@@ -105,16 +107,13 @@ fn install(bed: &Bed) -> Result<()> {
             "--set",
             &format!("virtual={{{}}}", world::PUBLISHED.join(",")),
         ]);
+    for value in values {
+        helm.args(["--set", value]);
+    }
     bed.apply(&shell::capture(&mut helm)?)?;
-    bed.kubectl(&[
-        "label",
-        "nodes",
-        "--all",
-        "--overwrite",
-        "forebay.dev/device-network=true",
-    ])?;
-    bed.kubectl(&["rollout", "restart", "-n", NAMESPACE, DAEMON_SET])?;
-    rolled_out(bed)
+    let label = "forebay.dev/device-network=true";
+    bed.kubectl(&["label", "nodes", "--all", "--overwrite", label])
+        .map(drop)
 }
 
 /// Waits until the driver is ready everywhere.
