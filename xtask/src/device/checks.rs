@@ -23,6 +23,9 @@ pub(super) fn run(world: &World<'_>, table: &mut Table) {
     table.check("a pod gets all NICs of a class in one claim", || {
         all(world, two)
     });
+    table.check("parameters of dranet's examples are carried out", || {
+        parameters(world, two)
+    });
     table.check(
         "a typo in parameters is told on the pod, with its path",
         || typo(world, one),
@@ -182,6 +185,64 @@ fn all(world: &World<'_>, node: &Node) -> Result<String> {
         node.wait_back(&format!("rail{rail}"), before)?;
     }
     Ok(format!("{count} NICs in the pod, and back"))
+}
+
+/// What parameters of dranet's examples ask for, as far as this kernel has it.
+fn parameters(world: &World<'_>, node: &Node) -> Result<String> {
+    let bed = world.bed;
+    let before = node.link("rail6").context("no rail6")?;
+    let asked = json!({
+        "interface": {
+            "name": "fast", "mtu": 1300, "hardwareAddr": "02:00:00:00:00:66",
+            "addresses": ["10.66.0.5/24", "fd66::5/64"],
+            "gsoMaxSize": 61440, "groMaxSize": 61440,
+            "arpIgnore": 1, "arpAnnounce": 2, "forwarding": true,
+        },
+        "routes": [
+            { "destination": "10.67.0.0/16", "gateway": "10.66.0.1" },
+            { "destination": "10.68.0.0/16", "gateway": "10.66.0.1", "table": 101 },
+        ],
+        "rules": [{ "priority": 1000, "source": "10.66.0.5/32", "table": 101 }],
+        "neighbors": [{ "destination": "10.66.0.1", "hardwareAddr": "02:00:00:00:00:01" }],
+    });
+    apply(
+        bed,
+        &[
+            template(
+                "asked",
+                &[request("nic", "dra.net", &named("rail6"))],
+                &[("", asked)],
+            ),
+            pod("asks", &node.name, "asked"),
+        ],
+    )?;
+    ready(bed, "asks")?;
+    for (command, expected) in [
+        ("ip addr show fast", "10.66.0.5/24"),
+        ("ip addr show fast", "fd66::5/64"),
+        ("ip link show fast", "mtu 1300"),
+        ("ip link show fast", "02:00:00:00:00:66"),
+        ("ip route", "10.67.0.0/16 via 10.66.0.1 dev fast"),
+        (
+            "ip route show table 101",
+            "10.68.0.0/16 via 10.66.0.1 dev fast",
+        ),
+        ("ip rule", "from 10.66.0.5 lookup 101"),
+        ("ip neigh", "10.66.0.1 dev fast lladdr 02:00:00:00:00:01"),
+        ("cat /proc/sys/net/ipv4/conf/fast/arp_ignore", "1"),
+        ("cat /proc/sys/net/ipv4/conf/fast/arp_announce", "2"),
+        ("cat /proc/sys/net/ipv4/conf/fast/forwarding", "1"),
+    ] {
+        let words: Vec<&str> = command.split(' ').collect();
+        let seen = exec(bed, "asks", &words)?;
+        ensure!(
+            seen.contains(expected),
+            "{command} has no {expected}: {seen}"
+        );
+    }
+    delete(bed, &["asks"])?;
+    node.wait_back("rail6", &before)?;
+    Ok("name, MTU, MAC, addresses, segment sizes, routes, rules, neighbours, sysctls".to_owned())
 }
 
 fn typo(world: &World<'_>, node: &Node) -> Result<String> {

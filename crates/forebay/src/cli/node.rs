@@ -70,6 +70,9 @@ pub(crate) struct RunArgs {
     /// The host's network namespace, which this process has to be in
     #[arg(long, value_name = "PATH", default_value = "/proc/self/ns/net")]
     pub(crate) host_netns: PathBuf,
+    /// Settings of the network, to be written to; in a pod the container's own can only be read
+    #[arg(long, value_name = "DIR", default_value = "/proc/sys/net")]
+    pub(crate) sysctl_net: PathBuf,
     /// The kubelet's folder, with its folders for plugins
     #[arg(long, value_name = "DIR", default_value = "/var/lib/kubelet")]
     pub(crate) kubelet_dir: PathBuf,

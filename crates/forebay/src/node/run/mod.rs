@@ -76,7 +76,8 @@ async fn serve(args: &RunArgs) -> Result<(), Failure> {
             ))
         })?,
     };
-    let links = opened(&args.host_netns, KernelLinks::open(&args.host_netns))?;
+    let links = opened(&args.host_netns, KernelLinks::open(&args.host_netns))?
+        .with_sysctls(args.sysctl_net.clone());
     let cdi = Cdi {
         folder: args.cdi_dir.clone(),
         program,
