@@ -83,6 +83,11 @@ impl Bed {
         &self.kubeconfig
     }
 
+    /// A command of `cargo xtask cluster` on this bed.
+    pub(crate) fn cluster(&self, arguments: &[&str]) -> Result<()> {
+        own(&[arguments, &["--bed", &self.name]].concat())
+    }
+
     /// The network namespace of the first cluster, and its nodes.
     pub(crate) fn namespaces(&self) -> Result<(String, Vec<BedNode>)> {
         let described = describe(&self.name)?;

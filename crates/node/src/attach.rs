@@ -276,7 +276,9 @@ impl<L: Links, F: Faults> Core<L, F> {
             )));
         };
         let known = self.ledger.read(uid).map_err(of)?;
-        let begun = known.filter(|k| k.devices.iter().any(|d| d.state != State::Planned));
+        // One that was lost is planned for anew: after a reboot there may be another of its name.
+        let untouched = |d: &DeviceRecord| matches!(d.state, State::Planned | State::Lost);
+        let begun = known.filter(|k| !k.devices.iter().all(untouched));
         let record = match begun {
             // The kubelet asks again after its restart, while the pod runs.
             Some(record) if record.pod_uid == pod.uid => record,

@@ -299,6 +299,37 @@ fn nics_of_a_pod_that_ended_while_nobody_was_there_come_back_from_its_namespace(
     );
 }
 
+#[test]
+fn a_nic_that_was_lost_with_its_pod_is_planned_for_anew_where_there_is_another_of_its_name() {
+    let Some(world) = world("l", 1) else { return };
+    let core = world.core(());
+    let (claim, names) = world.claim();
+    core.prepare(&claim, &names).unwrap();
+    core.attach(&world.sandbox(), soon()).unwrap();
+    // As when the machine boots: namespaces are gone, and nobody held them.
+    assert!(ip(&format!("-n {} link del net0", world.pod)));
+    let core = world.core(());
+    core.synchronize(&[]).unwrap();
+    let why = core.prepare(&claim, &names).unwrap_err().0;
+    assert!(
+        why.contains("interface `rail0` is not on the host"),
+        "{why}"
+    );
+    for args in [
+        "link add rail0 type veth peer name peer0",
+        "addr add 10.0.0.5/24 dev rail0",
+        "link set rail0 up",
+    ] {
+        assert!(ip(&format!("-n {} {args}", world.host)), "{args}");
+    }
+    let before = world.on_host();
+    core.prepare(&claim, &names).unwrap();
+    core.attach(&world.sandbox(), soon()).unwrap();
+    assert!(world.check(&before, "attached again"));
+    core.unprepare(UID).unwrap();
+    assert!(!world.check(&before, "unprepared"));
+}
+
 #[derive(Clone, Copy, Debug)]
 enum Kind {
     Error,

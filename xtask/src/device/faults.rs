@@ -3,8 +3,12 @@
 use super::objects::{apply, delete, exec, named, pod, ready, request, template};
 use super::world::{Node, World, kill, sandbox_of};
 use super::{DAEMON_SET, NAMESPACE, Table, get, install, rolled_out, wait};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::ScopedJoinHandle;
+
+/// Rollouts of the driver, one after the other.
+const ROLLOUTS: usize = 3;
 
 /// A label that no node has: the driver is nowhere.
 const NOWHERE: &str =
@@ -23,8 +27,12 @@ pub(super) fn run(world: &World<'_>, table: &mut Table) {
         unheard(world, one)
     });
     table.check("pods start all the time while the driver is rolled", || {
-        rolled(world, two)
+        rolled(world)
     });
+    table.check(
+        "a node that dies and boots again brings its pods their NICs",
+        || rebooted(world, two),
+    );
 }
 
 fn killed(world: &World<'_>, node: &Node) -> Result<String> {
@@ -177,56 +185,91 @@ fn runs_with(world: &World<'_>, pod: &str, nic: &str) -> Result<()> {
     })
 }
 
-fn rolled(world: &World<'_>, node: &Node) -> Result<String> {
+fn rolled(world: &World<'_>) -> Result<String> {
     let bed = world.bed;
-    let before = node.link("rail4").context("no rail4")?;
+    let before: Vec<Option<String>> = world.nodes.iter().map(|node| node.link("rail4")).collect();
+    let requests = [request("nic", "dra.net", &named("rail4"))];
+    apply(bed, &[template("fifth", &requests, &[])])?;
+    let done = AtomicBool::new(false);
+    let (rolled, started) = std::thread::scope(|scope| {
+        let start = |node| {
+            let done = &done;
+            scope.spawn(move || starting(world, node, done))
+        };
+        let threads: Vec<_> = world.nodes.iter().map(start).collect();
+        let roll = || {
+            bed.kubectl(&["rollout", "restart", "-n", NAMESPACE, DAEMON_SET])?;
+            rolled_out(bed)
+        };
+        let rolled = (0..ROLLOUTS).try_for_each(|_| roll());
+        done.store(true, Ordering::Relaxed);
+        let panicked = || Err(anyhow!("a thread that starts pods panicked"));
+        let join = |thread: ScopedJoinHandle<'_, Result<usize>>| {
+            thread.join().unwrap_or_else(|_| panicked())
+        };
+        let started: Vec<Result<usize>> = threads.into_iter().map(join).collect();
+        (rolled, started)
+    });
+    rolled?;
+    let mut pods = 0;
+    for count in started {
+        pods += count?;
+    }
+    for (node, before) in world.nodes.iter().zip(before) {
+        node.wait_back("rail4", &before.context("no rail4")?)?;
+    }
+    Ok(format!(
+        "{pods} pods during {ROLLOUTS} rollouts, each with its NIC and without a restart"
+    ))
+}
+
+/// Starts and ends pods on a node until it is done, and one more after that.
+fn starting(world: &World<'_>, node: &Node, done: &AtomicBool) -> Result<usize> {
+    let bed = world.bed;
+    for count in 1.. {
+        let last = done.load(Ordering::Relaxed);
+        let name = format!("rolling-{}-{count}", node.name);
+        apply(bed, &[pod(&name, &node.name, "fifth")])?;
+        ready(bed, &name)?;
+        let inside = exec(bed, &name, &["ls", "/sys/class/net"])?;
+        ensure!(
+            inside.contains("rail4"),
+            "{name} runs without its NIC: {inside}"
+        );
+        let status = get(bed, &["pod", &name])?["status"]["containerStatuses"][0].clone();
+        let restarts = &status["restartCount"];
+        ensure!(*restarts == 0, "{name} was restarted {restarts} times");
+        delete(bed, &[&name])?;
+        if last {
+            return Ok(count);
+        }
+    }
+    unreachable!("numbers do not end")
+}
+
+/// A node without power: what was in its pods' namespaces is gone, and its NICs are there again when it boots.
+fn rebooted(world: &World<'_>, node: &Node) -> Result<String> {
+    let bed = world.bed;
+    let requests = [request("nic", "dra.net", &named("rail7"))];
     apply(
         bed,
-        &[template(
-            "fifth",
-            &[request("nic", "dra.net", &named("rail4"))],
-            &[],
-        )],
+        &[
+            template("eighth", &requests, &[]),
+            pod("rebooted", &node.name, "eighth"),
+        ],
     )?;
-    bed.kubectl(&["rollout", "restart", "-n", NAMESPACE, DAEMON_SET])?;
-    let done = AtomicBool::new(false);
-    let (pods, rolled) = std::thread::scope(|scope| {
-        let rolling = scope.spawn(|| {
-            let rolled = rolled_out(bed);
-            done.store(true, Ordering::Relaxed);
-            rolled
-        });
-        let starting = || -> Result<usize> {
-            let mut count = 0;
-            // One more after it is done, so that the new driver has at least one.
-            loop {
-                let last = done.load(Ordering::Relaxed);
-                let name = format!("rolling{count}");
-                apply(bed, &[pod(&name, &node.name, "fifth")])?;
-                ready(bed, &name)?;
-                let inside = exec(bed, &name, &["ls", "/sys/class/net"])?;
-                ensure!(
-                    inside.contains("rail4"),
-                    "{name} runs without its NIC: {inside}"
-                );
-                let restarts =
-                    get(bed, &["pod", &name])?["status"]["containerStatuses"][0]["restartCount"]
-                        .clone();
-                ensure!(restarts == 0, "{name} was restarted {restarts} times");
-                delete(bed, &[&name])?;
-                count += 1;
-                if last {
-                    return Ok(count);
-                }
-            }
-        };
-        let pods = starting();
-        (pods, rolling.join())
-    });
-    rolled.map_err(|_| anyhow::anyhow!("the thread that follows the rollout panicked"))??;
-    let pods = pods?;
-    node.wait_back("rail4", &before)?;
-    Ok(format!(
-        "{pods} pods one after the other, each with its NIC and without a restart"
-    ))
+    ready(bed, "rebooted")?;
+    bed.cluster(&["stop-node", &node.name])?;
+    World::make(bed)?;
+    let before = node.link("rail7").context("no rail7")?;
+    bed.cluster(&["start-node", &node.name])?;
+    wait("the pod to run again", || {
+        let status = get(bed, &["pod", "rebooted"])?["status"]["containerStatuses"][0].clone();
+        Ok((status["restartCount"] == 1).then_some(()))
+    })?;
+    runs_with(world, "rebooted", "rail7")?;
+    rolled_out(bed)?;
+    delete(bed, &["rebooted"])?;
+    node.wait_back("rail7", &before)?;
+    Ok("the pod came back with the NIC of its claim, and the NIC from it".to_owned())
 }

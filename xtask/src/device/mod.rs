@@ -59,6 +59,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     bed.load(&[], &program)?;
     let world = World::make(&bed)?;
     install(&bed, &[])?;
+    // What a run before this one left.
+    bed.kubectl(&[
+        "delete",
+        "pods",
+        "-l",
+        "app=device-network",
+        "--timeout=90s",
+    ])?;
+    bed.kubectl(&["delete", "resourceclaimtemplates", "--all"])?;
     bed.kubectl(&["rollout", "restart", "-n", NAMESPACE, DAEMON_SET])?;
     rolled_out(&bed)?;
     let mut table = Table {
