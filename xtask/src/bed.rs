@@ -35,6 +35,15 @@ pub(crate) struct Bed {
     ends: bool,
 }
 
+/// A node of a bed that is up.
+#[derive(Debug)]
+pub(crate) struct BedNode {
+    pub(crate) name: String,
+    /// Name of its network namespace.
+    pub(crate) netns: String,
+    pub(crate) address: String,
+}
+
 impl Bed {
     /// The bed of this name, brought up with these further arguments if it is not. One that was up
     /// before stays.
@@ -72,6 +81,29 @@ impl Bed {
 
     pub(crate) fn kubeconfig(&self) -> &Path {
         &self.kubeconfig
+    }
+
+    /// A command of `cargo xtask cluster` on this bed.
+    pub(crate) fn cluster(&self, arguments: &[&str]) -> Result<()> {
+        own(&[arguments, &["--bed", &self.name]].concat())
+    }
+
+    /// The network namespace of the first cluster, and its nodes.
+    pub(crate) fn namespaces(&self) -> Result<(String, Vec<BedNode>)> {
+        let described = describe(&self.name)?;
+        let cluster = &described["clusters"][0];
+        let text = |value: &Value| value.as_str().map(str::to_owned).context("cluster env");
+        let nodes = cluster["nodes"].as_array().context("cluster env")?;
+        let node = |node: &Value| {
+            let part = |name: &str| text(&node[name]);
+            anyhow::Ok(BedNode {
+                name: part("name")?,
+                netns: part("networkNamespace")?,
+                address: part("address")?,
+            })
+        };
+        let nodes = nodes.iter().map(node).collect::<Result<_>>()?;
+        Ok((text(&cluster["networkNamespace"])?, nodes))
     }
 
     /// An address that load balancers may have, far from those that are given out first.

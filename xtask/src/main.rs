@@ -9,6 +9,7 @@ mod bench;
 mod cluster;
 mod codegen;
 mod conformance;
+mod device;
 mod dist;
 mod fuzz;
 mod helm;
@@ -58,6 +59,8 @@ enum Chore {
     },
     /// Run the Gateway API's public conformance suite against Forebay on a test bed
     Conformance(conformance::Args),
+    /// Check the device network's driver on a test bed with real nodes
+    DeviceNetwork(device::Args),
     /// Real Kubernetes on this machine, to test against
     Cluster {
         #[command(subcommand)]
@@ -118,6 +121,7 @@ fn main() -> ExitCode {
         Chore::Fidelity(args) => simulator::fidelity(&args),
         Chore::Cluster { action } => cluster::run(&action),
         Chore::Conformance(args) => conformance::run(&args),
+        Chore::DeviceNetwork(args) => device::run(&args),
         Chore::Image(args) => image::run(&args),
         Chore::Helm(args) => helm::run(&args),
         Chore::Codegen(args) => codegen::run(&args),

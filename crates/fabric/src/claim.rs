@@ -69,3 +69,53 @@ pub struct AllocatedClaim {
     /// The parameters for our driver, class before claim.
     pub configs: Vec<DeviceConfig>,
 }
+
+/// What is said of a claim's devices in its status.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ClaimStatus {
+    /// Which claim.
+    pub claim: ClaimRef,
+    /// Its devices.
+    pub devices: Vec<DeviceStatus>,
+}
+
+/// What is said of one device.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DeviceStatus {
+    /// The pool that it is published in.
+    pub pool: String,
+    /// Its name there.
+    pub device: String,
+    /// Which share of it.
+    pub share_id: Option<String>,
+    /// What holds of it; eight at most, as Kubernetes has it.
+    pub conditions: Vec<Condition>,
+    /// How it is seen in the pod; none while it is not there.
+    pub network: Option<NetworkData>,
+    /// Where it lies, for who places work: names and values.
+    pub place: Vec<(String, String)>,
+}
+
+/// A condition of a device. When it last changed is found out by who writes it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Condition {
+    /// `Ready`, …
+    pub kind: &'static str,
+    /// Whether it holds.
+    pub holds: bool,
+    /// Why, in one word.
+    pub reason: &'static str,
+    /// Why, for people.
+    pub message: String,
+}
+
+/// A device as the pod sees it.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct NetworkData {
+    /// Name of the interface.
+    pub interface: String,
+    /// Its hardware address; empty if it has none.
+    pub mac: String,
+    /// Its addresses, `10.0.0.5/24`.
+    pub ips: Vec<String>,
+}

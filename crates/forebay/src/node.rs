@@ -1,8 +1,9 @@
-//! `forebay node`: what a host has ([`inventory`]), whether manifests ask for what can be ([`lint`]), and the
-//! guard that runtimes call.
+//! `forebay node`: the driver of a node ([`run`](mod@run)), what a host has ([`inventory`]), whether manifests ask
+//! for what can be ([`lint`]), and the guard that runtimes call.
 
 mod inventory;
 mod lint;
+mod run;
 
 use std::io::{self, Read as _};
 
@@ -14,6 +15,8 @@ use crate::cli::node::{GuardArgs, NodeArgs, NodeCommand};
 /// Does what `args` say.
 pub(crate) fn run(args: &NodeArgs) -> Result<(), Failure> {
     match &args.command {
+        NodeCommand::Run(args) => run::run(args),
+        NodeCommand::Ready(args) => run::ready(args),
         NodeCommand::Inventory(args) => inventory::run(args),
         NodeCommand::Lint(args) => lint::run(args),
         NodeCommand::Guard(args) => guarded(args),

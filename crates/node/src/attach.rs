@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -31,11 +32,20 @@ pub trait ClaimSource: Send + Sync + 'static {
     fn fetch(
         &self,
         claim: &ClaimRef,
-    ) -> impl Future<Output = Result<AllocatedClaim, DriverError>> + Send;
+    ) -> impl Future<Output = Result<AllocatedClaim, NoClaim>> + Send;
 
     /// The name that the interface of a published device has on the host; none if there is no such
     /// device, or it has no interface.
     fn interface(&self, device: &str) -> Option<String>;
+}
+
+/// Why there is no claim.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum NoClaim {
+    /// It must not be had.
+    Refused(DriverError),
+    /// Who knows of it is away: what was promised before still holds.
+    Away(DriverError),
 }
 
 /// Where a fault can be put by tests, in the order in which an attach and a detach come by.
@@ -156,7 +166,17 @@ const CALL_MAX: Duration = Duration::from_secs(10);
 
 impl<C: ClaimSource, L: Links, F: Faults> Driver for HostDriver<C, L, F> {
     async fn prepare(&self, claim: &ClaimRef) -> Result<Vec<PreparedDevice>, DriverError> {
-        let allocated = self.claims.fetch(claim).await?;
+        let allocated = match self.claims.fetch(claim).await {
+            Ok(allocated) => allocated,
+            Err(NoClaim::Refused(why)) => return Err(why),
+            Err(NoClaim::Away(why)) => {
+                let uid = claim.uid.clone();
+                let known = self
+                    .blocking(CALL_MAX, move |core| core.known(&uid))
+                    .await?;
+                return known.ok_or(why);
+            }
+        };
         let names: BTreeMap<String, String> = allocated
             .devices
             .iter()
@@ -190,6 +210,12 @@ impl<C: ClaimSource, L: Links, F: Faults> Driver for HostDriver<C, L, F> {
             .await
     }
 
+    fn concerns(&self, sandbox: &Sandbox) -> bool {
+        self.core
+            .of_pod(&sandbox.uid)
+            .map_or(true, |(records, _)| !records.is_empty())
+    }
+
     fn health(&self) -> tokio::sync::watch::Receiver<Vec<DeviceHealth>> {
         self.health.clone()
     }
@@ -207,9 +233,27 @@ impl<L: Links, F: Faults> Core<L, F> {
         }
     }
 
-    fn turn(&self) -> MutexGuard<'_, ()> {
+    /// Nobody else works on devices until this is dropped: no thread, and no process that overlaps.
+    fn turn(&self) -> Result<(MutexGuard<'_, ()>, File), DriverError> {
         // What it guards is on disk; a thread that panicked left nothing half done in memory.
-        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+        let thread = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let process = self.ledger.lock();
+        let process = process.map_err(|e| DriverError(format!("the ledger: {e}")))?;
+        Ok((thread, process))
+    }
+
+    /// What was answered for a claim that is known; none if it is not.
+    ///
+    /// # Errors
+    /// The ledger or the CDI folder cannot be used.
+    pub fn known(&self, uid: &str) -> Result<Option<Vec<PreparedDevice>>, DriverError> {
+        let _turn = self.turn()?;
+        let io = |e: io::Error| DriverError(format!("claim {uid}: {e}"));
+        let Some(record) = self.ledger.read(uid).map_err(io)? else {
+            return Ok(None);
+        };
+        let cdi_id = self.cdi.write(uid).map_err(io)?;
+        Ok(Some(told(&record, &cdi_id)))
     }
 
     /// See [`Driver::prepare`]; `names` are the host's interfaces by device.
@@ -221,7 +265,7 @@ impl<L: Links, F: Faults> Core<L, F> {
         claim: &AllocatedClaim,
         names: &BTreeMap<String, String>,
     ) -> Result<Vec<PreparedDevice>, DriverError> {
-        let _turn = self.turn();
+        let _turn = self.turn()?;
         let of = |e: io::Error| said(&claim.claim, &e);
         let uid = &claim.claim.uid;
         let [pod] = claim.reserved_for.as_slice() else {
@@ -232,7 +276,9 @@ impl<L: Links, F: Faults> Core<L, F> {
             )));
         };
         let known = self.ledger.read(uid).map_err(of)?;
-        let begun = known.filter(|k| k.devices.iter().any(|d| d.state != State::Planned));
+        // One that was lost is planned for anew: after a reboot there may be another of its name.
+        let untouched = |d: &DeviceRecord| matches!(d.state, State::Planned | State::Lost);
+        let begun = known.filter(|k| !k.devices.iter().all(untouched));
         let record = match begun {
             // The kubelet asks again after its restart, while the pod runs.
             Some(record) if record.pod_uid == pod.uid => record,
@@ -260,14 +306,7 @@ impl<L: Links, F: Faults> Core<L, F> {
         };
         self.faults.at(FaultPoint::Planned).map_err(of)?;
         let cdi_id = self.cdi.write(uid).map_err(of)?;
-        let told = |device: &DeviceRecord| PreparedDevice {
-            requests: device.plan.requests.clone(),
-            pool: device.plan.pool.clone(),
-            device: device.plan.device.clone(),
-            share_id: None,
-            cdi_ids: vec![cdi_id.clone()],
-        };
-        Ok(record.devices.iter().map(told).collect())
+        Ok(told(&record, &cdi_id))
     }
 
     fn plans(
@@ -318,7 +357,7 @@ impl<L: Links, F: Faults> Core<L, F> {
     /// # Errors
     /// A device did not come back; the claim stays known.
     pub fn unprepare(&self, uid: &str) -> Result<(), DriverError> {
-        let _turn = self.turn();
+        let _turn = self.turn()?;
         let io = |e: io::Error| DriverError(format!("claim {uid}: {e}"));
         if let Some(mut record) = self.ledger.read(uid).map_err(io)? {
             self.release(&mut record)?;
@@ -332,7 +371,11 @@ impl<L: Links, F: Faults> Core<L, F> {
     /// # Errors
     /// What could not be attached and verified.
     pub fn attach(&self, sandbox: &Sandbox, until: Instant) -> Result<(), DriverError> {
-        let _turn = self.turn();
+        let _turn = self.turn()?;
+        self.attach_pod(sandbox, until)
+    }
+
+    fn attach_pod(&self, sandbox: &Sandbox, until: Instant) -> Result<(), DriverError> {
         let (mut records, problems) = self.of_pod(&sandbox.uid)?;
         if records.is_empty() {
             // A record that was set aside may have been this pod's; it is told once.
@@ -459,7 +502,7 @@ impl<L: Links, F: Faults> Core<L, F> {
     /// # Errors
     /// A device did not come back; its record says where it is.
     pub fn detach(&self, sandbox: &Sandbox) -> Result<(), DriverError> {
-        let _turn = self.turn();
+        let _turn = self.turn()?;
         for mut record in self.of_pod(&sandbox.uid)?.0 {
             // Of a pod's sandboxes an older one may end last.
             if record.netns.is_none() || sandbox.netns.is_none() || record.netns == sandbox.netns {
@@ -475,7 +518,7 @@ impl<L: Links, F: Faults> Core<L, F> {
     /// # Errors
     /// What could not be settled; the rest is.
     pub fn synchronize(&self, sandboxes: &[Sandbox]) -> Result<(), DriverError> {
-        let _turn = self.turn();
+        let _turn = self.turn()?;
         let (records, mut problems) = self
             .ledger
             .all()
@@ -491,11 +534,25 @@ impl<L: Links, F: Faults> Core<L, F> {
             };
             problems.extend(settled.err().map(|e| e.0));
         }
+        // Made while nobody was there, and its containers wait at the guard.
+        for sandbox in sandboxes {
+            let lives = |path: &PathBuf| matches!(netns::open(path), Ok(Some(_)));
+            if sandbox.netns.as_ref().is_some_and(lives) && self.waits(&sandbox.uid)? {
+                let done = self.attach_pod(sandbox, Instant::now() + ATTACH_MAX);
+                problems.extend(done.err().map(|e| e.0));
+            }
+        }
         if problems.is_empty() {
             Ok(())
         } else {
             Err(DriverError(problems.join("; ")))
         }
+    }
+
+    /// Whether a pod has a claim that is planned for, and nothing more.
+    fn waits(&self, uid: &str) -> Result<bool, DriverError> {
+        let (records, _) = self.of_pod(uid)?;
+        Ok(records.iter().any(|record| record.netns.is_none()))
     }
 
     /// Whether all of a claim is in its pod, verified then and now.
@@ -514,8 +571,9 @@ impl<L: Links, F: Faults> Core<L, F> {
         let claim = record.claim();
         let of = |e: io::Error| said(&claim, &e);
         let settled = |s: State| matches!(s, State::Planned | State::Released);
+        let held = self.ledger.held_netns(&record.uid).map_err(of)?;
         if record.devices.iter().all(|d| settled(d.state)) {
-            return Ok(());
+            return netns::let_go(&held).map_err(of);
         }
         record
             .devices
@@ -533,6 +591,11 @@ impl<L: Links, F: Faults> Core<L, F> {
             .transpose()
             .map_err(of)?
             .flatten();
+        // Its pod ended while nobody was there.
+        let netns = match netns {
+            Some(netns) => Some(netns),
+            None => netns::open(&held).map_err(of)?,
+        };
         let mut failed = Vec::new();
         for device in &mut record.devices {
             match self.bring_back(device, netns.as_ref()) {
@@ -543,7 +606,7 @@ impl<L: Links, F: Faults> Core<L, F> {
         self.ledger.write(record).map_err(of)?;
         self.faults.at(FaultPoint::Released).map_err(of)?;
         if failed.is_empty() {
-            Ok(())
+            netns::let_go(&held).map_err(of)
         } else {
             Err(DriverError(format!("claim {claim}: {}", failed.join("; "))))
         }
@@ -602,6 +665,18 @@ impl<L: Links, F: Faults> Core<L, F> {
         records.retain(|r| r.pod_uid == uid);
         Ok((records, problems))
     }
+}
+
+/// What the kubelet is told of a claim.
+fn told(record: &ClaimRecord, cdi_id: &str) -> Vec<PreparedDevice> {
+    let device = |device: &DeviceRecord| PreparedDevice {
+        requests: device.plan.requests.clone(),
+        pool: device.plan.pool.clone(),
+        device: device.plan.device.clone(),
+        share_id: None,
+        cdi_ids: vec![cdi_id.to_owned()],
+    };
+    record.devices.iter().map(device).collect()
 }
 
 /// Whether a device in a pod is as planned.

@@ -99,6 +99,11 @@ pub trait Driver: Send + Sync + 'static {
         sandboxes: &[Sandbox],
     ) -> impl Future<Output = Result<(), DriverError>> + Send;
 
+    /// Whether anything is to be done for a sandbox, as far as can be told: for those who count.
+    fn concerns(&self, _sandbox: &Sandbox) -> bool {
+        true
+    }
+
     /// The health of all published devices, now and whenever it changes.
     fn health(&self) -> tokio::sync::watch::Receiver<Vec<DeviceHealth>>;
 }

@@ -36,7 +36,13 @@ pub fn guard(folder: &Path, claim: &str, state: &str) -> Result<(), String> {
     let netns = PathBuf::from(format!("/proc/{}/ns/net", state.pid));
     let links = KernelLinks::open(Path::new("/proc/self/ns/net"))
         .map_err(|e| format!("claim {claim}: {e}"))?;
-    check(&links, folder, claim, &netns)
+    check(&links, folder, claim, &netns)?;
+    // The NICs are in place: that they cannot be kept over a pod's end without a driver stops no container.
+    let held = Ledger::open(folder).and_then(|ledger| ledger.held_netns(claim));
+    if let Err(error) = held.and_then(|at| crate::netns::hold(&netns, &at)) {
+        eprintln!("claim {claim}: its namespace cannot be held: {error}");
+    }
+    Ok(())
 }
 
 /// As [`guard`], for a container whose network namespace is at `netns`.

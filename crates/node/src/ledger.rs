@@ -115,7 +115,10 @@ impl Ledger {
     /// # Errors
     /// Those of the file system.
     pub fn remove(&self, uid: &str) -> io::Result<()> {
-        match fs::remove_file(self.place(uid)?) {
+        let place = self.place(uid)?;
+        // Left by a process that ended while it wrote; whether it is there or not, nobody reads it.
+        let _gone = fs::remove_file(place.with_extension("tmp"));
+        match fs::remove_file(place) {
             Ok(()) => self.sync(),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(e) => Err(e),
@@ -134,26 +137,49 @@ impl Ledger {
                 .file_stem()
                 .and_then(|s| s.to_str())
                 .unwrap_or_default();
-            match path.extension().and_then(|e| e.to_str()) {
-                Some("claim") => match self.read(uid) {
-                    Ok(record) => records.extend(record),
-                    Err(e) => {
-                        let aside = path.with_extension("broken");
-                        fs::rename(&path, &aside)?;
-                        problems.push(format!(
-                            "{} {e}; kept as {}: look there for NICs that are missing",
-                            path.display(),
-                            aside.display()
-                        ));
-                    }
-                },
-                // Written when the process ended; the record beside it is the one that counts.
-                Some("tmp") => fs::remove_file(&path)?,
-                _ => {}
+            // Others are being written now, or were when a process ended; the records beside them count.
+            if path.extension().is_none_or(|ending| ending != "claim") {
+                continue;
+            }
+            match self.read(uid) {
+                Ok(record) => records.extend(record),
+                Err(e) => {
+                    let aside = path.with_extension("broken");
+                    fs::rename(&path, &aside)?;
+                    problems.push(format!(
+                        "{} {e}; kept as {}: look there for NICs that are missing",
+                        path.display(),
+                        aside.display()
+                    ));
+                }
             }
         }
         records.sort_by(|a, b| a.uid.cmp(&b.uid));
         Ok((records, problems))
+    }
+
+    /// Where the namespace of a claim's pod is held: see [`crate::netns::hold`].
+    ///
+    /// # Errors
+    /// The UID is none.
+    pub fn held_netns(&self, uid: &str) -> io::Result<PathBuf> {
+        self.place(uid)?;
+        Ok(self.folder.join("netns").join(uid))
+    }
+
+    /// Waits until no other process works on what the records say; the lock is held until the answer is
+    /// dropped, and goes with the process.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn lock(&self) -> io::Result<File> {
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(self.folder.join("ledger.lock"))?;
+        file.lock()?;
+        Ok(file)
     }
 
     fn place(&self, uid: &str) -> io::Result<PathBuf> {
@@ -217,11 +243,15 @@ mod tests {
         let torn = folder.path().join("b.claim");
         let text = fs::read_to_string(&torn).unwrap();
         fs::write(&torn, &text[..text.len() - 4]).unwrap();
-        fs::write(folder.path().join("c.tmp"), "half").unwrap();
+        let half = folder.path().join("c.tmp");
+        fs::write(&half, "half").unwrap();
         let (records, problems) = ledger.all().unwrap();
         assert_eq!(records, [record("a"), record("c")]);
         assert_eq!(problems.len(), 1, "{problems:?}");
         assert!(folder.path().join("b.broken").exists());
         assert!(ledger.read("../a").is_err());
+        assert!(half.exists(), "who only reads leaves what is being written");
+        ledger.remove("c").unwrap();
+        assert!(!half.exists());
     }
 }

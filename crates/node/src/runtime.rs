@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use forebay_nri::Refusal;
 use forebay_nri::api::{Container, ContainerUpdate, Event, PodSandbox};
-use forebay_nri::plugin::{self, Events, Plugin, Settings, State};
+use forebay_nri::plugin::{self, Events, Plugin};
+pub use forebay_nri::plugin::{Settings, State};
 
 use crate::driver::{Driver, DriverError, Sandbox};
 
@@ -34,6 +35,14 @@ pub async fn serve<D: Driver>(
 ) {
     let handlers = Arc::new(Handlers { driver, changed });
     plugin::run(handlers, settings, &plugin::Runtime::new(), stop).await;
+}
+
+/// Why there is no connection; none if there is one.
+pub fn lost(state: &State) -> Option<String> {
+    match state {
+        State::Registered => None,
+        State::Lost { .. } => Some(state.to_string()),
+    }
 }
 
 struct Handlers<D, F> {

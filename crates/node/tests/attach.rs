@@ -258,6 +258,78 @@ fn nics_go_into_the_pod_as_asked_and_come_back_as_they_were() {
     );
 }
 
+#[test]
+fn a_sandbox_made_while_nobody_was_there_gets_its_nics_when_somebody_is() {
+    let Some(world) = world("w", 2) else { return };
+    let before = world.on_host();
+    let (claim, names) = world.claim();
+    world.core(()).prepare(&claim, &names).unwrap();
+    assert!(!world.check(&before, "the runtime went on without the driver"));
+    let mut ended = world.sandbox();
+    ended.netns = Some(netns("gone-with-its-pod"));
+    let core = world.core(());
+    core.synchronize(&[ended]).unwrap();
+    assert!(!world.check(&before, "the sandbox has ended"));
+    core.synchronize(&[world.sandbox()]).unwrap();
+    assert!(world.check(&before, "the driver came back"));
+}
+
+#[test]
+fn nics_of_a_pod_that_ended_while_nobody_was_there_come_back_from_its_namespace() {
+    let Some(world) = world("e", 2) else { return };
+    let before = world.on_host();
+    let (claim, names) = world.claim();
+    let core = world.core(());
+    core.prepare(&claim, &names).unwrap();
+    core.attach(&world.sandbox(), soon()).unwrap();
+    let ledger = Ledger::open(&world.folder.join("state")).unwrap();
+    let held = ledger.held_netns(UID).unwrap();
+    for _again in ["a container", "another one"] {
+        forebay_node::netns::hold(&netns(&world.pod), &held).unwrap();
+    }
+    assert!(ip(&format!("netns del {}", world.pod)));
+    let core = world.core(());
+    core.synchronize(&[]).unwrap();
+    assert_eq!(world.on_host(), before);
+    assert!(!held.exists(), "the namespace is let go");
+    core.unprepare(UID).unwrap();
+    assert!(
+        ip(&format!("netns add {}", world.pod)),
+        "for the world's end"
+    );
+}
+
+#[test]
+fn a_nic_that_was_lost_with_its_pod_is_planned_for_anew_where_there_is_another_of_its_name() {
+    let Some(world) = world("l", 1) else { return };
+    let core = world.core(());
+    let (claim, names) = world.claim();
+    core.prepare(&claim, &names).unwrap();
+    core.attach(&world.sandbox(), soon()).unwrap();
+    // As when the machine boots: namespaces are gone, and nobody held them.
+    assert!(ip(&format!("-n {} link del net0", world.pod)));
+    let core = world.core(());
+    core.synchronize(&[]).unwrap();
+    let why = core.prepare(&claim, &names).unwrap_err().0;
+    assert!(
+        why.contains("interface `rail0` is not on the host"),
+        "{why}"
+    );
+    for args in [
+        "link add rail0 type veth peer name peer0",
+        "addr add 10.0.0.5/24 dev rail0",
+        "link set rail0 up",
+    ] {
+        assert!(ip(&format!("-n {} {args}", world.host)), "{args}");
+    }
+    let before = world.on_host();
+    core.prepare(&claim, &names).unwrap();
+    core.attach(&world.sandbox(), soon()).unwrap();
+    assert!(world.check(&before, "attached again"));
+    core.unprepare(UID).unwrap();
+    assert!(!world.check(&before, "unprepared"));
+}
+
 #[derive(Clone, Copy, Debug)]
 enum Kind {
     Error,

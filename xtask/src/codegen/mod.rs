@@ -2,8 +2,8 @@
 //! compared with what is committed.
 //!
 //! `deploy/crds` holds the definitions of kinds that a cluster may lack, from the schemas in this
-//! module; the chart has a copy of them. `deploy/install.yaml` is what the chart makes of its own
-//! defaults. `crates/wire` and `crates/nri` have the Rust of their protobuf.
+//! module; the chart has a copy of them. `deploy/install.yaml` and `deploy/node.yaml` are what the charts make
+//! of their own defaults. `crates/wire` and `crates/nri` have the Rust of their protobuf.
 
 mod config;
 mod crd;
@@ -42,7 +42,7 @@ struct Output {
 /// Writes or compares.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let mut outputs = cheap_files()?;
-    outputs.push(install::manifest()?);
+    outputs.extend(install::manifests()?);
     if args.check {
         return check_against(shell::root(), &outputs);
     }
@@ -67,11 +67,11 @@ pub(crate) fn check() -> Result<String> {
     let mut outputs = cheap_files()?;
     let mut remark = String::new();
     if shell::which("go").is_some() {
-        outputs.push(install::manifest()?);
+        outputs.extend(install::manifests()?);
         install::lint()?;
     } else {
         remark
-            .push_str("deploy/install.yaml not compared: go is not installed, so there is no Helm");
+            .push_str("deploy/install.yaml and node.yaml not compared: go is not installed, so there is no Helm");
     }
     check_against(shell::root(), &outputs)?;
     Ok(remark)

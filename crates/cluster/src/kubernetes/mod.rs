@@ -4,10 +4,11 @@
 //! a [`Controller`] writes statuses and infrastructure, if it is elected among its like. Within,
 //! `watch` follows one kind, `kinds` all of them, `mirror` knows what has come of it, `statuses` and
 //! `lease` keep the books of writing and of the election. What any object means, and what is to be
-//! made, is decided in `forebay-api`.
+//! made, is decided in `forebay-api`. [`device`] is what a driver of devices has to do with the server.
 
 mod backoff;
 mod controller;
+pub mod device;
 mod discovery;
 mod infrastructure;
 mod kinds;

@@ -3,13 +3,14 @@
 //!
 //! Every call can be repeated: what is already as wanted is no error.
 
+mod facts;
 mod socket;
 
 use std::fs::File;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsRawFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use forebay_fabric::config::{Cidr, Mac, Neighbor, Route, Rule};
 use forebay_fabric::plan::{AttachPlan, Interface, Seen};
@@ -28,6 +29,7 @@ use netlink_packet_route::route::{
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 
 use crate::netns;
+pub use facts::{facts, follow};
 use socket::Socket;
 
 /// The table of local addresses, which the kernel keeps by itself.
@@ -82,6 +84,7 @@ pub trait Links: Send + Sync + 'static {
 #[derive(Debug)]
 pub struct KernelLinks {
     host: File,
+    sysctls: PathBuf,
 }
 
 impl KernelLinks {
@@ -92,7 +95,16 @@ impl KernelLinks {
     pub fn open(host: &Path) -> io::Result<KernelLinks> {
         let host = netns::open(host)?;
         let host = host.ok_or_else(|| io::Error::other("the host's network namespace is gone"))?;
-        Ok(KernelLinks { host })
+        Ok(KernelLinks {
+            host,
+            sysctls: PathBuf::from("/proc/sys/net"),
+        })
+    }
+
+    /// With settings of the network at another path than `/proc/sys/net`, which containers may only read.
+    #[must_use]
+    pub fn with_sysctls(self, sysctls: PathBuf) -> KernelLinks {
+        KernelLinks { sysctls, ..self }
     }
 }
 
@@ -140,7 +152,7 @@ impl Links for KernelLinks {
             let mut socket = Socket::open()?;
             let (index, _) = in_pod(&mut socket, plan)?.ok_or_else(|| gone(&plan.pod.name))?;
             for (key, value) in &plan.sysctls {
-                std::fs::write(Path::new("/proc/sys/net").join(key), value)
+                std::fs::write(self.sysctls.join(key), value)
                     .map_err(|e| io::Error::new(e.kind(), format!("{key} = {value}: {e}")))?;
             }
             socket.dress(index, &plan.pod)?;

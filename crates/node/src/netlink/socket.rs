@@ -124,7 +124,7 @@ impl Socket {
             .map(drop)
     }
 
-    fn dump(&mut self, message: Message) -> io::Result<Vec<Message>> {
+    pub(super) fn dump(&mut self, message: Message) -> io::Result<Vec<Message>> {
         self.ask(message, NLM_F_REQUEST | NLM_F_DUMP)
     }
 

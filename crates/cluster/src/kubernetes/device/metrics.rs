@@ -1,0 +1,57 @@
+//! What is counted of a driver's writes.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::registry::Registry;
+
+/// Counters; clones count as one.
+#[derive(Clone, Debug, Default)]
+pub struct DeviceMetrics {
+    slices: Family<Result, Counter>,
+    statuses: Family<Result, Counter>,
+    events: Family<Result, Counter>,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+struct Result {
+    result: &'static str,
+}
+
+fn label(done: bool) -> Result {
+    let result = if done { "success" } else { "failure" };
+    Result { result }
+}
+
+impl DeviceMetrics {
+    /// Adds them to a page of metrics.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "forebay_node_slice_writes",
+            "ResourceSlices written or deleted",
+            self.slices.clone(),
+        );
+        registry.register(
+            "forebay_node_claim_status_writes",
+            "Statuses of claims sent to the API server",
+            self.statuses.clone(),
+        );
+        registry.register(
+            "forebay_node_events",
+            "Events sent to the API server; those that did not fit into the queue are failures",
+            self.events.clone(),
+        );
+    }
+
+    pub(super) fn slice(&self, done: bool) {
+        self.slices.get_or_create(&label(done)).inc();
+    }
+
+    pub(super) fn status(&self, done: bool) {
+        self.statuses.get_or_create(&label(done)).inc();
+    }
+
+    pub(super) fn event(&self, done: bool) {
+        self.events.get_or_create(&label(done)).inc();
+    }
+}

@@ -1,0 +1,28 @@
+//! What a driver of devices reads from and writes to an API server: claims that were allocated
+//! ([`Claims`]), the slices of its pool ([`Slices`]), statuses of claims ([`Statuses`]), events
+//! ([`Events`]). What devices there are, and what is done with them, is decided elsewhere.
+//!
+//! Each of the writers tries again until it is done; while the server is away, they wait and nothing else
+//! does.
+
+mod claims;
+mod events;
+mod metrics;
+mod node;
+mod slices;
+mod statuses;
+
+pub use claims::{Claims, NoClaim};
+pub use events::{Event, Events, Subject};
+pub use metrics::DeviceMetrics;
+pub use node::{NodeObject, node};
+pub use slices::Slices;
+pub use statuses::Statuses;
+
+use std::time::Duration;
+
+/// Waits after something could not be done, doubled up to the longest.
+const RETRY_FIRST: Duration = Duration::from_millis(500);
+const RETRY_LONGEST: Duration = Duration::from_secs(60);
+/// The group and version that is spoken.
+const API: &str = "/apis/resource.k8s.io/v1";
