@@ -2,6 +2,7 @@
 //!
 //! A record is written beside its place, synced, renamed and its folder synced, before what it says is
 //! acted on. A file that is not whole, or not ours, is set aside with a problem and never deleted.
+//! A record of an earlier boot reads as planned: no namespace and no move outlived the host's end.
 //! The guard of a container reads the same files, while the driver runs or without it.
 
 use std::fs::{self, File};
@@ -14,6 +15,8 @@ use serde::{Deserialize, Serialize};
 
 /// The first word of each file; another version has another.
 const MAGIC: &str = "forebay-claim-1";
+/// Where the kernel says which boot this is.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// What a file may have at most, bytes; 32 devices with all that a claim can say take less than half.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
@@ -68,17 +71,29 @@ impl ClaimRecord {
 #[derive(Clone, Debug)]
 pub struct Ledger {
     folder: PathBuf,
+    boot: String,
 }
 
 impl Ledger {
     /// Opens the folder, which is made if it is not there.
     ///
     /// # Errors
-    /// The folder cannot be made.
+    /// The folder cannot be made, or the kernel does not say which boot this is.
     pub fn open(folder: &Path) -> io::Result<Ledger> {
+        let boot = fs::read_to_string(BOOT_ID)
+            .map_err(|e| io::Error::new(e.kind(), format!("{BOOT_ID}: {e}")))?;
+        Ledger::of_boot(folder, boot.trim())
+    }
+
+    /// As [`Ledger::open`], in the boot of the id `boot`, a word.
+    ///
+    /// # Errors
+    /// The folder cannot be made.
+    pub fn of_boot(folder: &Path, boot: &str) -> io::Result<Ledger> {
         fs::create_dir_all(folder)?;
         Ok(Ledger {
             folder: folder.to_owned(),
+            boot: boot.to_owned(),
         })
     }
 
@@ -91,7 +106,9 @@ impl Ledger {
         let beside = place.with_extension("tmp");
         let json = serde_json::to_string(record).map_err(io::Error::other)?;
         let mut file = File::create(&beside)?;
-        file.write_all(format!("{MAGIC} {:016x}\n{json}\n", checksum(json.as_bytes())).as_bytes())?;
+        let sum = checksum(json.as_bytes());
+        let boot = &self.boot;
+        file.write_all(format!("{MAGIC} {sum:016x} {boot}\n{json}\n").as_bytes())?;
         file.sync_all()?;
         fs::rename(&beside, &place)?;
         self.sync()
@@ -104,7 +121,7 @@ impl Ledger {
     pub fn read(&self, uid: &str) -> io::Result<Option<ClaimRecord>> {
         match fs::metadata(self.place(uid)?) {
             Ok(meta) if meta.len() > FILE_BYTES_MAX => Err(broken("is too long")),
-            Ok(_) => parse(&fs::read_to_string(self.place(uid)?)?).map(Some),
+            Ok(_) => parse(&fs::read_to_string(self.place(uid)?)?, &self.boot).map(Some),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(e),
         }
@@ -169,7 +186,7 @@ impl Ledger {
     }
 }
 
-fn parse(text: &str) -> io::Result<ClaimRecord> {
+fn parse(text: &str, boot: &str) -> io::Result<ClaimRecord> {
     let (head, json) = text.split_once('\n').ok_or_else(|| broken("is cut off"))?;
     let json = json
         .strip_suffix('\n')
@@ -177,10 +194,21 @@ fn parse(text: &str) -> io::Result<ClaimRecord> {
     let sum = head
         .strip_prefix(MAGIC)
         .ok_or_else(|| broken("is of another version or program"))?;
-    if sum.trim() != format!("{:016x}", checksum(json.as_bytes())) {
+    // Records written before boots were told apart name none, and are taken for this one's.
+    let (sum, of) = sum
+        .trim()
+        .split_once(' ')
+        .unwrap_or_else(|| (sum.trim(), boot));
+    if sum != format!("{:016x}", checksum(json.as_bytes())) {
         return Err(broken("was changed or is cut off"));
     }
-    serde_json::from_str(json).map_err(|_| broken("is of another version"))
+    let mut record: ClaimRecord =
+        serde_json::from_str(json).map_err(|_| broken("is of another version"))?;
+    if of != boot {
+        record.set(State::Planned);
+        record.netns = None;
+    }
+    Ok(record)
 }
 
 fn broken(why: &str) -> io::Error {
@@ -223,5 +251,37 @@ mod tests {
         assert_eq!(problems.len(), 1, "{problems:?}");
         assert!(folder.path().join("b.broken").exists());
         assert!(ledger.read("../a").is_err());
+    }
+
+    #[test]
+    fn what_an_earlier_boot_moved_is_only_planned_in_this_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let record = ClaimRecord {
+            namespace: "team".into(),
+            name: "nics".into(),
+            uid: "a".into(),
+            pod_uid: "p".into(),
+            pod_name: "pod".into(),
+            netns: Some("/run/netns/pod".into()),
+            devices: vec![DeviceRecord {
+                state: State::Verified,
+                plan: AttachPlan {
+                    requests: vec![],
+                    pool: "node".into(),
+                    device: "dev".into(),
+                    host: Default::default(),
+                    pod: Default::default(),
+                    rules: vec![],
+                    sysctls: vec![],
+                },
+            }],
+        };
+        let first = Ledger::of_boot(folder.path(), "boot-1").unwrap();
+        first.write(&record).unwrap();
+        assert_eq!(first.read("a").unwrap(), Some(record.clone()));
+        let second = Ledger::of_boot(folder.path(), "boot-2").unwrap();
+        let now = second.read("a").unwrap().unwrap();
+        assert_eq!((now.devices[0].state, now.netns), (State::Planned, None));
+        assert_eq!(now.devices[0].plan, record.devices[0].plan);
     }
 }
