@@ -5,9 +5,10 @@
 //! A record of an earlier boot reads as planned: no namespace and no move outlived the host's end.
 //! The guard of a container reads the same files, while the driver runs or without it.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use forebay_fabric::claim::ClaimRef;
 use forebay_fabric::plan::{AttachPlan, State};
@@ -17,6 +18,8 @@ use serde::{Deserialize, Serialize};
 const MAGIC: &str = "forebay-claim-1";
 /// Where the kernel says which boot this is.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+/// How often a lock that another process has is tried again.
+const LOCK_RETRY: Duration = Duration::from_millis(5);
 /// What a file may have at most, bytes; 32 devices with all that a claim can say take less than half.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
@@ -95,6 +98,38 @@ impl Ledger {
             folder: folder.to_owned(),
             boot: boot.to_owned(),
         })
+    }
+
+    /// Waits until `until` for the turn to work on records, which one process has at a time: two drivers
+    /// overlap in a rolling update. It is had until the answer is dropped, or the process ends.
+    ///
+    /// # Errors
+    /// Another process has it all that time, or those of the file system.
+    pub fn lock(&self, until: Instant) -> io::Result<File> {
+        let path = self.folder.join("lock");
+        let mut options = OpenOptions::new();
+        let file = options
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)?;
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(file),
+                Err(TryLockError::WouldBlock) if Instant::now() < until => {
+                    std::thread::sleep(LOCK_RETRY);
+                }
+                Err(TryLockError::WouldBlock) => {
+                    let why = format!(
+                        "another driver has held {} for too long; it is tried again, and if this \
+                         stays, look whether that driver hangs",
+                        path.display()
+                    );
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+                }
+                Err(TryLockError::Error(e)) => return Err(e),
+            }
+        }
     }
 
     /// Writes a record; when this is back, it is on disk.
@@ -283,5 +318,17 @@ mod tests {
         let now = second.read("a").unwrap().unwrap();
         assert_eq!((now.devices[0].state, now.netns), (State::Planned, None));
         assert_eq!(now.devices[0].plan, record.devices[0].plan);
+    }
+
+    #[test]
+    fn one_driver_works_on_records_while_another_is_told_to_come_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let (old, new) = (folder.path(), folder.path());
+        let (old, new) = (Ledger::open(old).unwrap(), Ledger::open(new).unwrap());
+        let held = old.lock(Instant::now()).unwrap();
+        let why = new.lock(Instant::now()).unwrap_err().to_string();
+        assert!(why.contains("another driver has held"), "{why}");
+        drop(held);
+        new.lock(Instant::now()).unwrap();
     }
 }
