@@ -3,7 +3,7 @@
 //!
 //! The order that makes a crash harmless: a state is on disk before what it names begins, and what is
 //! found later is settled by `fabric::plan::recover` from that state and where the device is seen.
-//! One call works at a time. Whether a container may start is not decided here but by `guard`.
+//! One call works at a time, of all processes that share a ledger. Whether a container may start is not decided here but by `guard`.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -233,13 +233,12 @@ impl<L: Links, F: Faults> Core<L, F> {
         }
     }
 
-    /// Nobody else works on devices until this is dropped: no thread, and no process that overlaps.
-    fn turn(&self) -> Result<(MutexGuard<'_, ()>, File), DriverError> {
+    /// The turn to work on devices, among threads and then among processes, no later than `until`.
+    fn turn(&self, until: Instant) -> Result<(MutexGuard<'_, ()>, File), DriverError> {
         // What it guards is on disk; a thread that panicked left nothing half done in memory.
-        let thread = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        let process = self.ledger.lock();
-        let process = process.map_err(|e| DriverError(format!("the ledger: {e}")))?;
-        Ok((thread, process))
+        let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let file = self.ledger.lock(until);
+        Ok((turn, file.map_err(|e| DriverError(e.to_string()))?))
     }
 
     /// What was answered for a claim that is known; none if it is not.
@@ -247,7 +246,7 @@ impl<L: Links, F: Faults> Core<L, F> {
     /// # Errors
     /// The ledger or the CDI folder cannot be used.
     pub fn known(&self, uid: &str) -> Result<Option<Vec<PreparedDevice>>, DriverError> {
-        let _turn = self.turn()?;
+        let _turn = self.turn(Instant::now() + CALL_MAX)?;
         let io = |e: io::Error| DriverError(format!("claim {uid}: {e}"));
         let Some(record) = self.ledger.read(uid).map_err(io)? else {
             return Ok(None);
@@ -265,7 +264,7 @@ impl<L: Links, F: Faults> Core<L, F> {
         claim: &AllocatedClaim,
         names: &BTreeMap<String, String>,
     ) -> Result<Vec<PreparedDevice>, DriverError> {
-        let _turn = self.turn()?;
+        let _turn = self.turn(Instant::now() + CALL_MAX)?;
         let of = |e: io::Error| said(&claim.claim, &e);
         let uid = &claim.claim.uid;
         let [pod] = claim.reserved_for.as_slice() else {
@@ -357,7 +356,7 @@ impl<L: Links, F: Faults> Core<L, F> {
     /// # Errors
     /// A device did not come back; the claim stays known.
     pub fn unprepare(&self, uid: &str) -> Result<(), DriverError> {
-        let _turn = self.turn()?;
+        let _turn = self.turn(Instant::now() + CALL_MAX)?;
         let io = |e: io::Error| DriverError(format!("claim {uid}: {e}"));
         if let Some(mut record) = self.ledger.read(uid).map_err(io)? {
             self.release(&mut record)?;
@@ -371,7 +370,7 @@ impl<L: Links, F: Faults> Core<L, F> {
     /// # Errors
     /// What could not be attached and verified.
     pub fn attach(&self, sandbox: &Sandbox, until: Instant) -> Result<(), DriverError> {
-        let _turn = self.turn()?;
+        let _turn = self.turn(until)?;
         self.attach_pod(sandbox, until)
     }
 
@@ -502,7 +501,7 @@ impl<L: Links, F: Faults> Core<L, F> {
     /// # Errors
     /// A device did not come back; its record says where it is.
     pub fn detach(&self, sandbox: &Sandbox) -> Result<(), DriverError> {
-        let _turn = self.turn()?;
+        let _turn = self.turn(Instant::now() + ATTACH_MAX)?;
         for mut record in self.of_pod(&sandbox.uid)?.0 {
             // Of a pod's sandboxes an older one may end last.
             if record.netns.is_none() || sandbox.netns.is_none() || record.netns == sandbox.netns {
@@ -518,7 +517,7 @@ impl<L: Links, F: Faults> Core<L, F> {
     /// # Errors
     /// What could not be settled; the rest is.
     pub fn synchronize(&self, sandboxes: &[Sandbox]) -> Result<(), DriverError> {
-        let _turn = self.turn()?;
+        let _turn = self.turn(Instant::now() + CALL_MAX)?;
         let (records, mut problems) = self
             .ledger
             .all()

@@ -2,11 +2,13 @@
 //!
 //! A record is written beside its place, synced, renamed and its folder synced, before what it says is
 //! acted on. A file that is not whole, or not ours, is set aside with a problem and never deleted.
+//! A record of an earlier boot reads as planned: no namespace and no move outlived the host's end.
 //! The guard of a container reads the same files, while the driver runs or without it.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use forebay_fabric::claim::ClaimRef;
 use forebay_fabric::plan::{AttachPlan, State};
@@ -14,6 +16,10 @@ use serde::{Deserialize, Serialize};
 
 /// The first word of each file; another version has another.
 const MAGIC: &str = "forebay-claim-1";
+/// Where the kernel says which boot this is.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+/// How often a lock that another process has is tried again.
+const LOCK_RETRY: Duration = Duration::from_millis(5);
 /// What a file may have at most, bytes; 32 devices with all that a claim can say take less than half.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
@@ -68,18 +74,62 @@ impl ClaimRecord {
 #[derive(Clone, Debug)]
 pub struct Ledger {
     folder: PathBuf,
+    boot: String,
 }
 
 impl Ledger {
     /// Opens the folder, which is made if it is not there.
     ///
     /// # Errors
-    /// The folder cannot be made.
+    /// The folder cannot be made, or the kernel does not say which boot this is.
     pub fn open(folder: &Path) -> io::Result<Ledger> {
+        let boot = fs::read_to_string(BOOT_ID)
+            .map_err(|e| io::Error::new(e.kind(), format!("{BOOT_ID}: {e}")))?;
+        Ledger::of_boot(folder, boot.trim())
+    }
+
+    /// As [`Ledger::open`], in the boot of the id `boot`, a word.
+    ///
+    /// # Errors
+    /// The folder cannot be made.
+    pub fn of_boot(folder: &Path, boot: &str) -> io::Result<Ledger> {
         fs::create_dir_all(folder)?;
         Ok(Ledger {
             folder: folder.to_owned(),
+            boot: boot.to_owned(),
         })
+    }
+
+    /// Waits until `until` for the turn to work on records, which one process has at a time: two drivers
+    /// overlap in a rolling update. It is had until the answer is dropped, or the process ends.
+    ///
+    /// # Errors
+    /// Another process has it all that time, or those of the file system.
+    pub fn lock(&self, until: Instant) -> io::Result<File> {
+        let path = self.folder.join("lock");
+        let mut options = OpenOptions::new();
+        let file = options
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)?;
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(file),
+                Err(TryLockError::WouldBlock) if Instant::now() < until => {
+                    std::thread::sleep(LOCK_RETRY);
+                }
+                Err(TryLockError::WouldBlock) => {
+                    let why = format!(
+                        "another driver has held {} for too long; it is tried again, and if this \
+                         stays, look whether that driver hangs",
+                        path.display()
+                    );
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+                }
+                Err(TryLockError::Error(e)) => return Err(e),
+            }
+        }
     }
 
     /// Writes a record; when this is back, it is on disk.
@@ -91,7 +141,9 @@ impl Ledger {
         let beside = place.with_extension("tmp");
         let json = serde_json::to_string(record).map_err(io::Error::other)?;
         let mut file = File::create(&beside)?;
-        file.write_all(format!("{MAGIC} {:016x}\n{json}\n", checksum(json.as_bytes())).as_bytes())?;
+        let sum = checksum(json.as_bytes());
+        let boot = &self.boot;
+        file.write_all(format!("{MAGIC} {sum:016x} {boot}\n{json}\n").as_bytes())?;
         file.sync_all()?;
         fs::rename(&beside, &place)?;
         self.sync()
@@ -104,7 +156,7 @@ impl Ledger {
     pub fn read(&self, uid: &str) -> io::Result<Option<ClaimRecord>> {
         match fs::metadata(self.place(uid)?) {
             Ok(meta) if meta.len() > FILE_BYTES_MAX => Err(broken("is too long")),
-            Ok(_) => parse(&fs::read_to_string(self.place(uid)?)?).map(Some),
+            Ok(_) => parse(&fs::read_to_string(self.place(uid)?)?, &self.boot).map(Some),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(e),
         }
@@ -167,21 +219,6 @@ impl Ledger {
         Ok(self.folder.join("netns").join(uid))
     }
 
-    /// Waits until no other process works on what the records say; the lock is held until the answer is
-    /// dropped, and goes with the process.
-    ///
-    /// # Errors
-    /// Those of the file system.
-    pub fn lock(&self) -> io::Result<File> {
-        let file = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(self.folder.join("ledger.lock"))?;
-        file.lock()?;
-        Ok(file)
-    }
-
     fn place(&self, uid: &str) -> io::Result<PathBuf> {
         let plain = |c: char| c.is_ascii_alphanumeric() || c == '-';
         if uid.is_empty() || uid.len() > 64 || !uid.chars().all(plain) {
@@ -195,7 +232,7 @@ impl Ledger {
     }
 }
 
-fn parse(text: &str) -> io::Result<ClaimRecord> {
+fn parse(text: &str, boot: &str) -> io::Result<ClaimRecord> {
     let (head, json) = text.split_once('\n').ok_or_else(|| broken("is cut off"))?;
     let json = json
         .strip_suffix('\n')
@@ -203,10 +240,21 @@ fn parse(text: &str) -> io::Result<ClaimRecord> {
     let sum = head
         .strip_prefix(MAGIC)
         .ok_or_else(|| broken("is of another version or program"))?;
-    if sum.trim() != format!("{:016x}", checksum(json.as_bytes())) {
+    // Records written before boots were told apart name none, and are taken for this one's.
+    let (sum, of) = sum
+        .trim()
+        .split_once(' ')
+        .unwrap_or_else(|| (sum.trim(), boot));
+    if sum != format!("{:016x}", checksum(json.as_bytes())) {
         return Err(broken("was changed or is cut off"));
     }
-    serde_json::from_str(json).map_err(|_| broken("is of another version"))
+    let mut record: ClaimRecord =
+        serde_json::from_str(json).map_err(|_| broken("is of another version"))?;
+    if of != boot {
+        record.set(State::Planned);
+        record.netns = None;
+    }
+    Ok(record)
 }
 
 fn broken(why: &str) -> io::Error {
@@ -253,5 +301,49 @@ mod tests {
         assert!(half.exists(), "who only reads leaves what is being written");
         ledger.remove("c").unwrap();
         assert!(!half.exists());
+    }
+
+    #[test]
+    fn what_an_earlier_boot_moved_is_only_planned_in_this_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let record = ClaimRecord {
+            namespace: "team".into(),
+            name: "nics".into(),
+            uid: "a".into(),
+            pod_uid: "p".into(),
+            pod_name: "pod".into(),
+            netns: Some("/run/netns/pod".into()),
+            devices: vec![DeviceRecord {
+                state: State::Verified,
+                plan: AttachPlan {
+                    requests: vec![],
+                    pool: "node".into(),
+                    device: "dev".into(),
+                    host: Default::default(),
+                    pod: Default::default(),
+                    rules: vec![],
+                    sysctls: vec![],
+                },
+            }],
+        };
+        let first = Ledger::of_boot(folder.path(), "boot-1").unwrap();
+        first.write(&record).unwrap();
+        assert_eq!(first.read("a").unwrap(), Some(record.clone()));
+        let second = Ledger::of_boot(folder.path(), "boot-2").unwrap();
+        let now = second.read("a").unwrap().unwrap();
+        assert_eq!((now.devices[0].state, now.netns), (State::Planned, None));
+        assert_eq!(now.devices[0].plan, record.devices[0].plan);
+    }
+
+    #[test]
+    fn one_driver_works_on_records_while_another_is_told_to_come_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let (old, new) = (folder.path(), folder.path());
+        let (old, new) = (Ledger::open(old).unwrap(), Ledger::open(new).unwrap());
+        let held = old.lock(Instant::now()).unwrap();
+        let why = new.lock(Instant::now()).unwrap_err().to_string();
+        assert!(why.contains("another driver has held"), "{why}");
+        drop(held);
+        new.lock(Instant::now()).unwrap();
     }
 }
