@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use forebay_fabric::machine::Nic;
 use forebay_fabric::publish::device_name;
@@ -42,9 +42,15 @@ impl Held {
     /// Those of the file system.
     pub fn keep(&self, nic: &Nic) -> io::Result<()> {
         let place = self.place(&device_name(nic));
+        let json = serde_json::to_vec(nic)?;
+        // File systems make a file that takes another's place wait for the disk.
+        if fs::read(&place).is_ok_and(|kept| kept == json) {
+            // New again, so that it is not pruned before its claim is known.
+            return File::open(&place)?.set_modified(SystemTime::now());
+        }
         let beside = place.with_extension("tmp");
         let mut file = File::create(&beside)?;
-        file.write_all(&serde_json::to_vec(nic)?)?;
+        file.write_all(&json)?;
         fs::rename(&beside, &place)
     }
 
