@@ -7,7 +7,9 @@ use std::process::Command;
 use serde_json::Value;
 
 /// Crates that must not reach an asynchronous runtime, HTTP or Kubernetes, by whatever way.
-const PURE: [&str; 6] = ["model", "dialect", "decide", "api", "tokenize", "fabric"];
+const PURE: [&str; 7] = [
+    "model", "dialect", "decide", "api", "tokenize", "fabric", "k8s-cel",
+];
 const FORBIDDEN: [&str; 4] = ["tokio", "hyper", "kube", "k8s-openapi"];
 
 type Edges = BTreeMap<String, BTreeSet<String>>;
