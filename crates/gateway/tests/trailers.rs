@@ -220,7 +220,24 @@ fn h2c_endpoint() -> SocketAddr {
     address
 }
 
+/// What it answers with trailers of its own, announced behind a body of known length, as Go's server does.
+const ANNOUNCED: &str = "/v1/files/announced";
+
 async fn sum_of(request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+    if request.uri().path() == ANNOUNCED {
+        let mut trailers = HeaderMap::new();
+        trailers.insert("x-back", HeaderValue::from_static("3"));
+        let frames = [
+            Frame::data(bytes::Bytes::from_static(b"body")),
+            Frame::trailers(trailers),
+        ];
+        let body = StreamBody::new(futures_util::stream::iter(frames.map(Ok)));
+        let mut response = Response::new(body.boxed_unsync());
+        let headers = response.headers_mut();
+        headers.insert("content-length", HeaderValue::from_static("4"));
+        headers.insert("trailer", HeaderValue::from_static("x-back"));
+        return Ok(response);
+    }
     let Ok(whole) = request.into_body().collect().await else {
         // Broken off by its client.
         return Ok(Response::new(full("")));
@@ -271,6 +288,11 @@ fn trailers_pass_between_the_versions_of_http() {
         assert_eq!(asked_over_h2(&world, "/v1/files"), r#"{"sum":"7"}"#);
         let got = world.ask(&trailed("/v1/files", BODY, ""));
         assert_eq!(got.text(), r#"{"sum":"1"}"#);
+
+        let got = world.ask(&format!(
+            "GET {ANNOUNCED} HTTP/1.1\r\nhost: h.test\r\nte: trailers\r\n\r\n"
+        ));
+        assert_eq!(arrived(&got, "body"), "x-back=3");
     }
     let upstream = Upstream::saying("{}");
     let world = World::to(pool(&[upstream.address]));

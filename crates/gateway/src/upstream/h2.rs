@@ -76,6 +76,8 @@ impl Drop for Counting {
 #[derive(Debug)]
 pub struct H2Body {
     incoming: Incoming,
+    /// Whether trailers were announced.
+    trailed: bool,
     counting: Counting,
     client: ClientsPart,
 }
@@ -94,7 +96,12 @@ impl H2Body {
     }
 
     pub(super) fn length(&self) -> Option<u64> {
-        self.incoming.size_hint().exact()
+        match self.incoming.is_end_stream() {
+            true => Some(0),
+            // Who passes it on with a length has no place for the trailers.
+            false if self.trailed => None,
+            false => self.incoming.size_hint().exact(),
+        }
     }
 
     /// Whether it is known that nothing more comes.
@@ -119,11 +126,13 @@ pub(super) async fn send(
     let sent = conn.sender.send_request(request).await;
     let (mut parts, incoming) = sent.map_err(broke)?.into_parts();
     settle_fields(parts.status, &mut parts.headers);
+    let trailed = parts.headers.contains_key(http::header::TRAILER);
     Ok(Answer {
         status: parts.status,
         headers: parts.headers,
         body: AnswerBody::H2(Box::new(H2Body {
             incoming,
+            trailed,
             counting,
             client,
         })),

@@ -445,10 +445,12 @@ pub fn is_hop_by_hop(name: &http::HeaderName) -> bool {
 }
 
 /// Makes the fields of a response fit to be passed on: without those of one hop, with one
-/// Content-Length at most, and with none where there is no content.
+/// Content-Length at most, and with none where there is no content or where trailers are announced:
+/// HTTP/1.1 has a place for these behind chunks only, and HTTP/2 sends both.
 fn settle_fields(status: StatusCode, headers: &mut HeaderMap) {
     strip_hop_by_hop(headers);
-    if matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
+    let empty = matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    if empty || headers.contains_key(http::header::TRAILER) {
         headers.remove(http::header::CONTENT_LENGTH);
         return;
     }
