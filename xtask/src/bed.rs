@@ -48,11 +48,16 @@ impl Bed {
     /// The bed of this name, brought up with these further arguments if it is not. One that was up
     /// before stays.
     pub(crate) fn ensure(name: &str, up: &[&str], keep: bool) -> Result<Self> {
-        let described = describe(name);
-        let was_up = described.is_ok();
+        let mut described = describe(name).ok();
+        if described.as_ref().is_some_and(|bed| !answers(bed)) {
+            eprintln!("bed {name} was left behind, and nothing of it runs: made anew");
+            own(&["down", "--bed", name])?;
+            described = None;
+        }
+        let was_up = described.is_some();
         let described = match described {
-            Ok(described) => described,
-            Err(_) => {
+            Some(described) => described,
+            None => {
                 own(&[&["up", "--bed", name], up].concat())?;
                 describe(name)?
             }
@@ -271,6 +276,22 @@ pub(crate) fn with_image(manifest: &str, image: &str) -> Option<String> {
 fn own(arguments: &[&str]) -> Result<()> {
     let program = std::env::current_exe().context("this program has no path")?;
     shell::run(Command::new(program).arg("cluster").args(arguments))
+}
+
+/// Whether the API server of a described bed is there: after the machine started again only its files are.
+fn answers(described: &Value) -> bool {
+    let kubeconfig = &described["clusters"][0]["kubeconfig"];
+    let (Some(programs), Some(kubeconfig)) = (described["programs"].as_str(), kubeconfig.as_str())
+    else {
+        return false;
+    };
+    let asked = Command::new(Path::new(programs).join("kubectl"))
+        .args(["--kubeconfig", kubeconfig, "--request-timeout=10s"])
+        .args(["get", "--raw", "/readyz"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    asked.is_ok_and(|status| status.success())
 }
 
 fn describe(bed: &str) -> Result<Value> {
