@@ -3,7 +3,7 @@
 //!
 //! Beds are made by `cargo xtask cluster`; this calls that command rather than its parts.
 
-use crate::shell;
+use crate::{codegen, shell};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use std::fs;
@@ -129,20 +129,22 @@ impl Bed {
     /// The Gateway API's definitions from a folder of its module, and ours.
     pub(crate) fn install_definitions(&self, gateway_api: &Path) -> Result<()> {
         for folder in [gateway_api, &shell::root().join("deploy/crds")] {
-            for file in manifests(folder)? {
-                self.apply_file(&file)?;
-            }
+            self.apply_folder(folder)?;
         }
         self.kubectl(&["wait", "--for=condition=Established", "crd", "--all"])?;
         eprintln!("definitions are established");
         Ok(())
     }
 
-    /// Forebay from `deploy/install.yaml` with the image of the bed, freshly started.
-    pub(crate) fn install_forebay(&self) -> Result<()> {
+    /// Forebay from `deploy/install.yaml` with the image of the bed, freshly started; from the chart where it
+    /// takes other values than the chart's own.
+    pub(crate) fn install_forebay(&self, values: &[&str]) -> Result<()> {
         let file = shell::root().join("deploy/install.yaml");
-        let text =
-            fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        let text = if values.is_empty() {
+            fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?
+        } else {
+            codegen::gateway(values)?
+        };
         let manifest = with_image(&text, BED_IMAGE)
             .with_context(|| format!("{}: no image {RELEASED_IMAGE}...", file.display()))?;
         self.apply(&manifest)?;
@@ -184,6 +186,13 @@ impl Bed {
         let mut file = tempfile::NamedTempFile::new().context("no temporary file")?;
         file.write_all(manifest.as_bytes())?;
         self.apply_file(file.path())
+    }
+
+    /// Applies every manifest of a folder.
+    pub(crate) fn apply_folder(&self, folder: &Path) -> Result<()> {
+        manifests(folder)?
+            .iter()
+            .try_for_each(|file| self.apply_file(file))
     }
 
     fn apply_file(&self, file: &Path) -> Result<()> {
@@ -255,18 +264,18 @@ fn manifests(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// The manifest with another image of Forebay.
+/// The manifest with another image of Forebay, of containers and in arguments.
 pub(crate) fn with_image(manifest: &str, image: &str) -> Option<String> {
     let mut found = false;
     let lines = manifest.lines().map(|line| {
-        let Some((key, old)) = line.split_once("image: ") else {
+        let Some((before, tag)) = line.split_once(RELEASED_IMAGE) else {
             return line.to_owned();
         };
-        if !old.starts_with(RELEASED_IMAGE) {
-            return line.to_owned();
-        }
         found = true;
-        format!("{key}image: {image}")
+        // A quote that was opened before it is closed after it.
+        let rest =
+            tag.trim_start_matches(|of: char| of.is_ascii_alphanumeric() || ".-_".contains(of));
+        format!("{before}{image}{rest}")
     });
     let text = lines.collect::<Vec<_>>().join("\n");
     found.then_some(text + "\n")
@@ -320,5 +329,10 @@ mod tests {
         assert!(!changed.contains(RELEASED_IMAGE));
         assert_eq!(changed.lines().count(), text.lines().count());
         assert_eq!(with_image("image: other/forebay:1\n", BED_IMAGE), None);
+        let argument = format!("- \"--image={RELEASED_IMAGE}0.1.0\"\n");
+        assert_eq!(
+            with_image(&argument, "b:1").as_deref(),
+            Some("- \"--image=b:1\"\n")
+        );
     }
 }

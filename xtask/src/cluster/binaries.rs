@@ -52,6 +52,10 @@ pub(super) enum Part {
     InferenceBackends,
     /// Our own inference suite.
     InferenceSuite,
+    /// The picker that the Inference Extension's conformance suite runs.
+    ReferencePicker,
+    /// The Inference Extension's conformance suite itself.
+    ExtensionSuite,
     /// What renders and installs the chart.
     Helm,
 }
@@ -83,9 +87,12 @@ impl Part {
     fn module(self) -> Module {
         match self {
             Self::Kube | Self::Containerd | Self::Cni | Self::Pause => Module::Cluster,
-            Self::Backends | Self::Suite | Self::InferenceBackends | Self::InferenceSuite => {
-                Module::Conformance
-            }
+            Self::Backends
+            | Self::Suite
+            | Self::InferenceBackends
+            | Self::InferenceSuite
+            | Self::ReferencePicker
+            | Self::ExtensionSuite => Module::Conformance,
             Self::Helm => Module::Deploy,
         }
     }
@@ -101,6 +108,8 @@ impl Part {
             Self::Suite => "conformance.test",
             Self::InferenceBackends => "picker",
             Self::InferenceSuite => "inference.test",
+            Self::ReferencePicker => "lwepp",
+            Self::ExtensionSuite => "extension.test",
             Self::Helm => "helm",
         }
     }
@@ -116,6 +125,8 @@ impl Part {
             Self::Suite => "the conformance suite of the Gateway API",
             Self::InferenceBackends => "the picker and the model servers of the inference suite",
             Self::InferenceSuite => "our inference suite",
+            Self::ReferencePicker => "the reference picker of the Inference Extension",
+            Self::ExtensionSuite => "the conformance suite of the Inference Extension",
             Self::Helm => "Helm (about 3 CPU minutes from nothing)",
         }
     }
@@ -142,6 +153,8 @@ impl Part {
             Self::Suite => &["sigs.k8s.io/gateway-api/conformance"],
             Self::InferenceBackends => &["./picker", "./model"],
             Self::InferenceSuite => &["./inference"],
+            Self::ReferencePicker => &["sigs.k8s.io/gateway-api-inference-extension/cmd/lwepp"],
+            Self::ExtensionSuite => &["sigs.k8s.io/gateway-api-inference-extension/conformance"],
             Self::Helm => &["helm.sh/helm/v4/cmd/helm"],
         }
     }
@@ -156,6 +169,8 @@ impl Part {
             | Self::Suite
             | Self::InferenceBackends
             | Self::InferenceSuite
+            | Self::ReferencePicker
+            | Self::ExtensionSuite
             | Self::Helm => "",
         }
     }

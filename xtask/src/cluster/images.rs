@@ -77,6 +77,17 @@ const AUTHORITIES: &str = "etc/ssl/certs/ca-certificates.crt";
 
 /// Packs a built Forebay, which need not be static.
 pub(super) fn forebay(program: &Path, tag: &str, archive: &Path) -> Result<()> {
+    packed(program, vec![tag.to_owned()], &[], archive)
+}
+
+/// Packs a built Forebay as the picker of the Inference Extension's suite: under the name that its manifests use,
+/// with the header by which its tests choose switched on.
+pub(super) fn forebay_as_picker(program: &Path, archive: &Path) -> Result<()> {
+    let tags = images_of_suites(PICKER)?;
+    packed(program, tags, &["epp", "--test-selection"], archive)
+}
+
+fn packed(program: &Path, tags: Vec<String>, arguments: &[&str], archive: &Path) -> Result<()> {
     if !program.is_file() {
         bail!(
             "{} is not there: cargo build --release -p forebay",
@@ -89,35 +100,55 @@ pub(super) fn forebay(program: &Path, tag: &str, archive: &Path) -> Result<()> {
     if authorities.is_file() {
         files.insert(AUTHORITIES.to_owned(), Content::File(authorities));
     }
+    let mut entrypoint = vec!["/usr/bin/forebay".to_owned()];
+    entrypoint.extend(arguments.iter().map(|argument| (*argument).to_owned()));
     let image = Image {
-        tags: vec![tag.to_owned()],
-        entrypoint: vec!["/usr/bin/forebay".to_owned()],
+        tags,
+        entrypoint,
         files,
     };
     write(&image, archive)
 }
 
-/// What the manifests of the conformance suite run: the end of the image's name, and the program.
+/// What the manifests of the public conformance suites run: the end of the image's name, and the program.
 const BACKENDS: [&str; 2] = ["echo-basic", "coredns"];
 
-/// The archives of the conformance suite's backends. They have the names under which the manifests
-/// of the pinned suite ask for them, so that these apply unchanged.
+/// The reference picker of the Inference Extension.
+const PICKER: &str = "lwepp";
+
+/// The public suites.
+const SUITES: [&str; 2] = [
+    "sigs.k8s.io/gateway-api/conformance",
+    "sigs.k8s.io/gateway-api-inference-extension/conformance",
+];
+
+/// The archives of the conformance suites' backends. They have the names under which the manifests
+/// of the pinned suites ask for them, so that these apply unchanged.
 pub(super) fn backends() -> Result<Vec<PathBuf>> {
     let built = binaries::ensure(Module::Conformance, &[Part::Backends])?;
-    let mut archives = Vec::new();
-    for name in BACKENDS {
-        let archive = built.program(&format!("{name}.tar"));
-        if !archive.is_file() {
-            let image = Image {
-                tags: images_of_suite(name)?,
-                entrypoint: vec![format!("/{name}")],
-                files: BTreeMap::from([(name.to_owned(), Content::Program(built.program(name)))]),
-            };
-            write(&image, &archive)?;
-        }
-        archives.push(archive);
+    BACKENDS
+        .iter()
+        .map(|name| archive_for_suites(&built, name))
+        .collect()
+}
+
+/// The archive of the Inference Extension's reference picker.
+pub(super) fn reference_picker() -> Result<PathBuf> {
+    let built = binaries::ensure(Module::Conformance, &[Part::ReferencePicker])?;
+    archive_for_suites(&built, PICKER)
+}
+
+fn archive_for_suites(built: &Binaries, name: &str) -> Result<PathBuf> {
+    let archive = built.program(&format!("{name}.tar"));
+    if !archive.is_file() {
+        let image = Image {
+            tags: images_of_suites(name)?,
+            entrypoint: vec![format!("/{name}")],
+            files: BTreeMap::from([(name.to_owned(), Content::Program(built.program(name)))]),
+        };
+        write(&image, &archive)?;
     }
-    Ok(archives)
+    Ok(archive)
 }
 
 /// What the manifests of our own inference suite run.
@@ -142,19 +173,21 @@ pub(super) fn inference_backends() -> Result<Vec<PathBuf>> {
     Ok(archives)
 }
 
-/// Every tag of one image in the suite's manifests.
-fn images_of_suite(name: &str) -> Result<Vec<String>> {
-    let suite = "sigs.k8s.io/gateway-api/conformance";
-    let folder = shell::capture(
-        Command::new("go")
-            .args(["list", "-m", "-f", "{{.Dir}}", suite])
-            .current_dir(Module::Conformance.dir()),
-    )?;
+/// Every tag of one image in the suites' manifests.
+fn images_of_suites(name: &str) -> Result<Vec<String>> {
     let mut tags = BTreeSet::new();
-    find_images(Path::new(&folder), &format!("/{name}:"), &mut tags)?;
+    for suite in SUITES {
+        let folder = shell::capture(
+            Command::new("go")
+                .args(["list", "-m", "-f", "{{.Dir}}", suite])
+                .current_dir(Module::Conformance.dir()),
+        )?;
+        find_images(Path::new(&folder), &format!("/{name}:"), &mut tags)?;
+    }
     if tags.is_empty() {
         bail!(
-            "no manifest of {suite} uses an image {name}: tools/conformance is out of step with it"
+            "no manifest of {} uses an image {name}: tools/conformance is out of step with them",
+            SUITES.join(" or ")
         );
     }
     Ok(tags.into_iter().collect())

@@ -126,6 +126,8 @@ pub(crate) enum Suite {
     GatewayApi,
     /// Our own, for inference.
     Inference,
+    /// The public one of the Inference Extension.
+    InferenceExtension,
 }
 
 /// A suite as a program, built first if need be.
@@ -133,6 +135,7 @@ pub(crate) fn suite(suite: Suite) -> Result<PathBuf> {
     let (part, program) = match suite {
         Suite::GatewayApi => (binaries::Part::Suite, "conformance.test"),
         Suite::Inference => (binaries::Part::InferenceSuite, "inference.test"),
+        Suite::InferenceExtension => (binaries::Part::ExtensionSuite, "extension.test"),
     };
     let built = binaries::ensure(Module::Conformance, &[part])?;
     Ok(built.program(program))

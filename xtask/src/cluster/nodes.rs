@@ -34,9 +34,15 @@ pub(crate) struct LoadArgs {
     /// A built Forebay, to be packed and imported
     #[arg(long, value_name = "PROGRAM")]
     forebay: Option<PathBuf>,
-    /// The backends of the Gateway API's conformance suite, under the names that its manifests use
+    /// The backends of the public conformance suites, under the names that their manifests use
     #[arg(long)]
     conformance: bool,
+    /// The reference picker of the Inference Extension, under the name that its suite's manifests use
+    #[arg(long)]
+    reference_picker: bool,
+    /// The Forebay of --forebay in the place of the reference picker
+    #[arg(long, requires = "forebay", conflicts_with = "reference_picker")]
+    as_reference_picker: bool,
     /// The picker and the model servers of our own inference suite
     #[arg(long)]
     inference: bool,
@@ -91,15 +97,25 @@ pub(super) fn load(args: &LoadArgs) -> Result<()> {
         let archive = record.bed.dir.join("forebay.tar");
         images::forebay(program, images::FOREBAY, &archive)?;
         archives.push(archive);
+        if args.as_reference_picker {
+            let archive = record.bed.dir.join("forebay-picker.tar");
+            images::forebay_as_picker(program, &archive)?;
+            archives.push(archive);
+        }
     }
     if args.conformance {
         archives.extend(images::backends()?);
+    }
+    if args.reference_picker {
+        archives.push(images::reference_picker()?);
     }
     if args.inference {
         archives.extend(images::inference_backends()?);
     }
     if archives.is_empty() {
-        bail!("nothing to load: give --forebay, --conformance, --inference or archives");
+        bail!(
+            "nothing to load: give --forebay, --conformance, --reference-picker, --inference or archives"
+        );
     }
     for cluster in record.bed.clusters() {
         for node in &cluster.nodes {

@@ -60,25 +60,38 @@ metadata:
 
 /// Renders them.
 pub(super) fn manifests() -> Result<Vec<Output>> {
-    CHARTS.iter().map(manifest).collect()
+    let file = |chart: &Chart| {
+        Ok(Output {
+            path: PathBuf::from(chart.output),
+            text: manifest(chart, &[])?,
+        })
+    };
+    CHARTS.iter().map(file).collect()
 }
 
-fn manifest(chart: &Chart) -> Result<Output> {
+/// The gateway's manifests with other values than the chart's own, each as `--set` takes it.
+pub(crate) fn gateway(values: &[&str]) -> Result<String> {
+    manifest(&CHARTS[0], values)
+}
+
+fn manifest(chart: &Chart, values: &[&str]) -> Result<String> {
     let mut helm = helm::command()?;
     helm.args(["template", chart.release, chart.folder])
         .args(["--namespace", chart.namespace])
         // What the chart may know of the cluster, so that it does not depend on Helm's version.
-        .args(["--kube-version", "1.36.0"]);
+        .args(["--kube-version", "1.36.0"])
+        .args(values.iter().flat_map(|value| ["--set", *value]));
     let text = shell::capture(&mut helm)
         .with_context(|| format!("{} cannot be rendered", chart.folder))?;
     let documents = text
         .split("\n---\n")
         .map(|part| part.trim_start_matches("---\n").trim());
     let documents: Vec<&str> = documents.filter(|part| !part.is_empty()).collect();
-    Ok(Output {
-        path: PathBuf::from(chart.output),
-        text: format!("{}---\n{}\n", chart.head, documents.join("\n---\n")),
-    })
+    Ok(format!(
+        "{}---\n{}\n",
+        chart.head,
+        documents.join("\n---\n")
+    ))
 }
 
 /// What Helm itself has to say about the charts.

@@ -18,6 +18,8 @@ use crd::Definition;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+pub(crate) use install::gateway;
+
 /// What to do.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \

@@ -1,5 +1,6 @@
-//! `cargo xtask conformance`: the Gateway API's public conformance suite, unmodified, or our own suite
-//! for inference, against Forebay on a test bed of real Kubernetes. docs/conformance has what came out.
+//! `cargo xtask conformance`: the public conformance suites of the Gateway API and of its Inference Extension,
+//! unmodified, or our own suite for inference, against Forebay on a test bed of real Kubernetes.
+//! docs/conformance has what came out.
 //!
 //! `bed` brings up the cluster and installs Forebay from `deploy`, `features` knows what is claimed,
 //! `suite` runs a program of Go tests, `public_suite` and `own_suite` say with what,
@@ -25,17 +26,21 @@ use suite::Outcome;
     cargo build --release && cargo xtask conformance\n  \
     cargo xtask conformance --run HTTPRouteWeight --keep    one test, and the bed stays up\n  \
     cargo xtask conformance --profile GATEWAY-GRPC --out /tmp/report.yaml\n  \
-    cargo xtask conformance --inference                     our own suite, not the public one\n  \
-    cargo xtask conformance --inference --epp               the same with our picker in place of its\n\n\
-    A whole run in which every test passed writes docs/conformance/gateway-api-<version>.yaml and .md, or\n\
-    inference.md, or inference-epp.md; one with failures writes below target/conformance, and one with --run, --skip or\n\
+    cargo xtask conformance --inference-extension           the Inference Extension's public suite\n  \
+    cargo xtask conformance --inference-extension --epp     the same with `forebay epp` for its picker\n  \
+    cargo xtask conformance --inference                     our own suite for inference\n\n\
+    A whole run in which every test passed writes a page, and the suite's own report where it makes one, to\n\
+    docs/conformance; one with failures writes below target/conformance, and one with --run, --skip or\n\
     --profile only where --out says. A bed that is up under the name is used and left up.")]
 pub(crate) struct Args {
     /// Run Forebay's own suite for InferencePools in place of the Gateway API's public one
     #[arg(long, conflicts_with = "profile")]
     inference: bool,
+    /// Run the Inference Extension's public suite
+    #[arg(long, conflicts_with_all = ["profile", "inference"])]
+    inference_extension: bool,
     /// Put Forebay's own picker (`forebay epp`) in the place of the suite's
-    #[arg(long, requires = "inference")]
+    #[arg(long)]
     epp: bool,
     /// A test of the suite, by its short name
     #[arg(long, value_name = "TEST")]
@@ -67,8 +72,18 @@ pub(crate) struct Args {
 
 /// The module with the definitions and the list of features; the suite has the same version.
 const API: &str = "sigs.k8s.io/gateway-api";
+/// The same of the Inference Extension.
+const EXTENSION: &str = "sigs.k8s.io/gateway-api-inference-extension";
 
 impl Args {
+    fn suite(&self) -> Suite {
+        match (self.inference, self.inference_extension) {
+            (true, _) => Suite::Inference,
+            (false, true) => Suite::InferenceExtension,
+            (false, false) => Suite::GatewayApi,
+        }
+    }
+
     /// Whether the run says something about all that is claimed.
     fn is_whole(&self) -> bool {
         let all = ["GATEWAY-HTTP", "GATEWAY-GRPC", "GATEWAY-TLS"];
@@ -81,10 +96,11 @@ impl Args {
         if self.out.is_some() || !self.is_whole() {
             return Ok(self.out.clone());
         }
-        let name = match (self.inference, self.epp) {
-            (true, false) => "inference.md".to_owned(),
-            (true, true) => "inference-epp.md".to_owned(),
-            (false, _) => format!("gateway-api-{version}.yaml"),
+        let epp = if self.epp { "-epp" } else { "" };
+        let name = match self.suite() {
+            Suite::GatewayApi => format!("gateway-api-{version}.yaml"),
+            Suite::Inference => format!("inference{epp}.md"),
+            Suite::InferenceExtension => format!("inference-extension-{version}{epp}.yaml"),
         };
         let folder = if outcome.is_flawless() {
             shell::root().join("docs/conformance")
@@ -97,36 +113,54 @@ impl Args {
 
 /// Runs the suite; fails when a test fails.
 pub(crate) fn run(args: &Args) -> Result<()> {
+    let which = args.suite();
+    if args.epp && which == Suite::GatewayApi {
+        bail!(
+            "--epp goes with --inference-extension or --inference: the other suite has no picker"
+        );
+    }
     let api = Module::find(API)?;
     let program = Program::examine(&args.forebay)?;
     let claimed = features::claimed(&program.path)?;
     let channel = features::channel(&api.dir, &claimed)?;
-    let which = if args.inference {
-        Suite::Inference
-    } else {
-        Suite::GatewayApi
-    };
     let suite = cluster::suite(which)?;
 
     let bed = Bed::ensure(&args.bed, &[], args.keep)?;
-    let images = match which {
-        Suite::GatewayApi => "--conformance",
-        Suite::Inference => "--inference",
+    let images: &[&str] = match which {
+        Suite::GatewayApi => &["--conformance"],
+        Suite::Inference => &["--inference"],
+        Suite::InferenceExtension if args.epp => &["--conformance", "--as-reference-picker"],
+        Suite::InferenceExtension => &["--conformance", "--reference-picker"],
     };
-    bed.load(&[images], &program.path)?;
+    bed.load(images, &program.path)?;
     bed.install_definitions(&api.dir.join("config/crd").join(channel.as_str()))?;
-    bed.install_forebay()?;
+    let version = if which == Suite::InferenceExtension {
+        // In the place of ours: the suite wants to see of which release they are.
+        let extension = Module::find(EXTENSION)?;
+        bed.apply_folder(&extension.dir.join("config/crd/bases"))?;
+        extension.version
+    } else {
+        api.version
+    };
+    let values: &[&str] = match which {
+        // The suite waits for pods in the namespace of its Gateways.
+        Suite::InferenceExtension => &["placement=Dedicated"],
+        Suite::GatewayApi | Suite::Inference => &[],
+    };
+    bed.install_forebay(values)?;
     let scene = Scene {
         args,
         bed: &bed,
         program: &program,
+        which,
         suite: &suite,
-        version: &api.version,
+        version: &version,
         claimed,
     };
     let outcome = match which {
-        Suite::GatewayApi => public_suite::run(&scene)?,
+        Suite::GatewayApi => public_suite::gateway_api(&scene)?,
         Suite::Inference => own_suite::run(&scene)?,
+        Suite::InferenceExtension => public_suite::inference_extension(&scene)?,
     };
     verdict(&outcome)
 }
@@ -136,16 +170,32 @@ struct Scene<'a> {
     args: &'a Args,
     bed: &'a Bed,
     program: &'a Program,
+    which: Suite,
     suite: &'a Path,
-    /// Of the Gateway API.
+    /// Of the suite.
     version: &'a str,
     claimed: Vec<String>,
 }
 
 impl Scene<'_> {
+    /// Whose pickers run, where the suite has any.
+    fn pickers(&self) -> Option<&'static str> {
+        match (self.which, self.args.epp) {
+            (Suite::GatewayApi, _) => None,
+            (_, true) => {
+                Some("`forebay epp --test-selection`, with the arguments of the suite's manifests")
+            }
+            (_, false) => Some("the suite's own"),
+        }
+    }
+
     /// Runs one of the suite's tests of Go with further flags.
     fn play(&self, test: &str, folder: &Path, flags: &[String]) -> Result<Outcome> {
-        let log = shell::target_dir()?.join(format!("conformance/{test}.log"));
+        let name = match self.which {
+            Suite::GatewayApi | Suite::Inference => test,
+            Suite::InferenceExtension => "TestInferenceExtension",
+        };
+        let log = shell::target_dir()?.join(format!("conformance/{name}.log"));
         let mut command = Command::new(self.suite);
         command
             .current_dir(folder)
@@ -278,6 +328,10 @@ mod tests {
         assert_eq!(
             of("x --inference").as_deref(),
             Some("docs/conformance/inference.md")
+        );
+        assert_eq!(
+            of("x --inference-extension --epp").as_deref(),
+            Some("docs/conformance/inference-extension-v1.6.1-epp.yaml")
         );
         for partial in [
             "x --run HTTPRouteWeight",

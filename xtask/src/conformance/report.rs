@@ -11,6 +11,10 @@ use std::path::Path;
 /// What the report does not say by itself.
 #[derive(Debug)]
 pub(super) struct Run<'a> {
+    /// What was called.
+    pub(super) command: &'a str,
+    /// Whose pickers ran, if the suite has any.
+    pub(super) pickers: Option<&'a str>,
     /// Module, version and checksum of the suite.
     pub(super) suite: String,
     /// Forebay's version.
@@ -27,6 +31,9 @@ struct Report {
     date: String,
     #[serde(rename = "gatewayAPIVersion")]
     version: String,
+    /// Only the Inference Extension's suite says it.
+    #[serde(rename = "GatewayAPIInferenceExtensionVersion")]
+    extension: Option<String>,
     #[serde(rename = "gatewayAPIChannel")]
     channel: String,
     #[serde(default)]
@@ -81,17 +88,28 @@ fn describe(report: &Report, file: &str, run: &Run<'_>) -> String {
         date,
         version,
         channel,
+        extension,
         ..
     } = report;
     let outcome = run.outcome;
+    let title = match extension {
+        Some(extension) => format!(
+            "Gateway API Inference Extension {extension}, on Gateway API {version}, {channel} channel"
+        ),
+        None => format!("Gateway API {version}, {channel} channel"),
+    };
+    let pickers = run
+        .pickers
+        .map_or_else(String::new, |whose| format!("| pickers | {whose} |\n"));
+    let command = run.command;
     let mut page = format!(
-        "# Gateway API {version}, {channel} channel\n\n\
-         What `cargo xtask conformance` wrote on {date}. The report itself is [{file}]({file}).\n\n\
+        "# {title}\n\n\
+         What `{command}` wrote on {date}. The report itself is [{file}]({file}).\n\n\
          | | |\n|---|---|\n\
          | suite, unmodified | {} |\n\
          | Forebay | {} |\n\
          | Kubernetes | {} on a test bed with two nodes (docs/test-bed.md) |\n\
-         | tests | {} passed, {} failed, {} not claimed; {} s |\n\n\
+         {pickers}| tests | {} passed, {} failed, {} not claimed; {} s |\n\n\
          | profile | core | passed | failed | skipped | extended | passed | failed | skipped |\n\
          |---|---|---|---|---|---|---|---|---|\n",
         run.suite,
@@ -112,6 +130,9 @@ fn describe(report: &Report, file: &str, run: &Run<'_>) -> String {
         let core = cells(&profile.core);
         writeln!(page, "| {} | {core} | {extended} |", profile.name)
             .expect("a string takes every line");
+    }
+    if report.extension.is_some() {
+        list(&mut page, "Passed", &outcome.passed);
     }
     list(&mut page, "Failed", &outcome.failed);
     // The suite believes so before tests that run side by side have ended.
@@ -184,6 +205,8 @@ succeededProvisionalTests: [HTTPRoute303Redirect, GatewayInfrastructure]
             ..Outcome::default()
         };
         let run = Run {
+            command: "cargo xtask conformance",
+            pickers: None,
             suite: "sigs.k8s.io/gateway-api/conformance v1.6.1 h1:x=".to_owned(),
             program: "0.1.0".to_owned(),
             kubernetes: "v1.36.3".to_owned(),

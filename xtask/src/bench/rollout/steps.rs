@@ -115,7 +115,7 @@ impl Step {
 pub(super) fn install(bed: &Bed, program: &Path) -> Result<SocketAddr> {
     bed.load(&[], program)?;
     bed.install_definitions(&gateway_api()?)?;
-    bed.install_forebay()?;
+    bed.install_forebay(&[])?;
     bed.wait_gone(SYSTEM)?;
     let file = shell::root().join("deploy/demo/demo.yaml");
     let text =
