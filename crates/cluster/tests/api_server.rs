@@ -6,7 +6,7 @@ mod fake;
 use std::time::Duration;
 
 use fake::Fake;
-use forebay_api::{Settings, describe};
+use forebay_api::{Kind, Settings, describe};
 use forebay_cluster::Published;
 use forebay_cluster::kubernetes::{KubernetesSource, Metrics, Server};
 use serde_json::{Value, json};
@@ -15,6 +15,7 @@ use tokio::sync::watch;
 const PODS: &str = "/api/v1/pods";
 const SECRETS: &str = "/api/v1/secrets";
 const NAMESPACES: &str = "/api/v1/namespaces";
+const OBJECTIVES: &str = "/apis/llm-d.ai/v1alpha2/inferenceobjectives";
 const POOLS: &str = "/apis/inference.networking.k8s.io/v1/inferencepools";
 
 fn pod(name: &str, ip: &str) -> Value {
@@ -41,6 +42,14 @@ struct World {
 
 impl World {
     async fn start(namespaces: &[&str], prepare: impl FnOnce(&Fake)) -> Self {
+        Self::followed(namespaces, prepare, |source| source).await
+    }
+
+    async fn followed(
+        namespaces: &[&str],
+        prepare: impl FnOnce(&Fake),
+        with: impl FnOnce(KubernetesSource) -> KubernetesSource,
+    ) -> Self {
         let fake = Fake::start().await;
         fake.install(PODS, "Pod", true);
         prepare(&fake);
@@ -55,7 +64,7 @@ impl World {
         let namespaces = namespaces.iter().map(|name| (*name).to_owned()).collect();
         let (source, published) =
             KubernetesSource::open(server, settings, namespaces, Metrics::default());
-        tokio::spawn(source.run());
+        tokio::spawn(with(source).run());
         Self {
             fake,
             published,
@@ -223,6 +232,26 @@ async fn nothing_is_published_until_every_kind_may_be_read() {
     );
     world.fake.forbid(SECRETS, false);
     world.until_endpoints(&[1]).await;
+}
+
+#[tokio::test]
+async fn what_can_be_done_without_is_told_and_not_waited_for() {
+    let world = World::followed(
+        &[],
+        |fake| {
+            fake.install(POOLS, "InferencePool", true);
+            fake.apply(POOLS, pool("p"));
+            fake.apply(PODS, pod("a1", "10.0.0.1"));
+            fake.install(OBJECTIVES, "InferenceObjective", true);
+            fake.forbid(OBJECTIVES, true);
+        },
+        |source| source.if_allowed([Kind::InferenceObjective]),
+    );
+    let mut world = world.await;
+    world.until_endpoints(&[1]).await;
+    world
+        .until_problem("KindNotRead: InferenceObjective objects are not read (403: you may not")
+        .await;
 }
 
 #[tokio::test]

@@ -28,6 +28,8 @@ const PICKER_KINDS: [Kind; 4] = [
     Kind::InferenceModelRewrite,
     Kind::Pod,
 ];
+/// What it serves without: accounts that were made for other pickers may read pools and pods alone.
+const PICKER_KINDS_IF_ALLOWED: [Kind; 2] = [Kind::InferenceObjective, Kind::InferenceModelRewrite];
 /// How long giving back the Lease may take at the end.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -104,7 +106,9 @@ impl Cluster {
             published,
             serves: true,
             metrics,
-            source: source.only(PICKER_KINDS),
+            source: source
+                .only(PICKER_KINDS)
+                .if_allowed(PICKER_KINDS_IF_ALLOWED),
             controller: None,
         })
     }

@@ -40,6 +40,8 @@ pub(crate) struct Namespaces {
     pub(crate) services: Option<Arc<str>>,
     /// Kinds that are followed; empty stands for all. The others count as absent.
     pub(crate) kinds: BTreeSet<Kind>,
+    /// Kinds that one serves without: where they may not be read they count as absent, and this is told.
+    pub(crate) optional: BTreeSet<Kind>,
 }
 
 impl Namespaces {
@@ -205,7 +207,8 @@ impl Kinds {
             Scope::Namespaced | Scope::Cluster => vec![place(None)],
         };
         // Rights to namespaces say nothing of the cluster's own objects, and one can serve without.
-        let optional = resource.scope == Scope::Cluster && !self.namespaces.all.is_empty();
+        let beyond = resource.scope == Scope::Cluster && !self.namespaces.all.is_empty();
+        let optional = beyond || self.namespaces.optional.contains(&kind);
         self.tell(Change::Found(resource.clone(), places.clone()))
             .await?;
         let mut all = JoinSet::new();

@@ -74,6 +74,7 @@ impl KubernetesSource {
             all: namespaces.into_iter().map(Arc::from).collect(),
             services: settings.infrastructure_namespace.as_deref().map(Arc::from),
             kinds: BTreeSet::new(),
+            optional: BTreeSet::new(),
         };
         let empty = Index::new(settings.clone()).publish();
         let (publish, receiver) = watch::channel(empty);
@@ -101,6 +102,13 @@ impl KubernetesSource {
     #[must_use]
     pub fn only(mut self, kinds: impl IntoIterator<Item = Kind>) -> Self {
         self.namespaces.kinds = kinds.into_iter().collect();
+        self
+    }
+
+    /// Serves without these kinds where they may not be read. It asks again every minute.
+    #[must_use]
+    pub fn if_allowed(mut self, kinds: impl IntoIterator<Item = Kind>) -> Self {
+        self.namespaces.optional = kinds.into_iter().collect();
         self
     }
 
