@@ -4,12 +4,12 @@ use std::fs::File;
 use std::io;
 use std::time::Instant;
 
-use forebay_fabric::plan::{AttachPlan, Seen, State};
+use forebay_fabric::plan::{AttachPlan, State};
 
 use super::{Core, FaultPoint, Faults, verify};
 use crate::driver::{DriverError, Sandbox};
 use crate::ledger::ClaimRecord;
-use crate::netlink::Links;
+use crate::netlink::{Each, Links};
 use crate::netns;
 
 impl<L: Links, F: Faults> Core<L, F> {
@@ -78,7 +78,7 @@ impl<L: Links, F: Faults> Core<L, F> {
                 .map_err(|e| fail(e.to_string()))?;
             record.netns = Some(path.clone());
             record.set(State::Attaching);
-            self.ledger.write(record).map_err(|e| fail(e.to_string()))?;
+            self.ledger.note(record).map_err(|e| fail(e.to_string()))?;
         }
         self.faults
             .at(FaultPoint::Attaching)
@@ -99,48 +99,57 @@ impl<L: Links, F: Faults> Core<L, F> {
         }
         for record in records {
             record.set(State::Verified);
-            self.ledger.write(record).map_err(|e| fail(e.to_string()))?;
+            self.ledger.note(record).map_err(|e| fail(e.to_string()))?;
         }
         self.faults
             .at(FaultPoint::Verified)
             .map_err(|e| fail(e.to_string()))
     }
 
-    /// Attaches all devices, each on a thread of its own.
+    /// Moves all devices, configures them and reads them back.
     fn together(&self, plans: &[&AttachPlan], netns: &File, until: Instant) -> Result<(), String> {
-        let results = std::thread::scope(|scope| {
-            let one = |plan| scope.spawn(move || self.attach_one(plan, netns, until));
-            let threads: Vec<_> = plans.iter().copied().map(one).collect();
-            let panicked = || Err(io::Error::other("panicked"));
-            threads
-                .into_iter()
-                .map(|t| t.join().unwrap_or_else(|_| panicked()))
-                .collect::<Vec<_>>()
-        });
-        let failed = plans
-            .iter()
-            .zip(results)
-            .filter_map(|(plan, r)| Some((plan, r.err()?)));
-        let told: Vec<_> = failed
-            .map(|(plan, e)| format!("NIC {}: {e}", plan.device))
-            .collect();
-        if told.is_empty() {
+        let told = |e: io::Error| e.to_string();
+        let moved = || {
+            self.faults.at(FaultPoint::Moved)?;
+            in_time(until)
+        };
+        in_time(until).map_err(told)?;
+        let each = self.links.move_to_pod(plans, netns, &moved);
+        all(plans, each.map_err(told)?)?;
+        let each = self.links.configure(plans, netns).map_err(told)?;
+        all(plans, each)?;
+        for _ in plans {
+            self.faults.at(FaultPoint::Configured).map_err(told)?;
+        }
+        let wrong = verify(&self.links, plans, netns).map_err(told)?;
+        if wrong.is_empty() {
             Ok(())
         } else {
-            Err(told.join("; "))
+            Err(wrong.join("; "))
         }
     }
+}
 
-    fn attach_one(&self, plan: &AttachPlan, netns: &File, until: Instant) -> io::Result<()> {
-        if Instant::now() >= until {
-            return Err(io::Error::new(io::ErrorKind::TimedOut, "no time is left"));
-        }
-        if self.links.seen(plan, Some(netns))? != Seen::Pod {
-            self.links.move_to_pod(plan, netns)?;
-        }
-        self.faults.at(FaultPoint::Moved)?;
-        self.links.configure(plan, netns)?;
-        self.faults.at(FaultPoint::Configured)?;
-        verify(&self.links, plan, netns)
+/// Whether all went well, or what did not.
+fn all(plans: &[&AttachPlan], each: Each) -> Result<(), String> {
+    let failed = plans.iter().zip(each);
+    let failed = failed.filter_map(|(plan, r)| Some((plan, r.err()?)));
+    let told: Vec<_> = failed
+        .map(|(plan, e)| format!("NIC {}: {e}", plan.device))
+        .collect();
+    if told.is_empty() {
+        Ok(())
+    } else {
+        Err(told.join("; "))
     }
+}
+
+fn in_time(until: Instant) -> io::Result<()> {
+    if Instant::now() < until {
+        return Ok(());
+    }
+    Err(io::Error::new(
+        io::ErrorKind::TimedOut,
+        "no time is left; it is tried again with the next sandbox",
+    ))
 }

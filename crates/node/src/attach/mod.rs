@@ -31,7 +31,8 @@ pub const ATTACH_MAX: Duration = Duration::from_millis(1500);
 
 /// Where claims come from.
 pub trait ClaimSource: Send + Sync + 'static {
-    /// A claim with its allocation.
+    /// A claim with its allocation. The kubelet waits for it, so a source that follows claims answers from
+    /// what it has.
     fn fetch(
         &self,
         claim: &ClaimRef,
@@ -196,24 +197,22 @@ impl<L: Links, F: Faults> Core<L, F> {
     }
 }
 
-/// Whether a device in a pod is as planned.
+/// How devices in a pod differ from their plans, a sentence for each NIC that does.
 ///
 /// # Errors
-/// How it differs, or that it cannot be seen.
-pub fn verify(links: &impl Links, plan: &AttachPlan, netns: &File) -> io::Result<()> {
-    let found = links.look(plan, netns)?;
-    let found = found.ok_or_else(|| {
-        io::Error::new(
-            io::ErrorKind::NotFound,
-            format!("`{}` is not in the pod", plan.pod.name),
-        )
-    })?;
-    let wrong = plan::differences(&plan.pod, &found);
-    if wrong.is_empty() {
-        Ok(())
-    } else {
-        Err(io::Error::other(wrong.join(", ")))
+/// They cannot be seen.
+pub fn verify(links: &impl Links, plans: &[&AttachPlan], netns: &File) -> io::Result<Vec<String>> {
+    let mut told = Vec::new();
+    for (plan, found) in plans.iter().zip(links.look(plans, netns)?) {
+        let wrong = match found {
+            Some(found) => plan::unlike(plan, &found),
+            None => vec![format!("`{}` is not in the pod", plan.pod.name)],
+        };
+        if !wrong.is_empty() {
+            told.push(format!("NIC {}: {}", plan.device, wrong.join(", ")));
+        }
     }
+    Ok(told)
 }
 
 fn said(claim: &ClaimRef, error: &io::Error) -> DriverError {

@@ -88,8 +88,7 @@ impl<L: Links, F: Faults> Core<L, F> {
     ) -> Result<Vec<DeviceRecord>, DriverError> {
         let fail = |why: String| DriverError(format!("claim {}: {why}", claim.claim));
         let (others, _) = self.ledger.all().map_err(|e| said(&claim.claim, &e))?;
-        let mut taken: Vec<String> = Vec::new();
-        let mut devices = Vec::new();
+        let mut interfaces = Vec::new();
         for device in &claim.devices {
             let id = &device.device;
             refuse_unsupported(device).map_err(fail)?;
@@ -105,16 +104,25 @@ impl<L: Links, F: Faults> Core<L, F> {
             }
             let name = names.get(id);
             let name = name.ok_or_else(|| fail(format!("{id} has no interface on this node")))?;
-            let host = self
-                .links
-                .snapshot(name)
-                .map_err(|e| said(&claim.claim, &e))?;
+            interfaces.push(name.clone());
+        }
+        let hosts = self.links.snapshot(&interfaces);
+        let hosts = hosts.map_err(|e| said(&claim.claim, &e))?;
+        let mut taken: Vec<String> = Vec::new();
+        let mut devices = Vec::new();
+        for ((device, name), host) in claim.devices.iter().zip(interfaces).zip(hosts) {
+            let id = &device.device;
             let gone = || fail(format!("{id}: interface `{name}` is not on the host"));
-            let config = config_of(&device.request, &claim.configs).map_err(fail)?;
+            let mut host = host.ok_or_else(gone)?;
+            let mut config = config_of(&device.request, &claim.configs).map_err(fail)?;
+            if !config.ethtool.is_empty() {
+                let resolved = self.links.ethtool(&name, &config.ethtool);
+                let resolved = resolved.map_err(|e| fail(format!("{id}: ethtool: {e}")))?;
+                (config.ethtool, host.ethtool) = resolved;
+            }
             let place = (device.pool.clone(), id.clone());
             let requests = vec![device.request.clone()];
-            let plan = plan::plan(requests, place, host.ok_or_else(gone)?, &config, &taken);
-            let plan = plan.map_err(fail)?;
+            let plan = plan::plan(requests, place, host, &config, &taken).map_err(fail)?;
             taken.push(plan.pod.name.clone());
             devices.push(DeviceRecord {
                 state: State::Planned,

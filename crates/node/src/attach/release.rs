@@ -5,12 +5,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use forebay_fabric::plan::{self, Recovery, State};
+use forebay_fabric::plan::{self, AttachPlan, Interface, Recovery, State};
 
 use super::{ATTACH_MAX, CALL_MAX, Core, FaultPoint, Faults, said, verify};
 use crate::driver::{DriverError, Sandbox};
-use crate::ledger::{ClaimRecord, DeviceRecord};
-use crate::netlink::Links;
+use crate::ledger::ClaimRecord;
+use crate::netlink::{Each, Links};
 use crate::netns;
 
 impl<L: Links, F: Faults> Core<L, F> {
@@ -91,10 +91,9 @@ impl<L: Links, F: Faults> Core<L, F> {
         let Ok(Some(netns)) = netns::open(path) else {
             return false;
         };
-        record
-            .devices
-            .iter()
-            .all(|d| d.state == State::Verified && verify(&self.links, &d.plan, &netns).is_ok())
+        let plans: Vec<_> = record.devices.iter().map(|d| &d.plan).collect();
+        record.devices.iter().all(|d| d.state == State::Verified)
+            && verify(&self.links, &plans, &netns).is_ok_and(|wrong| wrong.is_empty())
     }
 
     /// Brings all devices of a claim back to the host as they were, from wherever they are.
@@ -113,7 +112,7 @@ impl<L: Links, F: Faults> Core<L, F> {
             .for_each(|d| {
                 d.state = State::Detaching;
             });
-        self.ledger.write(record).map_err(of)?;
+        self.ledger.note(record).map_err(of)?;
         self.faults.at(FaultPoint::Detaching).map_err(of)?;
         let netns = record
             .netns
@@ -127,14 +126,22 @@ impl<L: Links, F: Faults> Core<L, F> {
             Some(netns) => Some(netns),
             None => netns::open(&held).map_err(of)?,
         };
+        let moving: Vec<_> = record
+            .devices
+            .iter_mut()
+            .filter(|d| !settled(d.state))
+            .collect();
+        let plans: Vec<_> = moving.iter().map(|d| d.plan.clone()).collect();
+        let plans: Vec<_> = plans.iter().collect();
+        let states = self.bring_back(&plans, netns.as_ref()).map_err(of)?;
         let mut failed = Vec::new();
-        for device in &mut record.devices {
-            match self.bring_back(device, netns.as_ref()) {
+        for (device, state) in moving.into_iter().zip(states) {
+            match state {
                 Ok(state) => device.state = state,
                 Err(e) => failed.push(format!("NIC {}: {e}", device.plan.device)),
             }
         }
-        self.ledger.write(record).map_err(of)?;
+        self.ledger.note(record).map_err(of)?;
         self.faults.at(FaultPoint::Released).map_err(of)?;
         if failed.is_empty() {
             netns::let_go(&held).map_err(of)
@@ -143,31 +150,70 @@ impl<L: Links, F: Faults> Core<L, F> {
         }
     }
 
-    fn bring_back(&self, device: &DeviceRecord, netns: Option<&File>) -> io::Result<State> {
-        let plan = &device.plan;
-        let seen = self.links.seen(plan, netns)?;
-        match (plan::recover(device.state, seen), netns) {
-            (Recovery::Keep, _) => return Ok(device.state),
-            (Recovery::GiveUp, _) => return Ok(State::Lost),
-            (Recovery::TakeBack | Recovery::Verify, Some(netns)) => {
-                self.links.move_to_host(plan, netns)?;
-                self.faults.at(FaultPoint::MovedBack)?;
+    /// Brings devices that are being detached back from wherever they are; the state of each then.
+    fn bring_back(
+        &self,
+        plans: &[&AttachPlan],
+        netns: Option<&File>,
+    ) -> io::Result<Vec<io::Result<State>>> {
+        let seen = self.links.seen(plans, netns)?;
+        let steps = seen
+            .iter()
+            .map(|seen| plan::recover(State::Detaching, *seen));
+        let steps: Vec<_> = steps.collect();
+        let mut states: Vec<io::Result<State>> = steps.iter().map(|_| Ok(State::Lost)).collect();
+        let mut back: Vec<usize> = Vec::new();
+        let mut in_pod: Vec<usize> = Vec::new();
+        for (at, step) in steps.iter().enumerate() {
+            match (step, netns) {
+                (Recovery::Keep, _) => states[at] = Ok(State::Detaching),
+                (Recovery::GiveUp, _) => {}
+                (Recovery::TakeBack | Recovery::Verify, Some(_)) => in_pod.push(at),
+                (Recovery::TakeBack | Recovery::Verify, None) | (Recovery::RestoreHost, _) => {
+                    back.push(at);
+                }
             }
-            (Recovery::TakeBack | Recovery::Verify, None) | (Recovery::RestoreHost, _) => {}
         }
-        self.links.restore(plan)?;
-        self.faults.at(FaultPoint::Restored)?;
-        let now = self.links.snapshot(&plan.host.name)?;
-        let now = now.ok_or_else(|| io::Error::other("it is not on the host after its return"))?;
-        let wrong = plan::differences(&plan.host, &now);
-        if wrong.is_empty() {
-            Ok(State::Released)
-        } else {
-            Err(io::Error::other(format!(
-                "on the host again, but {}",
-                wrong.join(", ")
-            )))
+        let those = |which: &[usize]| which.iter().map(|at| plans[*at]).collect::<Vec<_>>();
+        if let Some(netns) = netns.filter(|_| !in_pod.is_empty()) {
+            let moved = || self.faults.at(FaultPoint::MovedBack);
+            let each = self.links.move_to_host(&those(&in_pod), netns, &moved)?;
+            sort_out(&in_pod, each, &mut back, &mut states);
         }
+        let each = self.links.restore(&those(&back))?;
+        let mut restored = Vec::new();
+        sort_out(&back, each, &mut restored, &mut states);
+        for at in &restored {
+            states[*at] = self
+                .faults
+                .at(FaultPoint::Restored)
+                .map(|()| State::Detaching);
+        }
+        restored.retain(|at| states[*at].is_ok());
+        for (at, checked) in restored.iter().zip(self.as_before(&those(&restored))?) {
+            states[*at] = checked.map(|()| State::Released);
+        }
+        Ok(states)
+    }
+
+    /// Whether devices are on the host as their plans have it.
+    fn as_before(&self, plans: &[&AttachPlan]) -> io::Result<Vec<io::Result<()>>> {
+        let names: Vec<_> = plans.iter().map(|plan| plan.host.name.clone()).collect();
+        let now = self.links.snapshot(&names)?;
+        let check = |(plan, now): (&&AttachPlan, Option<Interface>)| {
+            let mut now =
+                now.ok_or_else(|| io::Error::other("it is not on the host after its return"))?;
+            if !plan.host.ethtool.is_empty() {
+                now.ethtool = self.links.ethtool(&plan.host.name, &plan.host.ethtool)?.1;
+            }
+            let wrong = plan::differences(&plan.host, &now);
+            if wrong.is_empty() {
+                return Ok(());
+            }
+            let wrong = wrong.join(", ");
+            Err(io::Error::other(format!("on the host again, but {wrong}")))
+        };
+        Ok(plans.iter().zip(now).map(check).collect())
     }
 
     /// Makes a claim whose devices are back ready for another sandbox of its pod. A lost one stays lost,
@@ -182,7 +228,17 @@ impl<L: Links, F: Faults> Core<L, F> {
             record.netns = None;
         }
         self.ledger
-            .write(record)
+            .note(record)
             .map_err(|e| said(&record.claim(), &e))
+    }
+}
+
+/// Adds those of `which` that went well to `good`, and the errors of the others to `states`.
+fn sort_out(which: &[usize], each: Each, good: &mut Vec<usize>, states: &mut [io::Result<State>]) {
+    for (at, done) in which.iter().zip(each) {
+        match done {
+            Ok(()) => good.push(*at),
+            Err(error) => states[*at] = Err(error),
+        }
     }
 }
