@@ -4,12 +4,24 @@
 //!
 //! Plans are written down before they are acted on; whoever reads one needs nothing else.
 
+mod differences;
+
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Cidr, Mac, Neighbor, NetworkConfig, Route, Rule};
+use crate::config::{
+    Cidr, Ethtool, InterfaceConfig, Mac, Neighbor, NetworkConfig, Route, Rule, Vrf,
+};
+
+pub use differences::{Found, differences, unlike};
+
+/// Largest segment that is not Big TCP, bytes: sizes up to it hold for IPv4 too.
+pub const GSO_LEGACY_MAX: u32 = 65_536;
 
 /// An interface as it is.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Interface {
     /// Its name.
     pub name: String,
@@ -33,6 +45,13 @@ pub struct Interface {
     pub routes: Vec<Route>,
     /// Its permanent neighbours.
     pub neighbors: Vec<Neighbor>,
+    /// The link that it belongs to, such as a VRF or a bridge, by name.
+    pub master: Option<String>,
+    /// Settings that the kernel has for each interface, by family and name: `ipv4/arp_ignore`. Those that
+    /// are known, or those that are wanted.
+    pub settings: BTreeMap<String, i32>,
+    /// Of what `ethtool` sets, those that a claim names.
+    pub ethtool: Ethtool,
 }
 
 /// What is to be done with one device.
@@ -50,8 +69,13 @@ pub struct AttachPlan {
     pub pod: Interface,
     /// The pod's rules of policy routing.
     pub rules: Vec<Rule>,
-    /// Settings below `/proc/sys/net` of the pod, name and value, in order.
-    pub sysctls: Vec<(String, String)>,
+    /// The routing domain that it belongs to in the pod.
+    #[serde(default)]
+    pub vrf: Option<Vrf>,
+    /// Whether eBPF programs are taken off it. The host does not get them back: who attached them does it
+    /// again when the link comes back, as after a driver's restart.
+    #[serde(default)]
+    pub without_programs: bool,
 }
 
 /// Where a device is on its way. Each is written down before what it names begins.
@@ -142,22 +166,94 @@ pub fn plan(
             "{device}: two NICs of the pod would be named `{name}`; give each its own interface.name"
         ));
     }
+    if let Some(vrf) = &asked.vrf {
+        if others.contains(&vrf.name) || vrf.name == name {
+            let vrf = &vrf.name;
+            return Err(format!(
+                "{device}: `{vrf}` would be a NIC and a routing domain; give interface.vrf another name"
+            ));
+        }
+        if !config.rules.is_empty() {
+            return Err(format!(
+                "{device}: rules exclude interface.vrf, whose table is chosen by the NIC; keep one of both"
+            ));
+        }
+    }
     let addresses = if asked.addresses.is_empty() {
         host.addresses.clone()
     } else {
         asked.addresses.clone()
     };
+    let pod = Interface {
+        mac: asked.hardware_addr.or(host.mac),
+        mtu: asked.mtu.unwrap_or(host.mtu),
+        gso_max_size: asked.gso_max_size.or(host.gso_max_size),
+        gro_max_size: asked.gro_max_size.or(host.gro_max_size),
+        gso_ipv4_max_size: of_ipv4(
+            asked.gso_ipv4_max_size,
+            asked.gso_max_size,
+            host.gso_ipv4_max_size,
+        ),
+        gro_ipv4_max_size: of_ipv4(
+            asked.gro_ipv4_max_size,
+            asked.gro_max_size,
+            host.gro_ipv4_max_size,
+        ),
+        up: true,
+        addresses,
+        routes: routes(config, &host),
+        neighbors: neighbors(config, &host),
+        master: asked.vrf.as_ref().map(|vrf| vrf.name.clone()),
+        settings: settings(asked, &host),
+        ethtool: config.ethtool.clone(),
+        name,
+    };
+    Ok(AttachPlan {
+        requests,
+        pool,
+        device,
+        host,
+        pod,
+        rules: config.rules.clone(),
+        vrf: asked.vrf.clone(),
+        without_programs: asked.disable_ebpf_programs == Some(true),
+    })
+}
+
+/// The size of IPv4: the kernel sets it with the other one, as long as that is no Big TCP.
+fn of_ipv4(asked: Option<u32>, other: Option<u32>, host: Option<u32>) -> Option<u32> {
+    let with_it = other.filter(|n| *n <= GSO_LEGACY_MAX);
+    asked.or(with_it).or(host)
+}
+
+/// The routes that the pod shall have: those that are asked for, and the host's with the host's addresses.
+fn routes(config: &NetworkConfig, host: &Interface) -> Vec<Route> {
+    let asked = &config.interface;
     let mut routes = config.routes.clone();
+    let same = |a: &Route, b: &Route| a.destination == b.destination && a.table == b.table;
     if asked.addresses.is_empty() {
-        let same = |a: &Route, b: &Route| a.destination == b.destination && a.table == b.table;
         for route in &host.routes {
             if !routes.iter().any(|r| same(r, route)) {
                 routes.push(route.clone());
             }
         }
     }
+    if let Some(vrf) = &asked.vrf {
+        // Others would not be looked at: the table is the domain's.
+        let all = std::mem::take(&mut routes);
+        for mut route in all {
+            route.table = vrf.table;
+            if !routes.iter().any(|r| same(r, &route)) {
+                routes.push(route);
+            }
+        }
+    }
     // A gateway must be reachable when its route comes.
     routes.sort_by_key(|r| r.gateway.is_some());
+    routes
+}
+
+fn neighbors(config: &NetworkConfig, host: &Interface) -> Vec<Neighbor> {
     let mut neighbors = config.neighbors.clone();
     for neighbor in &host.neighbors {
         if !neighbors
@@ -167,77 +263,22 @@ pub fn plan(
             neighbors.push(neighbor.clone());
         }
     }
-    let mut sysctls = Vec::new();
-    let mut set = |key: String, value: Option<String>| sysctls.extend(value.map(|v| (key, v)));
-    let conf = |key: &str| format!("ipv4/conf/{name}/{key}");
-    set(
-        conf("forwarding"),
-        asked.forwarding.map(|on| u8::from(on).to_string()),
-    );
-    set(conf("arp_ignore"), asked.arp_ignore.map(|n| n.to_string()));
-    set(
-        conf("arp_announce"),
-        asked.arp_announce.map(|n| n.to_string()),
-    );
-    let pod = Interface {
-        mac: asked.hardware_addr.or(host.mac),
-        mtu: asked.mtu.unwrap_or(host.mtu),
-        gso_max_size: asked.gso_max_size.or(host.gso_max_size),
-        gro_max_size: asked.gro_max_size.or(host.gro_max_size),
-        gso_ipv4_max_size: asked.gso_ipv4_max_size.or(host.gso_ipv4_max_size),
-        gro_ipv4_max_size: asked.gro_ipv4_max_size.or(host.gro_ipv4_max_size),
-        up: true,
-        name,
-        addresses,
-        routes,
-        neighbors,
-    };
-    Ok(AttachPlan {
-        requests,
-        pool,
-        device,
-        host,
-        pod,
-        rules: config.rules.clone(),
-        sysctls,
-    })
+    neighbors
 }
 
-/// How `found` differs from `wanted`, a phrase for each; what `found` has beyond is no difference.
-pub fn differences(wanted: &Interface, found: &Interface) -> Vec<String> {
-    let mut out = Vec::new();
-    if wanted.mac.is_some() && wanted.mac != found.mac {
-        out.push("its Ethernet address is another".to_owned());
-    }
-    if wanted.mtu != found.mtu {
-        out.push(format!("its MTU is {}, not {}", found.mtu, wanted.mtu));
-    }
-    if wanted.up && !found.up {
-        out.push("it is down".to_owned());
-    }
-    for address in wanted
-        .addresses
-        .iter()
-        .filter(|a| !found.addresses.contains(a))
-    {
-        out.push(format!("address {address} is missing"));
-    }
-    let same = |a: &Route, b: &Route| {
-        a.destination == b.destination && a.table == b.table && a.gateway == b.gateway
+fn settings(asked: &InterfaceConfig, host: &Interface) -> BTreeMap<String, i32> {
+    let mut settings = BTreeMap::new();
+    let mut set = |key: &str, value: Option<i32>| {
+        settings.extend(value.map(|value| (key.to_owned(), value)));
     };
-    for route in &wanted.routes {
-        if !found.routes.iter().any(|r| same(r, route)) {
-            out.push(format!("the route to {} is missing", route.destination));
-        }
-    }
-    for neighbor in wanted
-        .neighbors
-        .iter()
-        .filter(|n| !found.neighbors.contains(n))
-    {
-        out.push(format!("neighbour {} is missing", neighbor.destination));
-    }
-    out
+    let forwarding = asked.forwarding.map(i32::from);
+    set("ipv4/forwarding", forwarding);
+    // Where IPv6 is off, there is nothing that could forward.
+    let has_ipv6 = host.settings.contains_key("ipv6/forwarding");
+    set("ipv6/forwarding", forwarding.filter(|_| has_ipv6));
+    set("ipv4/arp_ignore", asked.arp_ignore.map(i32::from));
+    set("ipv4/arp_announce", asked.arp_announce.map(i32::from));
+    settings
 }
 
 #[cfg(test)]
@@ -309,20 +350,40 @@ mod tests {
     }
 
     #[test]
-    fn a_difference_is_told_in_words() {
-        let found = Interface {
-            mtu: 9000,
-            up: false,
-            addresses: vec![],
-            ..host()
+    fn a_size_that_is_no_big_tcp_holds_for_ipv4_too_as_the_kernel_has_it() {
+        let sizes = |json: &str| {
+            let pod = planned(json, &[]).unwrap().pod;
+            (pod.gso_max_size, pod.gso_ipv4_max_size)
         };
-        assert_eq!(
-            differences(&host(), &found),
-            [
-                "its MTU is 9000, not 1500",
-                "it is down",
-                "address 10.0.0.5/24 is missing"
-            ]
-        );
+        let small = r#"{"interface": {"gsoMaxSize": 40000}}"#;
+        assert_eq!(sizes(small), (Some(40_000), Some(40_000)));
+        let big = r#"{"interface": {"gsoMaxSize": 150000}}"#;
+        assert_eq!(sizes(big), (Some(150_000), None));
+        let both = r#"{"interface": {"gsoMaxSize": 40000, "gsoIPv4MaxSize": 30000}}"#;
+        assert_eq!(sizes(both), (Some(40_000), Some(30_000)));
+    }
+
+    #[test]
+    fn in_a_routing_domain_all_routes_are_in_its_table() {
+        let config = r#"{"interface": {"vrf": {"name": "blue", "table": 7}},
+            "routes": [{"destination": "10.9.0.0/16", "gateway": "10.0.0.1", "table": 100},
+                       {"destination": "10.9.0.0/16", "gateway": "10.0.0.2"}]}"#;
+        let plan = planned(config, &[]).unwrap();
+        let routes: Vec<_> = plan
+            .pod
+            .routes
+            .iter()
+            .map(|r| (r.gateway, r.table))
+            .collect();
+        assert_eq!(routes, [(Some("10.0.0.1".parse().unwrap()), 7)]);
+        assert_eq!(plan.pod.master.as_deref(), Some("blue"));
+        let why = planned(config, &["blue".into()]).unwrap_err();
+        assert!(why.contains("would be a NIC and a routing domain"), "{why}");
+        // The class may have what the claim's domain excludes.
+        let class = NetworkConfig::parse(r#"{"rules": [{"source": "10.0.0.5/32", "table": 1}]}"#);
+        let merged = NetworkConfig::merged(class.unwrap(), NetworkConfig::parse(config).unwrap());
+        let place = ("node".to_owned(), "pci-1".to_owned());
+        let why = super::plan(vec![], place, host(), &merged, &[]).unwrap_err();
+        assert!(why.contains("rules exclude interface.vrf"), "{why}");
     }
 }

@@ -2,8 +2,8 @@
 //! hook that runs the guard; so a container of the claim cannot be made without it, whether this
 //! program runs or not.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
@@ -48,11 +48,9 @@ impl Cdi {
         let place = self.place(uid);
         // Runtimes read `.json` and `.yaml` only.
         let beside = place.with_extension("tmp");
-        let mut file = File::create(&beside)?;
-        file.write_all(format!("{spec:#}\n").as_bytes())?;
-        file.sync_all()?;
+        // Not synced: after the host's end the kubelet has every claim prepared again before it is used.
+        fs::write(&beside, format!("{spec:#}\n"))?;
         fs::rename(&beside, &place)?;
-        File::open(&self.folder)?.sync_all()?;
         Ok(format!("{KIND}={uid}"))
     }
 

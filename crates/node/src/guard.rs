@@ -66,14 +66,19 @@ pub fn check(links: &impl Links, folder: &Path, claim: &str, netns: &Path) -> Re
     let netns = netns::open(netns).map_err(|e| fail(e.to_string()))?;
     let netns = netns.ok_or_else(|| fail("the container has no network namespace".into()))?;
     for device in &record.devices {
-        let name = &device.plan.device;
         if device.state != State::Verified {
             return Err(fail(format!(
-                "NIC {name} was not attached and verified; see the driver's log on this node"
+                "NIC {} was not attached and verified; see the driver's log on this node",
+                device.plan.device
             )));
         }
-        verify(links, &device.plan, &netns)
-            .map_err(|e| fail(format!("NIC {name} is not in the pod as promised: {e}")))?;
     }
-    Ok(())
+    let plans: Vec<_> = record.devices.iter().map(|d| &d.plan).collect();
+    let wrong = verify(links, &plans, &netns).map_err(|e| fail(e.to_string()))?;
+    if wrong.is_empty() {
+        Ok(())
+    } else {
+        let wrong = wrong.join("; ");
+        Err(fail(format!("not in the pod as promised: {wrong}")))
+    }
 }

@@ -1,12 +1,13 @@
 //! What was promised to pods, on disk: a file for each claim, whole or not there.
 //!
-//! A record is written beside its place, synced, renamed and its folder synced, before what it says is
-//! acted on. A file that is not whole, or not ours, is set aside with a problem and never deleted.
-//! A record of an earlier boot reads as planned: no namespace and no move outlived the host's end.
+//! A plan is written beside its place, synced, renamed and its folder synced, before it is acted on. How far its
+//! devices are is in a second file, written as whole but not synced: it has to outlive processes, not the host.
+//! With another boot, or without that file, a record reads as planned: no namespace and no move outlived the
+//! host's end. A file that is not whole, or not ours, is set aside with a problem and never deleted.
 //! The guard of a container reads the same files, while the driver runs or without it.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Write};
+use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -68,6 +69,13 @@ impl ClaimRecord {
             device.state = state;
         }
     }
+}
+
+/// How far a claim's devices are.
+#[derive(Serialize, Deserialize)]
+struct Progress {
+    netns: Option<PathBuf>,
+    states: Vec<State>,
 }
 
 /// The folder of records.
@@ -138,15 +146,40 @@ impl Ledger {
     /// Those of the file system; the former record stays.
     pub fn write(&self, record: &ClaimRecord) -> io::Result<()> {
         let place = self.place(&record.uid)?;
-        let beside = place.with_extension("tmp");
         let json = serde_json::to_string(record).map_err(io::Error::other)?;
-        let mut file = File::create(&beside)?;
         let sum = checksum(json.as_bytes());
         let boot = &self.boot;
-        file.write_all(format!("{MAGIC} {sum:016x} {boot}\n{json}\n").as_bytes())?;
+        let text = format!("{MAGIC} {sum:016x} {boot}\n{json}\n");
+        let beside = place.with_extension("tmp");
+        let mut file = File::create(&beside)?;
+        file.write_all(text.as_bytes())?;
         file.sync_all()?;
         fs::rename(&beside, &place)?;
+        // Of what was there before, which may have been the very same plan.
+        forget(&place.with_extension("state"))?;
         self.sync()
+    }
+
+    /// Writes down how far the devices of a record are that was written before; when this is back, every process
+    /// reads it.
+    ///
+    /// # Errors
+    /// Those of the file system, or there is no such record; what was noted before stays.
+    pub fn note(&self, record: &ClaimRecord) -> io::Result<()> {
+        let place = self.place(&record.uid)?;
+        let of = sum_in(&place)?;
+        let progress = Progress {
+            netns: record.netns.clone(),
+            states: record.devices.iter().map(|d| d.state).collect(),
+        };
+        let json = serde_json::to_string(&progress).map_err(io::Error::other)?;
+        let sum = checksum(json.as_bytes());
+        let boot = &self.boot;
+        let text = format!("{MAGIC} {sum:016x} {of} {boot}\n{json}\n");
+        let state = place.with_extension("state");
+        let beside = place.with_extension("state-tmp");
+        fs::write(&beside, text)?;
+        fs::rename(&beside, &state)
     }
 
     /// The record of a claim; none if there is none.
@@ -154,11 +187,40 @@ impl Ledger {
     /// # Errors
     /// It cannot be read, or is not whole.
     pub fn read(&self, uid: &str) -> io::Result<Option<ClaimRecord>> {
-        match fs::metadata(self.place(uid)?) {
-            Ok(meta) if meta.len() > FILE_BYTES_MAX => Err(broken("is too long")),
-            Ok(_) => parse(&fs::read_to_string(self.place(uid)?)?, &self.boot).map(Some),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(e),
+        let place = self.place(uid)?;
+        let (sum, mut record) = match fs::metadata(&place) {
+            Ok(meta) if meta.len() > FILE_BYTES_MAX => return Err(broken("is too long")),
+            Ok(_) => parse(&fs::read_to_string(&place)?, &self.boot)?,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(e),
+        };
+        match fs::read_to_string(place.with_extension("state")) {
+            Ok(text) => self.advance(&mut record, &sum, &text),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(e),
+        }
+        Ok(Some(record))
+    }
+
+    /// Takes over how far devices are, if that is of this record and boot. In one boot it is always whole.
+    fn advance(&self, record: &mut ClaimRecord, of: &str, text: &str) {
+        let Some((head, json)) = text.split_once('\n') else {
+            return;
+        };
+        let json = json.trim_end();
+        let sum = checksum(json.as_bytes());
+        if head != format!("{MAGIC} {sum:016x} {of} {}", self.boot) {
+            return;
+        }
+        let progress = serde_json::from_str::<Progress>(json);
+        if let Some(progress) = progress
+            .ok()
+            .filter(|p| p.states.len() == record.devices.len())
+        {
+            record.netns = progress.netns;
+            for (device, state) in record.devices.iter_mut().zip(progress.states) {
+                device.state = state;
+            }
         }
     }
 
@@ -169,7 +231,11 @@ impl Ledger {
     pub fn remove(&self, uid: &str) -> io::Result<()> {
         let place = self.place(uid)?;
         // Left by a process that ended while it wrote; whether it is there or not, nobody reads it.
-        let _gone = fs::remove_file(place.with_extension("tmp"));
+        for ending in ["tmp", "state-tmp"] {
+            let _gone = fs::remove_file(place.with_extension(ending));
+        }
+        // First: a record without it is of devices that were not touched, which is so when it is removed.
+        forget(&place.with_extension("state"))?;
         match fs::remove_file(place) {
             Ok(()) => self.sync(),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -232,7 +298,26 @@ impl Ledger {
     }
 }
 
-fn parse(text: &str, boot: &str) -> io::Result<ClaimRecord> {
+/// Takes a file away; one that is not there is no error.
+fn forget(place: &Path) -> io::Result<()> {
+    match fs::remove_file(place) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// The sum in a record's first line, by which its progress is known.
+fn sum_in(place: &Path) -> io::Result<String> {
+    let mut head = vec![0; MAGIC.len() + 17];
+    File::open(place)?.read_exact(&mut head)?;
+    let head = String::from_utf8_lossy(&head);
+    let sum = head.strip_prefix(MAGIC).map(str::trim);
+    sum.map(str::to_owned)
+        .ok_or_else(|| broken("is of another version or program"))
+}
+
+/// A record with its sum.
+fn parse(text: &str, boot: &str) -> io::Result<(String, ClaimRecord)> {
     let (head, json) = text.split_once('\n').ok_or_else(|| broken("is cut off"))?;
     let json = json
         .strip_suffix('\n')
@@ -254,7 +339,7 @@ fn parse(text: &str, boot: &str) -> io::Result<ClaimRecord> {
         record.set(State::Planned);
         record.netns = None;
     }
-    Ok(record)
+    Ok((sum.to_owned(), record))
 }
 
 fn broken(why: &str) -> io::Error {
@@ -303,18 +388,16 @@ mod tests {
         assert!(!half.exists());
     }
 
-    #[test]
-    fn what_an_earlier_boot_moved_is_only_planned_in_this_one() {
-        let folder = tempfile::tempdir().unwrap();
-        let record = ClaimRecord {
+    fn record_of(state: State, netns: Option<PathBuf>) -> ClaimRecord {
+        ClaimRecord {
             namespace: "team".into(),
             name: "nics".into(),
             uid: "a".into(),
             pod_uid: "p".into(),
             pod_name: "pod".into(),
-            netns: Some("/run/netns/pod".into()),
+            netns,
             devices: vec![DeviceRecord {
-                state: State::Verified,
+                state,
                 plan: AttachPlan {
                     requests: vec![],
                     pool: "node".into(),
@@ -322,10 +405,17 @@ mod tests {
                     host: Default::default(),
                     pod: Default::default(),
                     rules: vec![],
-                    sysctls: vec![],
+                    vrf: None,
+                    without_programs: false,
                 },
             }],
-        };
+        }
+    }
+
+    #[test]
+    fn what_an_earlier_boot_moved_is_only_planned_in_this_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let record = record_of(State::Verified, Some("/run/netns/pod".into()));
         let first = Ledger::of_boot(folder.path(), "boot-1").unwrap();
         first.write(&record).unwrap();
         assert_eq!(first.read("a").unwrap(), Some(record.clone()));
@@ -333,6 +423,32 @@ mod tests {
         let now = second.read("a").unwrap().unwrap();
         assert_eq!((now.devices[0].state, now.netns), (State::Planned, None));
         assert_eq!(now.devices[0].plan, record.devices[0].plan);
+    }
+
+    #[test]
+    fn how_far_devices_are_is_of_one_plan_and_one_boot() {
+        let folder = tempfile::tempdir().unwrap();
+        let ledger = Ledger::of_boot(folder.path(), "boot-1").unwrap();
+        let planned = record_of(State::Planned, None);
+        assert!(ledger.note(&planned).is_err(), "nothing was planned yet");
+        ledger.write(&planned).unwrap();
+        let verified = record_of(State::Verified, Some("/run/netns/pod".into()));
+        ledger.note(&verified).unwrap();
+        assert_eq!(ledger.read("a").unwrap(), Some(verified.clone()));
+        let later = Ledger::of_boot(folder.path(), "boot-2").unwrap();
+        assert_eq!(later.read("a").unwrap(), Some(planned.clone()));
+        // As a host that went down while it wrote leaves it.
+        let state = folder.path().join("a.state");
+        let text = fs::read_to_string(&state).unwrap();
+        for length in [0, 10, text.len() - 3] {
+            fs::write(&state, &text[..length]).unwrap();
+            assert_eq!(ledger.read("a").unwrap(), Some(planned.clone()));
+        }
+        ledger.note(&verified).unwrap();
+        ledger.write(&planned).unwrap();
+        assert_eq!(ledger.read("a").unwrap(), Some(planned), "planned anew");
+        ledger.remove("a").unwrap();
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 
     #[test]

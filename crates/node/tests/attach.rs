@@ -7,208 +7,17 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use forebay_fabric::claim::{AllocatedClaim, AllocatedDevice, ClaimRef, DeviceConfig, PodRef};
-use forebay_fabric::plan::Interface;
-use forebay_node::attach::{Core, FAULT_POINTS, FaultPoint, Faults};
-use forebay_node::cdi::Cdi;
-use forebay_node::driver::Sandbox;
-use forebay_node::guard;
+use forebay_node::attach::{FAULT_POINTS, FaultPoint, Faults};
 use forebay_node::ledger::Ledger;
-use forebay_node::netlink::{KernelLinks, Links};
+use world::{Host, UID, World, ip, netns, soon, world};
 
-const UID: &str = "0000-claim";
-const POD: &str = "0000-pod";
-type Host = Vec<Option<Interface>>;
-
-/// A host with NICs and a pod, each a namespace, and the driver's folders.
-struct World {
-    host: String,
-    pod: String,
-    nics: usize,
-    folder: PathBuf,
-    /// None in a child process, which made nothing.
-    own: Option<tempfile::TempDir>,
-}
-
-fn ip(args: &str) -> bool {
-    let out = Command::new("ip").args(args.split_whitespace()).output();
-    out.is_ok_and(|o| o.status.success())
-}
-
-/// A world, or none, said on standard error, where the kernel or the user does not allow one.
-fn world(name: &str, nics: usize) -> Option<World> {
-    let id = format!("fb{}{name}", std::process::id());
-    let (host, pod) = (format!("{id}h"), format!("{id}p"));
-    if !ip(&format!("netns add {host}")) || !ip(&format!("netns add {pod}")) {
-        eprintln!("skipped {name}: network namespaces cannot be made (needs root and `ip`)");
-        return None;
-    }
-    let own = tempfile::tempdir().unwrap();
-    let world = World {
-        host,
-        pod,
-        nics,
-        folder: own.path().to_owned(),
-        own: Some(own),
-    };
-    let h = &world.host;
-    for n in 0..nics {
-        for args in [
-            format!("link add rail{n} type veth peer name peer{n}"),
-            format!("addr add 10.{n}.0.5/24 dev rail{n}"),
-            format!("link set peer{n} up"),
-            format!("link set rail{n} up"),
-            format!("route add 172.16.{n}.0/24 via 10.{n}.0.1"),
-            format!("neigh add 10.{n}.0.1 lladdr 02:00:00:00:00:01 dev rail{n} nud permanent"),
-        ] {
-            assert!(ip(&format!("-n {h} {args}")), "{args}");
-        }
-    }
-    Some(world)
-}
-
-impl Drop for World {
-    fn drop(&mut self) {
-        if self.own.is_some() {
-            ip(&format!("netns del {}", self.host));
-            ip(&format!("netns del {}", self.pod));
-        }
-    }
-}
-
-fn netns(name: &str) -> PathBuf {
-    Path::new("/run/netns").join(name)
-}
-
-impl World {
-    fn links(&self) -> KernelLinks {
-        KernelLinks::open(&netns(&self.host)).unwrap()
-    }
-
-    fn core<F: Faults>(&self, faults: F) -> Core<KernelLinks, F> {
-        let state = self.folder.join("state");
-        let ledger = Ledger::open(&state).unwrap();
-        let cdi = Cdi {
-            folder: self.folder.join("cdi"),
-            program: "/forebay".into(),
-            state,
-        };
-        Core::new(self.links(), faults, ledger, cdi)
-    }
-
-    fn claim(&self) -> (AllocatedClaim, BTreeMap<String, String>) {
-        let device = |n| AllocatedDevice {
-            request: format!("nic{n}"),
-            pool: "node".into(),
-            device: format!("dev-{n}"),
-            share_id: None,
-            bandwidth_bps: None,
-            admin_access: false,
-        };
-        let config = |n| DeviceConfig {
-            requests: vec![format!("nic{n}")],
-            from_class: false,
-            parameters: format!(
-                r#"{{"interface": {{"name": "net{n}", "mtu": 8896,
-                                    "hardwareAddr": "02:00:00:00:01:0{n}"}},
-                    "routes": [{{"destination": "10.9.{n}.0/24", "gateway": "10.{n}.0.1",
-                                 "table": 10{n}}}],
-                    "rules": [{{"priority": 1000, "source": "10.{n}.0.5/32", "table": 10{n}}}]}}"#
-            ),
-        };
-        let claim = AllocatedClaim {
-            claim: ClaimRef {
-                namespace: "team".into(),
-                name: "nics".into(),
-                uid: UID.into(),
-            },
-            reserved_for: vec![PodRef {
-                name: "pod".into(),
-                uid: POD.into(),
-            }],
-            devices: (0..self.nics).map(device).collect(),
-            configs: (0..self.nics).map(config).collect(),
-        };
-        (
-            claim,
-            (0..self.nics)
-                .map(|n| (format!("dev-{n}"), format!("rail{n}")))
-                .collect(),
-        )
-    }
-
-    fn sandbox(&self) -> Sandbox {
-        Sandbox {
-            id: "sandbox".into(),
-            namespace: "team".into(),
-            name: "pod".into(),
-            uid: POD.into(),
-            netns: Some(netns(&self.pod)),
-        }
-    }
-
-    fn guard(&self) -> Result<(), String> {
-        guard::check(
-            &self.links(),
-            &self.folder.join("state"),
-            UID,
-            &netns(&self.pod),
-        )
-    }
-
-    fn on_host(&self) -> Host {
-        let links = self.links();
-        (0..self.nics)
-            .map(|n| links.snapshot(&format!("rail{n}")).unwrap())
-            .collect()
-    }
-
-    fn all_in_pod(&self) -> bool {
-        self.in_pod().iter().all(|yes| *yes)
-    }
-
-    fn in_pod(&self) -> Vec<bool> {
-        let pod = KernelLinks::open(&netns(&self.pod)).unwrap();
-        (0..self.nics)
-            .map(|n| pod.snapshot(&format!("net{n}")).unwrap().is_some())
-            .collect()
-    }
-
-    /// The invariant, after things were settled; whether the NICs are in the pod.
-    fn check(&self, before: &Host, what: &str) -> bool {
-        if self.all_in_pod() {
-            assert_eq!(
-                self.guard(),
-                Ok(()),
-                "{what}: in the pod, so its container may start"
-            );
-            assert!(
-                self.on_host().iter().all(Option::is_none),
-                "{what}: in two places"
-            );
-            return true;
-        }
-        assert!(
-            self.in_pod().iter().all(|yes| !yes),
-            "{what}: only some are in the pod"
-        );
-        assert!(
-            self.guard().is_err(),
-            "{what}: a container may start without its NICs"
-        );
-        assert_eq!(&self.on_host(), before, "{what}: not on the host as it was");
-        false
-    }
-}
-
-fn soon() -> Instant {
-    Instant::now() + Duration::from_secs(30)
-}
+#[path = "support/world.rs"]
+#[allow(dead_code, reason = "each test uses a part of it")]
+mod world;
 
 #[test]
 fn nics_go_into_the_pod_as_asked_and_come_back_as_they_were() {
@@ -515,6 +324,16 @@ fn random_schedules_keep_each_nic_in_one_place() {
     }
 }
 
+/// Moves all NICs there and back by `ip`, with nothing else: what the kernel takes for that by itself.
+fn moved_bare(world: &World) {
+    for (from, to) in [(&world.host, &world.pod), (&world.pod, &world.host)] {
+        let batch = world.folder.join("batch");
+        let move_one = |n| format!("link set rail{n} netns {to}\n");
+        std::fs::write(&batch, (0..world.nics).map(move_one).collect::<String>()).unwrap();
+        assert!(ip(&format!("-n {from} -batch {}", batch.display())));
+    }
+}
+
 /// How long it takes is printed, not judged; `FOREBAY_ROUNDS` says how often.
 #[test]
 fn eight_nics_are_attached_together() {
@@ -526,17 +345,34 @@ fn eight_nics_are_attached_together() {
         .ok()
         .and_then(|n| n.parse().ok())
         .unwrap_or(3);
-    let mut took = Vec::new();
-    core.prepare(&claim, &names).unwrap();
-    for round in 0..rounds {
+    let mut took: BTreeMap<&str, Vec<Duration>> = BTreeMap::new();
+    let mut timed = |step: &'static str, work: &dyn Fn()| {
         let began = Instant::now();
-        core.attach(&world.sandbox(), soon()).unwrap();
-        took.push(began.elapsed());
+        work();
+        took.entry(step).or_default().push(began.elapsed());
+    };
+    for round in 0..rounds {
+        timed("prepare", &|| drop(core.prepare(&claim, &names).unwrap()));
+        timed("attach", &|| {
+            core.attach(&world.sandbox(), soon()).unwrap();
+        });
         assert!(world.check(&before, &format!("round {round}")));
-        core.detach(&world.sandbox()).unwrap();
+        timed("guard", &|| world.guard().unwrap());
+        timed("detach", &|| core.detach(&world.sandbox()).unwrap());
+        timed("unprepare", &|| core.unprepare(UID).unwrap());
     }
-    took.sort();
-    let (median, longest) = (took[rounds / 2], took[rounds - 1]);
-    println!("attach of 8 NICs, {rounds} times: median {median:?}, longest {longest:?}");
     assert!(!world.check(&before, "at the end"));
+    for _ in 0..rounds {
+        timed("bare move, there and back,", &|| moved_bare(&world));
+    }
+    for (step, mut took) in took {
+        took.sort();
+        let ms = |at: usize| took[at.min(rounds - 1)].as_secs_f64() * 1e3;
+        println!(
+            "{step} of 8 NICs, {rounds} times, ms: median {:.1}, p99 {:.1}, longest {:.1}",
+            ms(rounds / 2),
+            ms(rounds * 99 / 100),
+            ms(rounds - 1)
+        );
+    }
 }

@@ -10,6 +10,7 @@ mod read;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -54,6 +55,9 @@ pub struct NetworkConfig {
     pub rules: Vec<Rule>,
     /// Permanent neighbours.
     pub neighbors: Vec<Neighbor>,
+    /// What `ethtool` sets.
+    #[serde(default)]
+    pub ethtool: Ethtool,
     /// A link of the pod's own on top of the device, which stays on the host; none to move the device.
     pub sub_interface: Option<SubInterface>,
 }
@@ -83,6 +87,38 @@ pub struct InterfaceConfig {
     pub arp_ignore: Option<u8>,
     /// The kernel's `arp_announce`.
     pub arp_announce: Option<u8>,
+    /// Whether eBPF programs of XDP and tc are taken off it.
+    #[serde(default)]
+    pub disable_ebpf_programs: Option<bool>,
+    /// The routing domain that it belongs to in the pod.
+    #[serde(default)]
+    pub vrf: Option<Vrf>,
+}
+
+/// A routing domain (VRF) of the pod: a link with a table of its own, which NICs belong to.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Vrf {
+    /// Name of its link.
+    pub name: String,
+    /// Its table.
+    pub table: u32,
+}
+
+/// What `ethtool` sets, by name, on or off. A feature has the kernel's name for it, or the one of
+/// `ethtool -K`, which may stand for several; private flags are the driver's own.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Ethtool {
+    /// Features, such as `tx-tcp-segmentation` or `tso`.
+    pub features: BTreeMap<String, bool>,
+    /// Private flags.
+    pub private_flags: BTreeMap<String, bool>,
+}
+
+impl Ethtool {
+    /// Whether nothing is set.
+    pub fn is_empty(&self) -> bool {
+        self.features.is_empty() && self.private_flags.is_empty()
+    }
 }
 
 /// An Ethernet address, written `02:00:00:00:00:01`.
@@ -191,7 +227,12 @@ impl NetworkConfig {
             forwarding: high.forwarding.or(low.forwarding),
             arp_ignore: high.arp_ignore.or(low.arp_ignore),
             arp_announce: high.arp_announce.or(low.arp_announce),
+            disable_ebpf_programs: high.disable_ebpf_programs.or(low.disable_ebpf_programs),
+            vrf: high.vrf.or(low.vrf),
         };
+        let mut ethtool = class.ethtool;
+        ethtool.features.extend(claim.ethtool.features);
+        ethtool.private_flags.extend(claim.ethtool.private_flags);
         let routes = joined(claim.routes, class.routes, |a, b| {
             a.destination == b.destination && a.table == b.table
         });
@@ -207,6 +248,7 @@ impl NetworkConfig {
             routes,
             rules,
             neighbors,
+            ethtool,
             sub_interface,
         }
     }

@@ -1,17 +1,22 @@
 //! JSON to [`NetworkConfig`], with every check that needs no device.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use serde_json::Value;
 
 use super::fields::{Errors, Fields, note};
 use super::{
-    API_VERSION, Cidr, FieldError, InterfaceConfig, IpvlanMode, KIND, MacvlanMode, Neighbor,
-    NetworkConfig, PARAMETERS_BYTES_MAX, Route, Rule, SubInterface,
+    API_VERSION, Cidr, Ethtool, FieldError, InterfaceConfig, IpvlanMode, KIND, MacvlanMode,
+    Neighbor, NetworkConfig, PARAMETERS_BYTES_MAX, Route, Rule, SubInterface, Vrf,
 };
 
 /// The kernel's bound of an interface's name, bytes.
 const NAME_BYTES_MAX: usize = 15;
+/// The kernel's bound of the name of a feature or private flag, bytes.
+const SWITCH_BYTES_MAX: usize = 31;
+/// Features, and private flags, of one NIC; there are about 60. More are refused.
+const SWITCHES_MAX: usize = 64;
 /// The main table of routes.
 const TABLE_MAIN: u32 = 254;
 
@@ -88,6 +93,15 @@ fn document(mut f: Fields, errors: &mut Errors) -> NetworkConfig {
             note(errors, "interface.hardwareAddr".to_owned(), why);
         }
     }
+    if let Some(value) = f.value("ethtool") {
+        config.ethtool = Fields::new(f.path("ethtool"), value, errors)
+            .map(|f| ethtool(f, errors))
+            .unwrap_or_default();
+    }
+    if config.interface.vrf.is_some() && !config.rules.is_empty() {
+        let why = "exclude interface.vrf, whose table is chosen by the NIC; keep one of both";
+        note(errors, "rules".to_owned(), why);
+    }
     unsupported(&mut f, errors);
     f.end(errors);
     config
@@ -102,15 +116,47 @@ fn unsupported(f: &mut Fields, errors: &mut Errors) {
             "profiles are not supported; say the addresses themselves",
         );
     }
-    if f.value("ethtool")
-        .is_some_and(|v| v.as_object().is_none_or(|o| !o.is_empty()))
-    {
+}
+
+fn ethtool(mut f: Fields, errors: &mut Errors) -> Ethtool {
+    let features = switches(&mut f, "features", errors);
+    let private_flags = switches(&mut f, "privateFlags", errors);
+    f.end(errors);
+    Ethtool {
+        features,
+        private_flags,
+    }
+}
+
+/// An object of names that are on or off.
+fn switches(f: &mut Fields, name: &'static str, errors: &mut Errors) -> BTreeMap<String, bool> {
+    let path = f.path(name);
+    let Some(value) = f.value(name) else {
+        return BTreeMap::new();
+    };
+    let Value::Object(entries) = value else {
+        note(errors, path, "must be an object of true and false by name");
+        return BTreeMap::new();
+    };
+    if entries.len() > SWITCHES_MAX {
         note(
             errors,
-            f.path("ethtool"),
-            "not supported; set features on the host beforehand",
+            path.clone(),
+            format!("has more than {SWITCHES_MAX}"),
         );
     }
+    let mut switches = BTreeMap::new();
+    for (key, value) in entries {
+        let path = format!("{path}.{key}");
+        match value {
+            _ if key.is_empty() || key.len() > SWITCH_BYTES_MAX => {
+                note(errors, path, "names have 1 to 31 bytes");
+            }
+            Value::Bool(on) => drop(switches.insert(key, on)),
+            _ => note(errors, path, "must be true or false"),
+        }
+    }
+    switches
 }
 
 fn interface(mut f: Fields, errors: &mut Errors) -> InterfaceConfig {
@@ -144,19 +190,17 @@ fn interface(mut f: Fields, errors: &mut Errors) -> InterfaceConfig {
         }
         (Some(false) | None, _) => {}
     }
-    if f.bool("disableEbpfPrograms", errors) == Some(true) {
-        note(
-            errors,
-            f.path("disableEbpfPrograms"),
-            "not supported; detach them on the host",
-        );
-    }
-    if f.value("vrf").is_some() {
-        note(
-            errors,
-            f.path("vrf"),
-            "not supported; use rules and tables of routes",
-        );
+    let disable_ebpf_programs = f.bool("disableEbpfPrograms", errors);
+    let vrf_path = f.path("vrf");
+    let vrf = f
+        .value("vrf")
+        .and_then(|value| Fields::new(vrf_path.clone(), value, errors))
+        .and_then(|f| vrf(f, errors));
+    if let Some(vrf) = &vrf
+        && name.as_ref() == Some(&vrf.name)
+    {
+        let why = "is the name of the interface; the domain is a link of its own";
+        note(errors, format!("{vrf_path}.name"), why);
     }
     let arp_ignore = f.number("arpIgnore", 0, 8, errors);
     if let Some(4..=7) = arp_ignore {
@@ -176,6 +220,8 @@ fn interface(mut f: Fields, errors: &mut Errors) -> InterfaceConfig {
         arp_announce: f
             .number("arpAnnounce", 0, 2, errors)
             .and_then(|n| u8::try_from(n).ok()),
+        disable_ebpf_programs,
+        vrf,
     };
     if config.hardware_addr.is_some_and(|m| m.0[0] & 1 == 1) {
         note(
@@ -186,6 +232,35 @@ fn interface(mut f: Fields, errors: &mut Errors) -> InterfaceConfig {
     }
     f.end(errors);
     config
+}
+
+fn vrf(mut f: Fields, errors: &mut Errors) -> Option<Vrf> {
+    let name = f.text("name", errors).filter(|n| !n.is_empty());
+    let table = f.number("table", 1, u32::MAX, errors);
+    let (name_path, table_path) = (f.path("name"), f.path("table"));
+    f.end(errors);
+    if let Some(253..=255) = table {
+        let why = "253 to 255 are the kernel's own";
+        note(errors, table_path, why);
+    }
+    let Some(name) = name else {
+        if !errors.iter().any(|e| e.path == name_path) {
+            note(errors, name_path, "is required");
+        }
+        return None;
+    };
+    if let Err(why) = link_name(&name) {
+        note(errors, name_path, why);
+    }
+    let table = table.unwrap_or_else(|| table_of(&name));
+    Some(Vrf { name, table })
+}
+
+/// The table of a routing domain that names none, the same for all NICs of that domain, and the one that
+/// dranet takes: FNV-1a of 32 bits, modulo 1000, from 1000 on.
+fn table_of(vrf: &str) -> u32 {
+    let step = |sum: u32, byte| (sum ^ u32::from(byte)).wrapping_mul(0x0100_0193);
+    vrf.bytes().fold(0x811c_9dc5, step) % 1000 + 1000
 }
 
 /// Whether the kernel takes `name` for an interface.

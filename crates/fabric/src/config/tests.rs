@@ -75,6 +75,53 @@ fn what_excludes_each_other_is_refused() {
 }
 
 #[test]
+fn a_routing_domain_has_the_table_that_dranet_takes_and_goes_without_rules() {
+    let parsed = |json: &str| NetworkConfig::parse(json).unwrap().interface.vrf.unwrap();
+    let own = parsed(r#"{"interface": {"vrf": {"name": "blue", "table": 7}}}"#);
+    assert_eq!((own.name.as_str(), own.table), ("blue", 7));
+    // FNV-1a of 32 bits of "a" is 0xe40c292c.
+    let derived = parsed(r#"{"interface": {"vrf": {"name": "a"}}}"#);
+    assert_eq!(derived.table, 0xe40c_292c % 1000 + 1000);
+    check(
+        r#"{"interface": {"vrf": {"table": 254}}}"#,
+        "interface.vrf.table: 253 to 255 are the kernel's own\n\
+         interface.vrf.name: is required",
+    );
+    check(
+        r#"{"interface": {"name": "net0", "vrf": {"name": "net0"}}}"#,
+        "interface.vrf.name: is the name of the interface; the domain is a link of its own",
+    );
+    check(
+        r#"{"interface": {"vrf": {"name": "blue"}},
+            "rules": [{"source": "10.0.0.5/32", "table": 101}]}"#,
+        "rules: exclude interface.vrf, whose table is chosen by the NIC; keep one of both",
+    );
+}
+
+#[test]
+fn what_ethtool_sets_is_on_or_off_by_name() {
+    let config = NetworkConfig::parse(
+        r#"{"ethtool": {"features": {"tso": false}, "privateFlags": {"rx_striding_rq": true}}}"#,
+    );
+    let ethtool = config.unwrap().ethtool;
+    assert_eq!(ethtool.features, [("tso".to_owned(), false)].into());
+    assert_eq!(
+        ethtool.private_flags,
+        [("rx_striding_rq".to_owned(), true)].into()
+    );
+    check(
+        r#"{"ethtool": {"features": {"tso": "off", "": true}, "privateflags": {}}}"#,
+        "ethtool.features.: names have 1 to 31 bytes\n\
+         ethtool.features.tso: must be true or false\n\
+         ethtool.privateflags: no such field; `privateFlags` is the nearest",
+    );
+    check(
+        r#"{"ethtool": {"features": ["tso"]}}"#,
+        "ethtool.features: must be an object of true and false by name",
+    );
+}
+
+#[test]
 fn another_version_is_refused() {
     check(
         r#"{"apiVersion": "forebay.dev/v9", "kind": "NetworkConfig"}"#,

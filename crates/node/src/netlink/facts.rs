@@ -8,7 +8,7 @@ use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkInfo, LinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 
-use super::address_of;
+use super::messages::address_of;
 use super::socket::Socket;
 
 /// Groups of the kernel's messages: links, addresses of either family.
@@ -27,13 +27,11 @@ pub fn facts() -> io::Result<Vec<LinkFacts>> {
         }
     }
     for message in socket.dump(Message::GetAddress(AddressMessage::default()))? {
-        let Message::NewAddress(address) = message else {
-            continue;
-        };
-        let index = address.header.index;
-        if let Some((_, link)) = found.iter_mut().find(|(at, _)| *at == index) {
-            let cidr = address_of(&address, index);
-            link.addresses.extend(cidr.into_iter().map(|cidr| cidr.ip));
+        if let Message::NewAddress(address) = message
+            && let Some((index, cidr)) = address_of(&address)
+            && let Some((_, link)) = found.iter_mut().find(|(at, _)| *at == index)
+        {
+            link.addresses.push(cidr.ip);
         }
     }
     Ok(found.into_iter().map(|(_, link)| link).collect())

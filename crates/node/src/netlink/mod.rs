@@ -1,83 +1,105 @@
 //! What is done to links, behind a seam: [`Links`], which the kernel carries out ([`KernelLinks`]) and
-//! tests can make fail. Each call does one thing; what to do is decided in `attach` and `fabric::plan`.
+//! tests can make fail. Each call does one thing to all devices of a pod; what to do is decided in `attach`
+//! and `fabric::plan`.
 //!
-//! Every call can be repeated: what is already as wanted is no error.
+//! Every call can be repeated: what is already as wanted is no error. Devices move one after the other: the
+//! kernel holds one lock for all links while one moves, and waits under it until nobody can still see the
+//! link where it was, so that threads for each gain nothing. All else goes in batches.
 
+mod ethtool;
 mod facts;
+mod messages;
+pub mod reader;
+mod settings;
 mod socket;
+mod view;
 
 use std::fs::File;
 use std::io;
-use std::net::IpAddr;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
-use forebay_fabric::config::{Cidr, Mac, Neighbor, Route, Rule};
-use forebay_fabric::plan::{AttachPlan, Interface, Seen};
-use netlink_packet_route::AddressFamily;
+use forebay_fabric::config::{Ethtool, Vrf};
+use forebay_fabric::plan::{AttachPlan, Found, Interface, Seen};
 use netlink_packet_route::RouteNetlinkMessage as Message;
-use netlink_packet_route::address::{
-    AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope,
-};
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
-use netlink_packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
-};
-use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
-};
-use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 
 use crate::netns;
+use ethtool::Talk;
 pub use facts::{facts, follow};
-use socket::Socket;
+pub use messages::Link;
+use messages::{
+    address_message, enslaved, moved, neighbor_message, route_message, rule_message, shaped,
+    updown, without_xdp,
+};
+use socket::{Change, Socket};
 
-/// The table of local addresses, which the kernel keeps by itself.
-const TABLE_LOCAL: u32 = 255;
+/// Settings of a pod with routing domains: who listens without naming one is reached through all.
+const DOMAIN_SETTINGS: [&str; 2] = ["ipv4/tcp_l3mdev_accept", "ipv4/udp_l3mdev_accept"];
+
+/// What became of each device, in the order in which they were named.
+pub type Each = Vec<io::Result<()>>;
+
+/// What is called after a device was moved; its error is the device's.
+pub type Step<'a> = &'a (dyn Fn() -> io::Result<()> + Sync);
 
 /// What can be done to links.
 pub trait Links: Send + Sync + 'static {
-    /// An interface of the host as it is; none if there is none of that name.
+    /// Interfaces of the host as they are, by name; none where there is none of a name. What `ethtool` sets is
+    /// not among it.
     ///
     /// # Errors
     /// The kernel does not answer.
-    fn snapshot(&self, name: &str) -> io::Result<Option<Interface>>;
+    fn snapshot(&self, names: &[String]) -> io::Result<Vec<Option<Interface>>>;
 
-    /// Where a device is. `netns` is none when the pod's namespace is gone.
+    /// What is asked of `ethtool` for an interface of the host, by the kernel's names, and how that is now.
+    ///
+    /// # Errors
+    /// The interface has no such feature or flag, or the kernel no ethtool over netlink.
+    fn ethtool(&self, name: &str, asked: &Ethtool) -> io::Result<(Ethtool, Ethtool)>;
+
+    /// Where devices are. `netns` is none when the pod's namespace is gone.
     ///
     /// # Errors
     /// The kernel does not answer.
-    fn seen(&self, plan: &AttachPlan, netns: Option<&File>) -> io::Result<Seen>;
+    fn seen(&self, plans: &[&AttachPlan], netns: Option<&File>) -> io::Result<Vec<Seen>>;
 
-    /// Moves a device from the host to the pod, with its name, MTU, address and segment sizes there.
+    /// Moves devices from the host to the pod, with their names, MTUs, addresses and segment sizes there. Ends
+    /// with the first that cannot be moved: there are no entries for those behind it, which were not touched.
     ///
     /// # Errors
-    /// The kernel refuses; the device is in either place.
-    fn move_to_pod(&self, plan: &AttachPlan, netns: &File) -> io::Result<()>;
+    /// A device is in neither place, or the kernel does not answer: none was moved.
+    fn move_to_pod(&self, plans: &[&AttachPlan], netns: &File, moved: Step<'_>)
+    -> io::Result<Each>;
 
-    /// Gives a device in the pod what it shall have there.
-    ///
-    /// # Errors
-    /// The kernel refuses; some of it may be done.
-    fn configure(&self, plan: &AttachPlan, netns: &File) -> io::Result<()>;
-
-    /// The device as it is in the pod; none if it is not there.
+    /// Gives devices in the pod what they shall have there. What is refused of one may be half done.
     ///
     /// # Errors
     /// The kernel does not answer.
-    fn look(&self, plan: &AttachPlan, netns: &File) -> io::Result<Option<Interface>>;
+    fn configure(&self, plans: &[&AttachPlan], netns: &File) -> io::Result<Each>;
 
-    /// Moves a device from the pod to the host, and takes its rules out of the pod.
+    /// Devices as they are in the pod; none for one that is not there.
     ///
     /// # Errors
-    /// The kernel refuses; the device is in either place.
-    fn move_to_host(&self, plan: &AttachPlan, netns: &File) -> io::Result<()>;
+    /// The kernel does not answer.
+    fn look(&self, plans: &[&AttachPlan], netns: &File) -> io::Result<Vec<Option<Found>>>;
 
-    /// Gives a device on the host what it had there.
+    /// Moves devices from the pod to the host, and takes their rules and routing domains out of the pod. One
+    /// that is refused is in either place.
     ///
     /// # Errors
-    /// The kernel refuses; some of it may be done.
-    fn restore(&self, plan: &AttachPlan) -> io::Result<()>;
+    /// The kernel does not answer.
+    fn move_to_host(
+        &self,
+        plans: &[&AttachPlan],
+        netns: &File,
+        moved: Step<'_>,
+    ) -> io::Result<Each>;
+
+    /// Gives devices on the host what they had there. What is refused of one may be half done.
+    ///
+    /// # Errors
+    /// The kernel does not answer.
+    fn restore(&self, plans: &[&AttachPlan]) -> io::Result<Each>;
 }
 
 /// Links as the kernel has them.
@@ -106,392 +128,316 @@ impl KernelLinks {
     pub fn with_sysctls(self, sysctls: PathBuf) -> KernelLinks {
         KernelLinks { sysctls, ..self }
     }
+
+    /// What is set by a link's name, in the namespace that this thread is in.
+    fn set_by_name(
+        &self,
+        wanted: &Interface,
+        now: &Interface,
+        talk: Option<&mut Talk>,
+    ) -> io::Result<()> {
+        settings::write(&self.sysctls, &wanted.name, &wanted.settings, &now.settings)?;
+        match talk {
+            Some(talk) if !wanted.ethtool.is_empty() => talk.set(&wanted.name, &wanted.ethtool),
+            Some(_) | None => Ok(()),
+        }
+    }
 }
 
 impl Links for KernelLinks {
-    fn snapshot(&self, name: &str) -> io::Result<Option<Interface>> {
+    fn snapshot(&self, names: &[String]) -> io::Result<Vec<Option<Interface>>> {
         netns::within(&self.host, || {
             let mut socket = Socket::open()?;
-            let found = socket
-                .links()?
+            let mut links = socket.named(names)?;
+            socket.complete(links.iter_mut().flatten())?;
+            socket.name_masters(links.iter_mut().flatten())?;
+            Ok(links
                 .into_iter()
-                .find(|(_, link)| link.name == name);
-            found
-                .map(|(index, link)| socket.complete(index, link))
-                .transpose()
+                .map(|link| Some(link?.interface))
+                .collect())
         })
     }
 
-    fn seen(&self, plan: &AttachPlan, netns: Option<&File>) -> io::Result<Seen> {
-        if let Some(netns) = netns
-            && netns::within(netns, || in_pod(&mut Socket::open()?, plan))?.is_some()
-        {
-            return Ok(Seen::Pod);
+    fn ethtool(&self, name: &str, asked: &Ethtool) -> io::Result<(Ethtool, Ethtool)> {
+        netns::within(&self.host, || Talk::open()?.resolve(name, asked))
+    }
+
+    fn seen(&self, plans: &[&AttachPlan], netns: Option<&File>) -> io::Result<Vec<Seen>> {
+        let in_pod = match netns {
+            Some(netns) => netns::within(netns, || Socket::open()?.in_pod(plans))?,
+            None => vec![None; plans.len()],
+        };
+        if in_pod.iter().all(Option::is_some) {
+            return Ok(vec![Seen::Pod; plans.len()]);
         }
-        let host = netns::within(&self.host, || on_host(&mut Socket::open()?, plan))?;
-        Ok(if host.is_some() {
-            Seen::Host
-        } else {
-            Seen::Nowhere
-        })
+        let on_host = netns::within(&self.host, || Socket::open()?.on_host(plans))?;
+        let place = |(pod, host): (Option<Link>, Option<Link>)| match (pod, host) {
+            (Some(_), _) => Seen::Pod,
+            (None, Some(_)) => Seen::Host,
+            (None, None) => Seen::Nowhere,
+        };
+        Ok(in_pod.into_iter().zip(on_host).map(place).collect())
     }
 
-    fn move_to_pod(&self, plan: &AttachPlan, netns: &File) -> io::Result<()> {
+    fn move_to_pod(&self, plans: &[&AttachPlan], netns: &File, step: Step<'_>) -> io::Result<Each> {
+        let mut on_host = netns::within(&self.host, || Socket::open()?.on_host(plans))?;
+        if on_host.iter().any(Option::is_none) {
+            // From an attempt that ended in between.
+            let in_pod = netns::within(netns, || Socket::open()?.in_pod(plans))?;
+            for ((host, pod), plan) in on_host.iter().zip(&in_pod).zip(plans) {
+                if host.is_none() && pod.is_none() {
+                    return Err(gone(plan, &plan.host.name));
+                }
+            }
+        }
+        let pod = netns.as_raw_fd();
         netns::within(&self.host, || {
             let mut socket = Socket::open()?;
-            let (index, _) = on_host(&mut socket, plan)?.ok_or_else(|| gone(&plan.host.name))?;
-            let mut link = shaped(index, &plan.pod, &plan.host);
-            link.attributes
-                .push(LinkAttribute::NetNsFd(netns.as_raw_fd()));
-            socket.change(Message::SetLink(link), 0)
+            let mut each = Each::new();
+            for (plan, link) in plans.iter().zip(&mut on_host) {
+                let done = match link {
+                    Some(link) => {
+                        let message = moved(link.index, &plan.pod, &link.interface, pod);
+                        socket.set(plan, "its move to the pod", Message::SetLink(message))
+                    }
+                    None => Ok(()),
+                };
+                each.push(done.and_then(|()| step()));
+                if each.last().is_some_and(Result::is_err) {
+                    break;
+                }
+            }
+            Ok(each)
         })
     }
 
-    fn configure(&self, plan: &AttachPlan, netns: &File) -> io::Result<()> {
+    fn configure(&self, plans: &[&AttachPlan], netns: &File) -> io::Result<Each> {
         netns::within(netns, || {
             let mut socket = Socket::open()?;
-            let (index, _) = in_pod(&mut socket, plan)?.ok_or_else(|| gone(&plan.pod.name))?;
-            for (key, value) in &plan.sysctls {
-                std::fs::write(self.sysctls.join(key), value)
-                    .map_err(|e| io::Error::new(e.kind(), format!("{key} = {value}: {e}")))?;
+            let domains = socket.make_domains(plans)?;
+            for key in DOMAIN_SETTINGS.iter().filter(|_| !domains.is_empty()) {
+                let told = |e: io::Error| io::Error::new(e.kind(), format!("{key}: {e}"));
+                std::fs::write(self.sysctls.join(key), "1").map_err(told)?;
             }
-            socket.dress(index, &plan.pod)?;
-            for rule in &plan.rules {
-                socket.create(Message::NewRule(rule_message(rule)))?;
+            let mut talk = talk_if(plans.iter().any(|plan| !plan.pod.ethtool.is_empty()))?;
+            let links = socket.in_pod(plans)?;
+            let mut work = Work::default();
+            for (at, (plan, link)) in plans.iter().zip(&links).enumerate() {
+                let ready = link.as_ref().ok_or_else(|| gone(plan, &plan.pod.name));
+                let ready = ready.and_then(|link| {
+                    self.set_by_name(&plan.pod, &link.interface, talk.as_mut())?;
+                    Ok(link)
+                });
+                match ready {
+                    Ok(link) => {
+                        if let Some(vrf) = &plan.vrf {
+                            let master = domains.iter().find(|(d, _)| d == vrf).map_or(0, |d| d.1);
+                            let what = format!("belonging to the routing domain `{}`", vrf.name);
+                            work.add(at, what, Message::SetLink(enslaved(link.index, master)));
+                        }
+                        for (flag, id) in link.xdp.iter().filter(|_| plan.without_programs) {
+                            let off = without_xdp(link.index, *flag);
+                            work.add(at, format!("XDP program {id}"), Message::SetLink(off));
+                        }
+                        work.dress(at, link.index, &plan.pod);
+                        for rule in &plan.rules {
+                            let what = format!("the rule for table {}", rule.table);
+                            work.make(at, what, Message::NewRule(rule_message(rule)));
+                        }
+                    }
+                    Err(error) => work.fail(at, error),
+                }
             }
-            Ok(())
+            work.carry_out(&mut socket, plans.len())
         })
     }
 
-    fn look(&self, plan: &AttachPlan, netns: &File) -> io::Result<Option<Interface>> {
-        netns::within(netns, || {
-            let mut socket = Socket::open()?;
-            let found = in_pod(&mut socket, plan)?;
-            found
-                .map(|(index, link)| socket.complete(index, link))
-                .transpose()
-        })
+    fn look(&self, plans: &[&AttachPlan], netns: &File) -> io::Result<Vec<Option<Found>>> {
+        netns::within(netns, || Socket::open()?.look(plans))
     }
 
-    fn move_to_host(&self, plan: &AttachPlan, netns: &File) -> io::Result<()> {
+    fn move_to_host(
+        &self,
+        plans: &[&AttachPlan],
+        netns: &File,
+        step: Step<'_>,
+    ) -> io::Result<Each> {
         let host = self.host.as_raw_fd();
         netns::within(netns, || {
             let mut socket = Socket::open()?;
-            for rule in &plan.rules {
-                // One that did not come to be, or that someone took out already.
-                let _ = socket.change(Message::DelRule(rule_message(rule)), 0);
+            let mut rules = Work::default();
+            for rule in plans.iter().flat_map(|plan| &plan.rules) {
+                rules.add(0, String::new(), Message::DelRule(rule_message(rule)));
             }
-            let (index, now) = in_pod(&mut socket, plan)?.ok_or_else(|| gone(&plan.pod.name))?;
-            let mut link = shaped(index, &plan.host, &now);
-            link.attributes.push(LinkAttribute::NetNsFd(host));
-            socket.change(Message::SetLink(link), 0)
+            // Those that did not come to be, or that someone took out already, are no error.
+            socket.change(&rules.changes)?;
+            let links = socket.in_pod(plans)?;
+            let mut each = Each::new();
+            for (plan, link) in plans.iter().zip(&links) {
+                let done = match link {
+                    Some(link) => {
+                        let message = moved(link.index, &plan.host, &link.interface, host);
+                        socket.set(plan, "its move to the host", Message::SetLink(message))
+                    }
+                    None => Err(gone(plan, &plan.pod.name)),
+                };
+                each.push(done.and_then(|()| step()));
+            }
+            socket.drop_domains(plans)?;
+            Ok(each)
         })
     }
 
-    fn restore(&self, plan: &AttachPlan) -> io::Result<()> {
+    fn restore(&self, plans: &[&AttachPlan]) -> io::Result<Each> {
         netns::within(&self.host, || {
             let mut socket = Socket::open()?;
-            let (index, now) = on_host(&mut socket, plan)?.ok_or_else(|| gone(&plan.host.name))?;
-            if now.name != plan.host.name || now.mac != plan.host.mac {
-                // Names and addresses of many links change only while they are down.
-                socket.change(Message::SetLink(updown(index, false)), 0)?;
+            let mut talk = talk_if(plans.iter().any(|plan| !plan.host.ethtool.is_empty()))?;
+            let links = socket.on_host(plans)?;
+            // First its name and sizes: settings are found by name.
+            let mut work = Work::default();
+            for (at, (plan, link)) in plans.iter().zip(&links).enumerate() {
+                match link {
+                    Some(link) => work.shape(at, link, &plan.host),
+                    None => work.fail(at, gone(plan, &plan.host.name)),
+                }
             }
-            socket.change(Message::SetLink(shaped(index, &plan.host, &now)), 0)?;
-            if plan.host.up {
-                socket.dress(index, &plan.host)
-            } else {
-                socket.change(Message::SetLink(updown(index, false)), 0)?;
-                socket.address(index, &plan.host)
+            let shaped = work.carry_out(&mut socket, plans.len())?;
+            let masters: Vec<_> = plans
+                .iter()
+                .map(|p| p.host.master.clone().unwrap_or_default())
+                .collect();
+            let masters = socket.named(&masters)?;
+            let mut work = Work::default();
+            for (at, ((plan, link), done)) in plans.iter().zip(&links).zip(shaped).enumerate() {
+                let Some(link) = link else {
+                    done.unwrap_or_else(|error| work.fail(at, error));
+                    continue;
+                };
+                let ready = done
+                    .and_then(|()| self.set_by_name(&plan.host, &link.interface, talk.as_mut()));
+                if let Err(error) = ready {
+                    work.fail(at, error);
+                    continue;
+                }
+                if let Some(master) = &masters[at]
+                    && link.master != Some(master.index)
+                {
+                    let what = format!("belonging to `{}`", master.interface.name);
+                    work.add(
+                        at,
+                        what,
+                        Message::SetLink(enslaved(link.index, master.index)),
+                    );
+                }
+                work.dress(at, link.index, &plan.host);
             }
+            work.carry_out(&mut socket, plans.len())
         })
     }
 }
 
-fn gone(name: &str) -> io::Error {
-    io::Error::new(
-        io::ErrorKind::NotFound,
-        format!("there is no link `{name}`"),
-    )
+fn talk_if(needed: bool) -> io::Result<Option<Talk>> {
+    needed.then(Talk::open).transpose()
 }
 
-/// The device in the pod whose namespace `socket` is in.
-fn in_pod(socket: &mut Socket, plan: &AttachPlan) -> io::Result<Option<(u32, Interface)>> {
-    Ok(socket
-        .links()?
-        .into_iter()
-        .find(|(_, l)| l.name == plan.pod.name && is_it(plan, l)))
+fn gone(plan: &AttachPlan, name: &str) -> io::Error {
+    let why = format!("{}: there is no link `{name}`", plan.device);
+    io::Error::new(io::ErrorKind::NotFound, why)
 }
 
-/// The device on the host. When a pod's namespace ends, the kernel gives physical devices back with the
-/// name that they had there, or as `dev` with a number if that is taken.
-fn on_host(socket: &mut Socket, plan: &AttachPlan) -> io::Result<Option<(u32, Interface)>> {
-    let mut links = socket.links()?;
-    links.retain(|(_, link)| is_it(plan, link));
-    let by = |want: &dyn Fn(&str) -> bool| links.iter().position(|(_, l)| want(&l.name));
-    let at = by(&|name| name == plan.host.name)
-        .or_else(|| by(&|name| name == plan.pod.name))
-        .or_else(|| {
-            plan.host
-                .mac
-                .and_then(|_| by(&|name| name.starts_with("dev")))
+/// Changes to several devices, each with its device, for one batch.
+#[derive(Default)]
+struct Work {
+    changes: Vec<Change>,
+    owners: Vec<usize>,
+    failed: Vec<(usize, io::Error)>,
+}
+
+impl Work {
+    fn add(&mut self, device: usize, what: String, message: Message) {
+        self.push(device, what, message, false);
+    }
+
+    /// As `add`, of something that may be there already.
+    fn make(&mut self, device: usize, what: String, message: Message) {
+        self.push(device, what, message, true);
+    }
+
+    fn push(&mut self, device: usize, what: String, message: Message, makes: bool) {
+        self.owners.push(device);
+        self.changes.push(Change {
+            what,
+            message,
+            makes,
         });
-    Ok(at.map(|at| links.swap_remove(at)))
-}
-
-fn is_it(plan: &AttachPlan, link: &Interface) -> bool {
-    plan.host.mac.is_none() || link.mac == plan.host.mac || link.mac == plan.pod.mac
-}
-
-/// A request that gives link `index`, which is as `now`, the name and sizes of `wanted`. Sizes that are
-/// as wanted are left out, as drivers refuse to be told some of them.
-fn shaped(index: u32, wanted: &Interface, now: &Interface) -> LinkMessage {
-    let mut message = LinkMessage::default();
-    message.header.index = index;
-    let attributes = &mut message.attributes;
-    attributes.push(LinkAttribute::IfName(wanted.name.clone()));
-    if wanted.mtu != now.mtu {
-        attributes.push(LinkAttribute::Mtu(wanted.mtu));
     }
-    if let Some(mac) = wanted.mac.filter(|_| wanted.mac != now.mac) {
-        attributes.push(LinkAttribute::Address(mac.0.to_vec()));
+
+    fn fail(&mut self, device: usize, error: io::Error) {
+        self.failed.push((device, error));
     }
-    let sizes: [(Option<u32>, Option<u32>, Size); 4] = [
-        (
-            wanted.gso_max_size,
-            now.gso_max_size,
-            LinkAttribute::GsoMaxSize,
-        ),
-        (
-            wanted.gro_max_size,
-            now.gro_max_size,
-            LinkAttribute::GroMaxSize,
-        ),
-        (
-            wanted.gso_ipv4_max_size,
-            now.gso_ipv4_max_size,
-            LinkAttribute::GsoIpv4MaxSize,
-        ),
-        (
-            wanted.gro_ipv4_max_size,
-            now.gro_ipv4_max_size,
-            LinkAttribute::GroIpv4MaxSize,
-        ),
-    ];
-    for (wanted, now, attribute) in sizes {
-        attributes.extend(wanted.filter(|_| wanted != now).map(attribute));
-    }
-    message
-}
 
-/// An attribute of a size.
-type Size = fn(u32) -> LinkAttribute;
-
-fn updown(index: u32, up: bool) -> LinkMessage {
-    let mut message = LinkMessage::default();
-    message.header.index = index;
-    message.header.change_mask = LinkFlags::Up;
-    message.header.flags = if up {
-        LinkFlags::Up
-    } else {
-        LinkFlags::empty()
-    };
-    message
-}
-
-fn family(ip: IpAddr) -> AddressFamily {
-    if ip.is_ipv4() {
-        AddressFamily::Inet
-    } else {
-        AddressFamily::Inet6
-    }
-}
-
-fn address_message(index: u32, address: Cidr) -> AddressMessage {
-    let mut message = AddressMessage::default();
-    message.header.index = index;
-    message.header.family = family(address.ip);
-    message.header.prefix_len = address.prefix_len;
-    message.header.scope = AddressScope::Universe;
-    if address.ip.is_ipv6() {
-        // Usable at once: whether it is a duplicate cannot be waited for in the time that there is.
-        message.header.flags = AddressHeaderFlags::Nodad;
-    }
-    message.attributes.push(AddressAttribute::Local(address.ip));
-    message
-        .attributes
-        .push(AddressAttribute::Address(address.ip));
-    message
-}
-
-fn route_message(index: u32, route: &Route) -> RouteMessage {
-    let mut message = RouteMessage::default();
-    message.header.address_family = family(route.destination.ip);
-    message.header.destination_prefix_length = route.destination.prefix_len;
-    message.header.protocol = RouteProtocol::Static;
-    message.header.kind = RouteType::Unicast;
-    message.header.scope = if route.on_link {
-        RouteScope::Link
-    } else {
-        RouteScope::Universe
-    };
-    message.header.table = u8::try_from(route.table).unwrap_or(0);
-    let attributes = &mut message.attributes;
-    attributes.push(RouteAttribute::Table(route.table));
-    attributes.push(RouteAttribute::Destination(route.destination.ip.into()));
-    attributes.push(RouteAttribute::Oif(index));
-    attributes.extend(route.gateway.map(|ip| RouteAttribute::Gateway(ip.into())));
-    attributes.extend(route.source.map(|ip| RouteAttribute::PrefSource(ip.into())));
-    attributes.extend(route.metric.map(RouteAttribute::Priority));
-    message
-}
-
-/// A route that goes out through `index` and that someone made, not the kernel.
-fn route_of(message: &RouteMessage, index: u32) -> Option<Route> {
-    let header = &message.header;
-    let mut out = None;
-    let mut table = u32::from(header.table);
-    let unset: IpAddr = match header.address_family {
-        AddressFamily::Inet => [0; 4].into(),
-        _ => [0; 16].into(),
-    };
-    let on_link = header.scope == RouteScope::Link;
-    let destination = Cidr {
-        ip: unset,
-        prefix_len: header.destination_prefix_length,
-    };
-    let mut route = Route {
-        destination,
-        gateway: None,
-        source: None,
-        on_link,
-        table,
-        metric: None,
-    };
-    for attribute in &message.attributes {
-        match attribute {
-            RouteAttribute::Oif(oif) => out = Some(*oif),
-            RouteAttribute::Table(t) => table = *t,
-            RouteAttribute::Priority(metric) => route.metric = Some(*metric),
-            RouteAttribute::Destination(to) => route.destination.ip = ip(to)?,
-            RouteAttribute::Gateway(by) => route.gateway = ip(by),
-            RouteAttribute::PrefSource(from) => route.source = ip(from),
-            _ => {}
+    /// The name and sizes of a link of the host.
+    fn shape(&mut self, device: usize, link: &Link, wanted: &Interface) {
+        let now = &link.interface;
+        if let Some(message) = shaped(link.index, wanted, now) {
+            if now.up && (now.name != wanted.name || now.mac != wanted.mac) {
+                // Names and addresses of many links change only while they are down.
+                self.add(
+                    device,
+                    "being down".to_owned(),
+                    Message::SetLink(updown(link.index, false)),
+                );
+            }
+            let what = "its name, MTU, address or sizes".to_owned();
+            self.add(device, what, Message::SetLink(message));
         }
     }
-    route.table = table;
-    let made = header.protocol != RouteProtocol::Kernel && header.protocol != RouteProtocol::Ra;
-    let ours = made && header.kind == RouteType::Unicast && table != TABLE_LOCAL;
-    (out == Some(index) && ours).then_some(route)
-}
 
-fn ip(address: &RouteAddress) -> Option<IpAddr> {
-    match address {
-        RouteAddress::Inet(ip) => Some((*ip).into()),
-        RouteAddress::Inet6(ip) => Some((*ip).into()),
-        _ => None,
-    }
-}
-
-fn rule_message(rule: &Rule) -> RuleMessage {
-    let mut message = RuleMessage::default();
-    let any = rule.source.or(rule.destination);
-    message.header.family = any.map_or(AddressFamily::Inet, |cidr| family(cidr.ip));
-    message.header.action = RuleAction::ToTable;
-    message.header.table = u8::try_from(rule.table).unwrap_or(0);
-    message.attributes.push(RuleAttribute::Table(rule.table));
-    message
-        .attributes
-        .push(RuleAttribute::Priority(rule.priority));
-    if let Some(from) = rule.source {
-        message.header.src_len = from.prefix_len;
-        message.attributes.push(RuleAttribute::Source(from.ip));
-    }
-    if let Some(to) = rule.destination {
-        message.header.dst_len = to.prefix_len;
-        message.attributes.push(RuleAttribute::Destination(to.ip));
-    }
-    message
-}
-
-fn neighbor_message(index: u32, neighbor: &Neighbor) -> NeighbourMessage {
-    let mut message = NeighbourMessage::default();
-    message.header.family = family(neighbor.destination);
-    message.header.ifindex = index;
-    message.header.state = NeighbourState::Permanent;
-    let to = match neighbor.destination {
-        IpAddr::V4(ip) => NeighbourAddress::Inet(ip),
-        IpAddr::V6(ip) => NeighbourAddress::Inet6(ip),
-    };
-    message.attributes.push(NeighbourAttribute::Destination(to));
-    let mac = neighbor.hardware_addr.0.to_vec();
-    message
-        .attributes
-        .push(NeighbourAttribute::LinkLayerAddress(mac));
-    message
-}
-
-fn neighbor_of(message: &NeighbourMessage, index: u32) -> Option<Neighbor> {
-    if message.header.ifindex != index || message.header.state != NeighbourState::Permanent {
-        return None;
-    }
-    let (mut destination, mut mac) = (None, None);
-    for attribute in &message.attributes {
-        match attribute {
-            NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => {
-                destination = Some(IpAddr::from(*ip));
-            }
-            NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => {
-                destination = Some(IpAddr::from(*ip));
-            }
-            NeighbourAttribute::LinkLayerAddress(bytes) => {
-                mac = <[u8; 6]>::try_from(bytes.as_slice()).ok().map(Mac);
-            }
-            _ => {}
+    /// Addresses, routes and neighbours, and whether it is up.
+    fn dress(&mut self, device: usize, index: u32, wanted: &Interface) {
+        for address in &wanted.addresses {
+            let message = Message::NewAddress(address_message(index, *address));
+            self.make(device, format!("address {address}"), message);
+        }
+        let up = updown(index, wanted.up);
+        let word = if wanted.up { "being up" } else { "being down" };
+        self.add(device, word.to_owned(), Message::SetLink(up));
+        if !wanted.up {
+            return;
+        }
+        for route in &wanted.routes {
+            let message = Message::NewRoute(route_message(index, route));
+            self.make(
+                device,
+                format!("the route to {}", route.destination),
+                message,
+            );
+        }
+        for neighbor in &wanted.neighbors {
+            let message = Message::NewNeighbour(neighbor_message(index, neighbor));
+            self.make(
+                device,
+                format!("neighbour {}", neighbor.destination),
+                message,
+            );
         }
     }
-    Some(Neighbor {
-        destination: destination?,
-        hardware_addr: mac?,
-    })
-}
 
-fn interface_of(message: &LinkMessage) -> Interface {
-    let up = message.header.flags.contains(LinkFlags::Up);
-    let mut link = Interface {
-        up,
-        ..Interface::default()
-    };
-    for attribute in &message.attributes {
-        match attribute {
-            LinkAttribute::IfName(name) => link.name.clone_from(name),
-            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
-            LinkAttribute::Address(bytes) => {
-                link.mac = <[u8; 6]>::try_from(bytes.as_slice()).ok().map(Mac);
+    /// Carries all of it out; what became of each of so many devices.
+    fn carry_out(self, socket: &mut Socket, devices: usize) -> io::Result<Each> {
+        let mut each: Each = (0..devices).map(|_| Ok(())).collect();
+        for (at, error) in self.failed {
+            each[at] = Err(error);
+        }
+        for (at, outcome) in self.owners.iter().zip(socket.change(&self.changes)?) {
+            // The first refusal is told; others mostly follow from it.
+            if each[*at].is_ok() {
+                each[*at] = outcome;
             }
-            LinkAttribute::GsoMaxSize(n) => link.gso_max_size = Some(*n),
-            LinkAttribute::GroMaxSize(n) => link.gro_max_size = Some(*n),
-            LinkAttribute::GsoIpv4MaxSize(n) => link.gso_ipv4_max_size = Some(*n),
-            LinkAttribute::GroIpv4MaxSize(n) => link.gro_ipv4_max_size = Some(*n),
-            _ => {}
         }
+        Ok(each)
     }
-    link
 }
 
-fn address_of(message: &AddressMessage, index: u32) -> Option<Cidr> {
-    if message.header.index != index || message.header.scope != AddressScope::Universe {
-        return None;
-    }
-    let (mut local, mut peer) = (None, None);
-    for attribute in &message.attributes {
-        match attribute {
-            AddressAttribute::Local(ip) => local = Some(*ip),
-            AddressAttribute::Address(ip) => peer = Some(*ip),
-            _ => {}
-        }
-    }
-    Some(Cidr {
-        ip: local.or(peer)?,
-        prefix_len: message.header.prefix_len,
-    })
-}
+/// Routing domains by their links' indexes.
+type Domains = Vec<(Vrf, u32)>;
