@@ -1,4 +1,4 @@
-//! The programs of Kubernetes, of the conformance suites and Helm, built once from the Go modules
+//! The programs of Kubernetes, of the conformance suites, Helm and upstream's dranet, built once from the Go modules
 //! below `tools` and kept in the cache folder under a key made of everything that goes into them.
 //!
 //! The parts are built when first needed: a control plane needs only the first. What Go itself
@@ -54,6 +54,8 @@ pub(super) enum Part {
     InferenceSuite,
     /// What renders and installs the chart.
     Helm,
+    /// Upstream's driver of devices that are NICs, to measure beside ours.
+    Dranet,
 }
 
 /// A Go module that pins versions. Those of the conformance suites are their own.
@@ -62,6 +64,7 @@ pub(super) enum Module {
     Cluster,
     Conformance,
     Deploy,
+    Dranet,
 }
 
 impl Module {
@@ -70,6 +73,7 @@ impl Module {
             Self::Cluster => "tools/cluster",
             Self::Conformance => "tools/conformance",
             Self::Deploy => "tools/deploy",
+            Self::Dranet => "tools/dranet",
         })
     }
 }
@@ -87,6 +91,7 @@ impl Part {
                 Module::Conformance
             }
             Self::Helm => Module::Deploy,
+            Self::Dranet => Module::Dranet,
         }
     }
 
@@ -102,6 +107,7 @@ impl Part {
             Self::InferenceBackends => "picker",
             Self::InferenceSuite => "inference.test",
             Self::Helm => "helm",
+            Self::Dranet => "dranet",
         }
     }
 
@@ -117,6 +123,7 @@ impl Part {
             Self::InferenceBackends => "the picker and the model servers of the inference suite",
             Self::InferenceSuite => "our inference suite",
             Self::Helm => "Helm (about 3 CPU minutes from nothing)",
+            Self::Dranet => "upstream's dranet (about 5 CPU minutes from nothing)",
         }
     }
 
@@ -143,6 +150,7 @@ impl Part {
             Self::InferenceBackends => &["./picker", "./model"],
             Self::InferenceSuite => &["./inference"],
             Self::Helm => &["helm.sh/helm/v4/cmd/helm"],
+            Self::Dranet => &["sigs.k8s.io/dranet/cmd/dranet"],
         }
     }
 
@@ -156,7 +164,8 @@ impl Part {
             | Self::Suite
             | Self::InferenceBackends
             | Self::InferenceSuite
-            | Self::Helm => "",
+            | Self::Helm
+            | Self::Dranet => "",
         }
     }
 
@@ -442,6 +451,7 @@ mod tests {
             Part::InferenceBackends,
             Part::InferenceSuite,
             Part::Helm,
+            Part::Dranet,
         ];
         for part in NODES.into_iter().chain(others) {
             let program = part.proof().trim_end_matches(".test");
