@@ -24,8 +24,10 @@ use std::time::{Duration, Instant};
 pub(super) const VAR_LIB: &str = "var-lib";
 pub(super) const VAR_LOG: &str = "var-log";
 
-/// A program that ends sooner than this after its start does not work; it is not started again.
+/// A program that ends sooner than this after its start, so many times in a row, does not work and is not
+/// started again.
 const LIFE_MIN: Duration = Duration::from_secs(2);
+const SHORT_LIVES_MAX: u32 = 4;
 
 /// Until containerd answers: 1 s on an idle machine.
 const RUNTIME_LIMIT: Duration = Duration::from_secs(60);
@@ -137,7 +139,12 @@ fn keep(children: &mut [Running<'_>]) -> Result<()> {
             .context("lost sight of a program")?;
         let Some(status) = ended else { continue };
         let Running { command, since, .. } = running;
-        if since.elapsed() < LIFE_MIN {
+        let short_lives = if since.elapsed() < LIFE_MIN {
+            running.short_lives + 1
+        } else {
+            0
+        };
+        if short_lives >= SHORT_LIVES_MAX {
             bail!(
                 "{} ended with {status}: {}",
                 command.name,
@@ -145,7 +152,10 @@ fn keep(children: &mut [Running<'_>]) -> Result<()> {
             );
         }
         println!("{} ended with {status} and is started again", command.name);
-        *running = start(command)?;
+        *running = Running {
+            short_lives,
+            ..start(command)?
+        };
     }
     Ok(())
 }
@@ -242,6 +252,8 @@ struct Running<'a> {
     command: &'a Command,
     child: Child,
     since: Instant,
+    /// Times in a row that it ended soon after its start.
+    short_lives: u32,
 }
 
 fn start(command: &Command) -> Result<Running<'_>> {
@@ -261,6 +273,7 @@ fn start(command: &Command) -> Result<Running<'_>> {
         command,
         child,
         since: Instant::now(),
+        short_lives: 0,
     })
 }
 

@@ -315,7 +315,9 @@ impl Spot {
 
     /// Strikes if the moment is counted from here rather than from an event.
     fn strike_after(&self, from: From) {
-        if let Some(armed) = lock(&self.armed).take_if(|armed| armed.from == from) {
+        // Not held meanwhile: the runtime waits for who asks for it.
+        let armed = lock(&self.armed).take_if(|armed| armed.from == from);
+        if let Some(armed) = armed {
             strike(&armed, &self.node, &self.driver, &self.wrong);
         }
     }
