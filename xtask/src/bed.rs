@@ -42,6 +42,8 @@ pub(crate) struct BedNode {
     /// Name of its network namespace.
     pub(crate) netns: String,
     pub(crate) address: String,
+    /// Folder of the logs of its programs.
+    pub(crate) logs: PathBuf,
 }
 
 impl Bed {
@@ -105,6 +107,7 @@ impl Bed {
                 name: part("name")?,
                 netns: part("networkNamespace")?,
                 address: part("address")?,
+                logs: part("logs")?.into(),
             })
         };
         let nodes = nodes.iter().map(node).collect::<Result<_>>()?;
@@ -124,6 +127,14 @@ impl Bed {
         let mut arguments = vec!["load", "--bed", &self.name, "--forebay", forebay];
         arguments.extend(images);
         own(&arguments)
+    }
+
+    /// Imports archives of images into every node.
+    pub(crate) fn import(&self, archives: &[PathBuf]) -> Result<()> {
+        let paths = archives.iter().map(|archive| archive.to_str());
+        let paths: Option<Vec<&str>> = paths.collect();
+        let paths = paths.context("an archive whose path is not UTF-8")?;
+        own(&[&["load", "--bed", &self.name], &paths[..]].concat())
     }
 
     /// The Gateway API's definitions from a folder of its module, and ours.

@@ -14,13 +14,13 @@ mod http1;
 pub(crate) mod load;
 pub(crate) mod mock;
 mod peers;
-mod procfs;
+pub(crate) mod procfs;
 mod promise;
-mod report;
+pub(crate) mod report;
 pub(crate) mod rollout;
 pub(crate) mod scale;
 mod scenario;
-mod stats;
+pub(crate) mod stats;
 
 use crate::shell;
 use anyhow::{Context, Result, bail};

@@ -13,9 +13,9 @@ const TICK_NS: u64 = 10_000_000;
 
 /// Totals of a set of processes at one moment.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Usage {
+pub(crate) struct Usage {
     /// CPU time of all threads, user and system.
-    pub(super) cpu_ns: u64,
+    pub(crate) cpu_ns: u64,
     /// Of it in user mode and in the kernel, in ticks: for shares, not for sums.
     pub(super) user_ticks: u64,
     pub(super) kernel_ticks: u64,
@@ -24,7 +24,7 @@ pub(super) struct Usage {
     /// Resident memory now.
     pub(super) rss_kib: u64,
     /// Largest resident memory so far.
-    pub(super) rss_peak_kib: u64,
+    pub(crate) rss_peak_kib: u64,
 }
 
 /// The process and all its descendants. A process that has ended is simply not there.
@@ -46,7 +46,7 @@ pub(super) fn tree(root: u32) -> Vec<u32> {
 }
 
 /// What these processes have used.
-pub(super) fn usage(pids: &[u32]) -> Usage {
+pub(crate) fn usage(pids: &[u32]) -> Usage {
     let mut total = Usage::default();
     for pid in pids {
         let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else {
@@ -72,14 +72,14 @@ pub(super) fn usage(pids: &[u32]) -> Usage {
 
 /// Resident memory of one process in bytes, page by page as the kernel finds it: its usual count
 /// is off by some hundred kilobytes.
-pub(super) fn resident_bytes(pid: u32) -> Result<u64> {
+pub(crate) fn resident_bytes(pid: u32) -> Result<u64> {
     let path = format!("/proc/{pid}/smaps_rollup");
     let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
     Ok(field(&text, "Rss:") * 1_024)
 }
 
 /// Makes the largest resident memory of a process so far what it is now.
-pub(super) fn reset_peak(pid: u32) -> Result<()> {
+pub(crate) fn reset_peak(pid: u32) -> Result<()> {
     let path = format!("/proc/{pid}/clear_refs");
     fs::write(&path, "5").with_context(|| format!("cannot write {path}"))
 }

@@ -19,7 +19,7 @@ use std::process::Command;
 pub(super) const QUIET_FOREIGN_CORES: f64 = 0.1;
 
 /// Writes the part of this benchmark into the page, making the page if it is not there.
-pub(super) fn write(out: &Path, bench: &str, part: &str) -> Result<()> {
+pub(crate) fn write(out: &Path, bench: &str, part: &str) -> Result<()> {
     let old = fs::read_to_string(out).unwrap_or_default();
     fs::write(out, replace(&old, bench, part))
         .with_context(|| format!("cannot write {}", out.display()))
@@ -51,7 +51,7 @@ pub(super) fn render(findings: &Findings, verdicts: &[Verdict], load_at_start: &
 }
 
 /// The load averages of the last 1, 5 and 15 minutes.
-pub(super) fn load_average() -> String {
+pub(crate) fn load_average() -> String {
     let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     text.split_whitespace()
         .take(3)
@@ -60,7 +60,7 @@ pub(super) fn load_average() -> String {
 }
 
 /// A table of names and what they stand for.
-pub(super) fn rows(page: &mut String, rows: &[(&str, String)]) {
+pub(crate) fn rows(page: &mut String, rows: &[(&str, String)]) {
     page.push_str("| | |\n|---|---|\n");
     for (name, value) in rows {
         let _ = writeln!(page, "| {name} | {value} |");
@@ -69,7 +69,7 @@ pub(super) fn rows(page: &mut String, rows: &[(&str, String)]) {
 }
 
 /// When and on what is measured.
-pub(super) fn surroundings() -> Vec<(&'static str, String)> {
+pub(crate) fn surroundings() -> Vec<(&'static str, String)> {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let line = |text: &str, name: &str| {
         let found = text

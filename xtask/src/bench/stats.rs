@@ -35,7 +35,7 @@ impl Spread {
 }
 
 /// About three significant digits, thousands grouped.
-pub(super) fn short(value: f64) -> String {
+pub(crate) fn short(value: f64) -> String {
     let decimals = match value.abs() {
         v if v >= 99.95 => 0,
         v if v >= 9.995 => 1,

@@ -1,4 +1,4 @@
-//! The programs of Kubernetes, of the conformance suites and Helm, built once from the Go modules
+//! The programs of Kubernetes, of the conformance suites, Helm and upstream's dranet, built once from the Go modules
 //! below `tools` and kept in the cache folder under a key made of everything that goes into them.
 //!
 //! The parts are built when first needed: a control plane needs only the first. What Go itself
@@ -58,6 +58,8 @@ pub(super) enum Part {
     ExtensionSuite,
     /// What renders and installs the chart.
     Helm,
+    /// Upstream's driver of devices that are NICs, to measure beside ours.
+    Dranet,
 }
 
 /// A Go module that pins versions. Those of the conformance suites are their own.
@@ -66,6 +68,7 @@ pub(super) enum Module {
     Cluster,
     Conformance,
     Deploy,
+    Dranet,
 }
 
 impl Module {
@@ -74,6 +77,7 @@ impl Module {
             Self::Cluster => "tools/cluster",
             Self::Conformance => "tools/conformance",
             Self::Deploy => "tools/deploy",
+            Self::Dranet => "tools/dranet",
         })
     }
 }
@@ -94,6 +98,7 @@ impl Part {
             | Self::ReferencePicker
             | Self::ExtensionSuite => Module::Conformance,
             Self::Helm => Module::Deploy,
+            Self::Dranet => Module::Dranet,
         }
     }
 
@@ -111,6 +116,7 @@ impl Part {
             Self::ReferencePicker => "lwepp",
             Self::ExtensionSuite => "extension.test",
             Self::Helm => "helm",
+            Self::Dranet => "dranet",
         }
     }
 
@@ -128,6 +134,7 @@ impl Part {
             Self::ReferencePicker => "the reference picker of the Inference Extension",
             Self::ExtensionSuite => "the conformance suite of the Inference Extension",
             Self::Helm => "Helm (about 3 CPU minutes from nothing)",
+            Self::Dranet => "upstream's dranet (about 5 CPU minutes from nothing)",
         }
     }
 
@@ -156,6 +163,7 @@ impl Part {
             Self::ReferencePicker => &["sigs.k8s.io/gateway-api-inference-extension/cmd/lwepp"],
             Self::ExtensionSuite => &["sigs.k8s.io/gateway-api-inference-extension/conformance"],
             Self::Helm => &["helm.sh/helm/v4/cmd/helm"],
+            Self::Dranet => &["sigs.k8s.io/dranet/cmd/dranet"],
         }
     }
 
@@ -171,7 +179,8 @@ impl Part {
             | Self::InferenceSuite
             | Self::ReferencePicker
             | Self::ExtensionSuite
-            | Self::Helm => "",
+            | Self::Helm
+            | Self::Dranet => "",
         }
     }
 
@@ -457,6 +466,7 @@ mod tests {
             Part::InferenceBackends,
             Part::InferenceSuite,
             Part::Helm,
+            Part::Dranet,
         ];
         for part in NODES.into_iter().chain(others) {
             let program = part.proof().trim_end_matches(".test");

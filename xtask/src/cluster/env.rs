@@ -86,6 +86,7 @@ fn describe_cluster(cluster: &Cluster) -> Value {
             "address": node.address,
             "pods": node.pod_net.to_string(),
             "networkNamespace": node.netns,
+            "logs": node.log_dir(),
         })
     });
     json!({

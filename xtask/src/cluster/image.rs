@@ -28,6 +28,8 @@ pub(super) enum Content {
     /// A copy of a file of this machine that everybody may read.
     File(PathBuf),
     Text(&'static str),
+    /// A text that can be run.
+    Script(&'static str),
     Link(String),
     /// A folder that everybody may write to.
     Folder,
@@ -77,6 +79,9 @@ fn layer(image: &Image) -> Result<Vec<u8>> {
             Content::File(file) => add(&mut tar, place, EntryType::Regular, 0o644, &read(file)?)?,
             Content::Text(text) => {
                 add(&mut tar, place, EntryType::Regular, 0o644, text.as_bytes())?
+            }
+            Content::Script(text) => {
+                add(&mut tar, place, EntryType::Regular, 0o755, text.as_bytes())?
             }
             Content::Folder => add(
                 &mut tar,

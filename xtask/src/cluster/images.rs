@@ -43,6 +43,15 @@ fn pause(binaries: &Binaries) -> Result<Image> {
 }
 
 fn busybox(_binaries: &Binaries) -> Result<Image> {
+    Ok(Image {
+        tags: vec![BUSYBOX.to_owned()],
+        entrypoint: Vec::new(),
+        files: shell_and_tools()?,
+    })
+}
+
+/// The machine's busybox under all its names.
+fn shell_and_tools() -> Result<BTreeMap<String, Content>> {
     let program = shell::which("busybox").context("busybox is not installed")?;
     let mut files = program_with_libraries(&program, "bin/busybox")?;
     for applet in shell::capture(Command::new(&program).arg("--list"))?.lines() {
@@ -50,11 +59,7 @@ fn busybox(_binaries: &Binaries) -> Result<Image> {
         files.entry(format!("bin/{applet}")).or_insert(link);
     }
     files.extend(surroundings());
-    Ok(Image {
-        tags: vec![BUSYBOX.to_owned()],
-        entrypoint: Vec::new(),
-        files,
-    })
+    Ok(files)
 }
 
 /// What programs expect around them.
@@ -171,6 +176,45 @@ pub(super) fn inference_backends() -> Result<Vec<PathBuf>> {
         archives.push(archive);
     }
     Ok(archives)
+}
+
+/// What the manifests of upstream's dranet run: the driver, and a program that test pods wait in.
+const DRANET: &str = "registry.k8s.io/networking/dranet:stable";
+const AGNHOST: &str = "registry.k8s.io/e2e-test-images/agnhost:2.54";
+
+/// An archive of upstream's dranet under the name in its `install.yaml`, built if need be.
+pub(super) fn dranet() -> Result<PathBuf> {
+    let built = binaries::ensure(Module::Dranet, &[Part::Dranet])?;
+    let archive = built.program("dranet.tar");
+    if !archive.is_file() {
+        let mut files = surroundings();
+        files.insert(
+            "dranet".to_owned(),
+            Content::Program(built.program("dranet")),
+        );
+        let image = Image {
+            tags: vec![DRANET.to_owned()],
+            // As upstream's: the manifest names the program among its arguments.
+            entrypoint: Vec::new(),
+            files,
+        };
+        write(&image, &archive)?;
+    }
+    Ok(archive)
+}
+
+/// A stand-in for the image of the pods in upstream's tests: it has a shell and `ip`, and its program waits
+/// whatever it is told to do.
+pub(super) fn agnhost(archive: &Path) -> Result<()> {
+    let mut files = shell_and_tools()?;
+    let waits = "#!/bin/sh\ntrap 'exit 0' TERM\nsleep 36000 &\nwait\n";
+    files.insert("agnhost".to_owned(), Content::Script(waits));
+    let image = Image {
+        tags: vec![AGNHOST.to_owned()],
+        entrypoint: vec!["/agnhost".to_owned()],
+        files,
+    };
+    write(&image, archive)
 }
 
 /// Every tag of one image in the suites' manifests.

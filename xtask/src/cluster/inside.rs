@@ -2,8 +2,9 @@
 //! namespaces.
 //!
 //! It gives the node a `/run`, `/var/lib`, `/var/log` and `/sys` of its own, starts containerd,
-//! imports the images, starts kube-proxy and the kubelet, and stays to notice when one ends. The
-//! rest of the file system is the machine's. Nothing here outlives the mount namespace.
+//! imports the images, starts kube-proxy and the kubelet, and stays to start one again that ends, as the
+//! init of a real node does. The rest of the file system is the machine's. Nothing here outlives the mount
+//! namespace.
 
 use super::cgroup::{self, Hierarchy};
 use super::config::CONTAINERD_SOCKET;
@@ -22,6 +23,11 @@ use std::time::{Duration, Instant};
 /// The folders of a node that become its `/var/lib` and `/var/log`.
 pub(super) const VAR_LIB: &str = "var-lib";
 pub(super) const VAR_LOG: &str = "var-log";
+
+/// A program that ends sooner than this after its start, so many times in a row, does not work and is not
+/// started again.
+const LIFE_MIN: Duration = Duration::from_secs(2);
+const SHORT_LIVES_MAX: u32 = 4;
 
 /// Until containerd answers: 1 s on an idle machine.
 const RUNTIME_LIMIT: Duration = Duration::from_secs(60);
@@ -79,7 +85,7 @@ enum Step {
     Bind { from: PathBuf, over: PathBuf },
 }
 
-/// Sets the node up and stays until one of its programs ends.
+/// Sets the node up and stays until one of its programs cannot be kept running.
 pub(super) fn run(args: &Args) -> Result<()> {
     let bytes =
         fs::read(&args.spec).with_context(|| format!("cannot read {}", args.spec.display()))?;
@@ -119,9 +125,39 @@ pub(super) fn run(args: &Args) -> Result<()> {
     }
     println!("node started");
     loop {
-        check(&mut children)?;
-        std::thread::sleep(Duration::from_millis(500));
+        keep(&mut children)?;
+        std::thread::sleep(Duration::from_millis(200));
     }
+}
+
+/// Starts programs again that have ended.
+fn keep(children: &mut [Running<'_>]) -> Result<()> {
+    for running in children {
+        let ended = running
+            .child
+            .try_wait()
+            .context("lost sight of a program")?;
+        let Some(status) = ended else { continue };
+        let Running { command, since, .. } = running;
+        let short_lives = if since.elapsed() < LIFE_MIN {
+            running.short_lives + 1
+        } else {
+            0
+        };
+        if short_lives >= SHORT_LIVES_MAX {
+            bail!(
+                "{} ended with {status}: {}",
+                command.name,
+                tail(&command.log)
+            );
+        }
+        println!("{} ended with {status} and is started again", command.name);
+        *running = Running {
+            short_lives,
+            ..start(command)?
+        };
+    }
+    Ok(())
 }
 
 /// What the node sees that differs from the machine, in order.
@@ -215,6 +251,9 @@ fn leave_root_group(hierarchies: &[Hierarchy]) -> Result<()> {
 struct Running<'a> {
     command: &'a Command,
     child: Child,
+    since: Instant,
+    /// Times in a row that it ended soon after its start.
+    short_lives: u32,
 }
 
 fn start(command: &Command) -> Result<Running<'_>> {
@@ -230,7 +269,12 @@ fn start(command: &Command) -> Result<Running<'_>> {
         .stderr(log)
         .spawn()
         .with_context(|| format!("cannot start {}", command.executable.display()))?;
-    Ok(Running { command, child })
+    Ok(Running {
+        command,
+        child,
+        since: Instant::now(),
+        short_lives: 0,
+    })
 }
 
 fn wait_for_runtime(children: &mut [Running<'_>]) -> Result<()> {
@@ -249,7 +293,7 @@ fn wait_for_runtime(children: &mut [Running<'_>]) -> Result<()> {
 }
 
 fn check(children: &mut [Running<'_>]) -> Result<()> {
-    for Running { command, child } in children {
+    for Running { command, child, .. } in children {
         if let Some(status) = child.try_wait().context("lost sight of a program")? {
             bail!(
                 "{} ended with {status}: {}",

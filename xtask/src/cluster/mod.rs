@@ -27,7 +27,8 @@ mod state;
 mod status;
 mod up;
 
-use anyhow::Result;
+use crate::shell;
+use anyhow::{Context, Result};
 use binaries::Module;
 use clap::Subcommand;
 pub(crate) use for_tests::TestBed;
@@ -117,6 +118,31 @@ pub(crate) fn built_helm() -> Result<Option<PathBuf>> {
 pub(crate) fn build_helm() -> Result<PathBuf> {
     let built = binaries::ensure(Module::Deploy, &[binaries::Part::Helm])?;
     Ok(built.program("helm"))
+}
+
+/// Upstream's dranet as an archive of its image, built if need be.
+pub(crate) fn dranet_image() -> Result<PathBuf> {
+    images::dranet()
+}
+
+/// The folder of upstream's dranet module, fetched if need be: its manifests are in it.
+pub(crate) fn dranet_folder() -> Result<PathBuf> {
+    let module = "sigs.k8s.io/dranet";
+    let text = shell::capture(
+        std::process::Command::new("go")
+            .args(["mod", "download", "-json", module])
+            .current_dir(Module::Dranet.dir()),
+    )?;
+    let described: serde_json::Value = serde_json::from_str(&text).context("go mod download")?;
+    let folder = described["Dir"].as_str();
+    folder
+        .map(PathBuf::from)
+        .with_context(|| format!("{module} has no folder: {text}"))
+}
+
+/// Packs what stands in for the image of the pods in upstream dranet's tests.
+pub(crate) fn pack_agnhost(archive: &Path) -> Result<()> {
+    images::agnhost(archive)
 }
 
 /// A suite of tests that runs against a bed.

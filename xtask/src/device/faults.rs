@@ -260,7 +260,7 @@ fn rebooted(world: &World<'_>, node: &Node) -> Result<String> {
     )?;
     ready(bed, "rebooted")?;
     bed.cluster(&["stop-node", &node.name])?;
-    World::make(bed)?;
+    World::make(bed, &world.program)?;
     let before = node.link("rail7").context("no rail7")?;
     bed.cluster(&["start-node", &node.name])?;
     wait("the pod to run again", || {

@@ -101,7 +101,7 @@ fn value(page: &str, series: &str) -> Option<f64> {
 }
 
 /// The driver's page of metrics.
-fn page(node: &Node) -> Result<String> {
+pub(super) fn page(node: &Node) -> Result<String> {
     let mut stream = TcpStream::connect((node.address.as_str(), 9177))
         .with_context(|| format!("no metrics at {}", node.address))?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;

@@ -3,12 +3,20 @@
 //! fails when something did not hold.
 //!
 //! `world` makes NICs and knows what the kernel lacks, `objects` writes manifests, `checks` holds what is
-//! promised against what is seen, `faults` does so while parts die, `measure` reads what was measured.
+//! promised against what is seen, `cases` does so with upstream's own manifests, `faults` and `storms` do so while parts die, `measure` reads what was measured.
+//! `compare` measures ours and upstream's (`upstream`) by what `witness` sees of the container runtime.
 
+mod cases;
 mod checks;
+mod compare;
 mod faults;
 mod measure;
 mod objects;
+mod process;
+mod stage;
+mod storms;
+mod upstream;
+mod witness;
 mod world;
 
 use crate::bed::Bed;
@@ -24,7 +32,8 @@ use world::World;
 #[command(after_help = "Examples:\n  \
     cargo build && cargo xtask device-network\n  \
     cargo xtask device-network --forebay target/release/forebay --keep\n  \
-    cargo xtask device-network --only roll             checks whose name has this in it\n\n\
+    cargo xtask device-network --only roll             checks whose name has this in it\n  \
+    cargo xtask device-network --compare --starts 20   beside upstream's dranet, into docs/benchmarks.md\n\n\
     A bed that is up under the name is used and left up. Exit status: 0 if all that was checked holds.")]
 pub(crate) struct Args {
     /// The built Forebay that is tested
@@ -39,6 +48,28 @@ pub(crate) struct Args {
     /// Only checks with this in their names
     #[arg(long, value_name = "WORD")]
     only: Option<String>,
+    /// What random moments are drawn from
+    #[arg(long, value_name = "NUMBER", default_value_t = 1)]
+    seed: u64,
+    /// In place of checks, measure this driver and upstream's dranet one after the other
+    #[arg(long)]
+    compare: bool,
+    /// Pods of each kind that are measured
+    #[arg(
+        long,
+        value_name = "NUMBER",
+        default_value_t = 40,
+        requires = "compare"
+    )]
+    starts: usize,
+    /// Page that has the comparison between its marks
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "docs/benchmarks.md",
+        requires = "compare"
+    )]
+    out: PathBuf,
 }
 
 /// The namespace and the name of the DaemonSet.
@@ -57,7 +88,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         .with_context(|| format!("{} is not there: cargo build", args.forebay.display()))?;
     let bed = Bed::ensure(&args.bed, &["--nodes", "2"], args.keep)?;
     bed.load(&[], &program)?;
-    let world = World::make(&bed)?;
+    let world = World::make(&bed, &program)?;
+    if args.compare {
+        namespace(&bed)?;
+        return compare::run(&world, args.starts, &args.out);
+    }
     install(&bed, &[])?;
     // What a run before this one left.
     bed.kubectl(&[
@@ -76,18 +111,20 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     checks::run(&world, &mut table);
     faults::run(&world, &mut table);
+    cases::run(&world, &mut table);
+    storms::run(&world, &mut table, args.seed);
     measure::run(&world, &mut table);
     for feature in world.missing() {
-        let detail = "this kernel has no such link".to_owned();
-        table
-            .rows
-            .push((format!("links of type {feature}"), Outcome::Skipped, detail));
+        table.skip(
+            &format!("links of type {feature}"),
+            "this kernel has no such link",
+        );
     }
     table.end()
 }
 
-/// The driver from its chart with these further values, on nodes that have its label.
-fn install(bed: &Bed, values: &[&str]) -> Result<()> {
+/// The namespace of the driver.
+fn namespace(bed: &Bed) -> Result<()> {
     let namespace = json!({
         "apiVersion": "v1", "kind": "Namespace",
         "metadata": {
@@ -95,7 +132,12 @@ fn install(bed: &Bed, values: &[&str]) -> Result<()> {
             "labels": { "pod-security.kubernetes.io/enforce": "privileged" },
         },
     });
-    bed.apply(&namespace.to_string())?;
+    bed.apply(&namespace.to_string())
+}
+
+/// The driver from its chart with these further values, on nodes that have its label.
+fn install(bed: &Bed, values: &[&str]) -> Result<()> {
+    namespace(bed)?;
     let (repository, tag) = crate::bed::BED_IMAGE
         .rsplit_once(':')
         .context("the image of the bed has no tag")?;
@@ -173,6 +215,8 @@ fn get(bed: &Bed, arguments: &[&str]) -> Result<Value> {
 enum Outcome {
     Holds,
     Failed,
+    /// The driver says that it cannot do this, before any node is touched.
+    Refused,
     Skipped,
 }
 
@@ -183,13 +227,32 @@ struct Table {
 }
 
 impl Table {
+    /// Whether a check of this name is to be done.
+    fn wants(&self, name: &str) -> bool {
+        self.only
+            .as_ref()
+            .is_none_or(|word| name.contains(word.as_str()))
+    }
+
+    /// Something that is not checked here, and why.
+    fn skip(&mut self, name: &str, why: &str) {
+        self.put(name, Outcome::Skipped, why);
+    }
+
+    /// Something that the driver refuses to do, and in which words.
+    fn refuse(&mut self, name: &str, why: &str) {
+        self.put(name, Outcome::Refused, why);
+    }
+
+    fn put(&mut self, name: &str, outcome: Outcome, why: &str) {
+        if self.wants(name) {
+            self.rows.push((name.to_owned(), outcome, why.to_owned()));
+        }
+    }
+
     /// Does a check; what it answers is shown beside its name.
     fn check(&mut self, name: &str, check: impl FnOnce() -> Result<String>) {
-        if self
-            .only
-            .as_ref()
-            .is_some_and(|word| !name.contains(word.as_str()))
-        {
+        if !self.wants(name) {
             return;
         }
         let began = Instant::now();
@@ -213,6 +276,7 @@ impl Table {
             let word = match outcome {
                 Outcome::Holds => "holds",
                 Outcome::Failed => "**failed**",
+                Outcome::Refused => "refused",
                 Outcome::Skipped => "skipped",
             };
             let detail = detail.replace('\n', " ").replace('|', "/");
@@ -220,8 +284,9 @@ impl Table {
         }
         let failed = count(|outcome| matches!(outcome, Outcome::Failed));
         println!(
-            "\n{} hold, {failed} failed, {} skipped",
+            "\n{} hold, {failed} failed, {} refused, {} skipped",
             count(|outcome| matches!(outcome, Outcome::Holds)),
+            count(|outcome| matches!(outcome, Outcome::Refused)),
             count(|outcome| matches!(outcome, Outcome::Skipped)),
         );
         if failed > 0 {

@@ -5,9 +5,10 @@ use super::{Bed, get, wait};
 use crate::bed::BedNode;
 use crate::shell;
 use anyhow::{Context, Result, bail};
+use rustix::process::Signal;
 use serde_json::Value;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Rails of a node.
@@ -25,6 +26,8 @@ pub(super) struct Node {
     pub(super) name: String,
     pub(super) netns: String,
     pub(super) address: String,
+    /// Folder of the logs of its programs.
+    pub(super) logs: PathBuf,
     number: usize,
 }
 
@@ -32,17 +35,20 @@ pub(super) struct Node {
 pub(super) struct World<'a> {
     pub(super) bed: &'a Bed,
     pub(super) nodes: Vec<Node>,
+    /// The Forebay that is tested.
+    pub(super) program: PathBuf,
     missing: Vec<&'static str>,
 }
 
 impl<'a> World<'a> {
     /// Makes the NICs, anew where they are there.
-    pub(super) fn make(bed: &'a Bed) -> Result<World<'a>> {
+    pub(super) fn make(bed: &'a Bed, program: &Path) -> Result<World<'a>> {
         let (cluster, nodes) = bed.namespaces()?;
         let node = |(number, node): (usize, BedNode)| Node {
             name: node.name,
             netns: node.netns,
             address: node.address,
+            logs: node.logs,
             number: number + 1,
         };
         let nodes: Vec<Node> = nodes.into_iter().enumerate().map(node).collect();
@@ -65,9 +71,24 @@ impl<'a> World<'a> {
         }
         Ok(World {
             bed,
+            program: program.to_owned(),
             missing: missing(&cluster)?,
             nodes,
         })
+    }
+
+    /// Makes the NICs anew, as they were at first. No pod may have one.
+    pub(super) fn renew(&self) -> Result<()> {
+        let (cluster, _) = self.bed.namespaces()?;
+        for node in &self.nodes {
+            let rails = (0..RAILS).map(|rail| format!("rail{rail}"));
+            for name in rails.chain(["mv0", "mvp", "fb7"].map(str::to_owned)) {
+                // What is not there need not go.
+                let _ = ip(&node.netns, &["link", "del", &name]);
+            }
+            node.make(&cluster)?;
+        }
+        Ok(())
     }
 
     /// Kinds of links that the kernel lacks.
@@ -213,14 +234,42 @@ impl Node {
 
     /// The driver's process on this node, once there is exactly one.
     pub(super) fn driver(&self) -> Result<u32> {
-        wait(&format!("one driver on {}", self.name), || {
+        self.process("driver", |words| {
+            words.len() > 3
+                && words[0].ends_with(b"forebay")
+                && words[1..3] == [&b"node"[..], b"run"]
+        })
+    }
+
+    /// A process on this node that has these words, once there is exactly one.
+    pub(super) fn process(&self, what: &str, is: impl Fn(&[&[u8]]) -> bool) -> Result<u32> {
+        wait(&format!("one {what} on {}", self.name), || {
             let pids = ip_pids(&self.netns)?;
-            let drivers = pids.into_iter().filter(|pid| is_driver(*pid));
-            match drivers.collect::<Vec<_>>()[..] {
+            let found = pids.into_iter().filter(|pid| {
+                let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+                is(&line.split(|byte| *byte == 0).collect::<Vec<_>>())
+            });
+            match found.collect::<Vec<_>>()[..] {
                 [pid] => Ok(Some(pid)),
                 _ => Ok(None),
             }
         })
+    }
+
+    /// One of the node's own programs.
+    pub(super) fn program(&self, name: &str) -> Result<u32> {
+        let ending = format!("/{name}");
+        self.process(name, |words| words[0].ends_with(ending.as_bytes()))
+    }
+
+    /// The process that the node's namespaces belong to.
+    pub(super) fn init(&self) -> Result<u32> {
+        self.process("init", |words| words.contains(&&b"inside-node"[..]))
+    }
+
+    /// A path of the node, seen from the machine.
+    pub(super) fn inside(&self, path: &str) -> Result<PathBuf> {
+        Ok(PathBuf::from(format!("/proc/{}/root{path}", self.init()?)))
     }
 }
 
@@ -230,12 +279,6 @@ fn ip_pids(netns: &str) -> Result<Vec<u32>> {
         .split_ascii_whitespace()
         .filter_map(|pid| pid.parse().ok())
         .collect())
-}
-
-fn is_driver(pid: u32) -> bool {
-    let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
-    words.len() > 3 && words[0].ends_with(b"forebay") && words[1..3] == [&b"node"[..], b"run"]
 }
 
 /// The process that holds the sandbox of a pod.
@@ -257,9 +300,14 @@ pub(super) fn sandbox_of(uid: &str) -> Result<u32> {
 
 /// Ends a process without warning.
 pub(super) fn kill(pid: u32) -> Result<()> {
+    signal(pid, Signal::KILL)
+}
+
+/// Sends a signal to a process.
+pub(super) fn signal(pid: u32, signal: Signal) -> Result<()> {
     let pid = i32::try_from(pid)
         .ok()
         .and_then(rustix::process::Pid::from_raw);
     let pid = pid.context("no process id")?;
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).context("it is not there")
+    rustix::process::kill_process(pid, signal).context("it is not there")
 }
