@@ -9,6 +9,7 @@ pub mod config;
 pub mod health;
 pub mod machine;
 pub mod plan;
+pub mod profile;
 pub mod publish;
 pub mod synth;
 pub mod topology;

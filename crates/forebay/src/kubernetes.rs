@@ -159,7 +159,7 @@ fn site(args: &KubernetesArgs, own: &str) -> Site {
 }
 
 /// The pod's name, or the machine's, and something that no other process has.
-fn identity() -> String {
+pub(crate) fn identity() -> String {
     let host = rustix::system::uname();
     let host = host.nodename().to_string_lossy().into_owned();
     format!("{host}_{:08x}", random_seed() & 0xffff_ffff)

@@ -1,6 +1,7 @@
-//! `forebay node`: the driver of a node ([`run`](mod@run)), what a host has ([`inventory`]), whether manifests ask
-//! for what can be ([`lint`]), and the guard that runtimes call.
+//! `forebay node`: the driver of a node ([`run`](mod@run)), what is done for all nodes ([`controller`]), what a
+//! host has ([`inventory`]), whether manifests ask for what can be ([`lint`]), and the guard that runtimes call.
 
+mod controller;
 mod inventory;
 mod lint;
 mod run;
@@ -16,6 +17,7 @@ use crate::cli::node::{GuardArgs, NodeArgs, NodeCommand};
 pub(crate) fn run(args: &NodeArgs) -> Result<(), Failure> {
     match &args.command {
         NodeCommand::Run(args) => run::run(args),
+        NodeCommand::Controller(args) => controller::run(args),
         NodeCommand::Ready(args) => run::ready(args),
         NodeCommand::Inventory(args) => inventory::run(args),
         NodeCommand::Lint(args) => lint::run(args),

@@ -99,10 +99,17 @@ fn plan_cluster(fabric: &str, cluster: &Cluster, kind: Nodes) -> Vec<Step> {
         inside(netns, "link set lo up".to_owned()),
         inside(netns, format!("addr add {}/30 dev uplink", cluster.uplink)),
         inside(netns, "link set uplink up".to_owned()),
-        inside(netns, format!("route add default via {}", cluster.fabric)),
         inside(netns, "link add nodes type bridge".to_owned()),
         inside(netns, format!("addr add {}/24 dev nodes", cluster.api)),
         inside(netns, "link set nodes up".to_owned()),
+        // The API server asks webhooks on the host, which knows no way back to the uplink's address.
+        inside(
+            netns,
+            format!(
+                "route add default via {} src {}",
+                cluster.fabric, cluster.api
+            ),
+        ),
         // More specific routes follow for each node; the rest must not go back up.
         inside(netns, format!("route add unreachable {}", cluster.pod_net)),
     ];

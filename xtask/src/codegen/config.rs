@@ -1,6 +1,6 @@
 //! Forebay's own kind: how the data plane of a Gateway runs.
 
-use super::crd::{Column, Definition};
+use super::crd::{Column, Definition, Scope};
 use super::schema::{self, Schema};
 
 pub(super) fn definition() -> Definition {
@@ -14,6 +14,8 @@ pub(super) fn definition() -> Definition {
         remark: "Parameters of a GatewayClass (spec.parametersRef) or of one Gateway \
                  (spec.infrastructure.parametersRef).",
         description: "How the data plane of Gateways runs. A GatewayClass or a Gateway refers to it.",
+        scope: Scope::Namespaced,
+        chart: "forebay",
         columns: vec![
             Column {
                 title: "Placement",

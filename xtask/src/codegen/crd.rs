@@ -1,5 +1,5 @@
-//! A CustomResourceDefinition with one namespaced version and a status subresource, which is all
-//! that our definitions have.
+//! A CustomResourceDefinition with one version and a status subresource, which is all that our
+//! definitions have.
 
 use super::schema::Schema;
 use serde_json::{Value, json};
@@ -17,9 +17,21 @@ pub(super) struct Definition {
     /// What the file says above the definition.
     pub(super) remark: &'static str,
     pub(super) description: &'static str,
+    pub(super) scope: Scope,
+    /// The chart that brings it.
+    pub(super) chart: &'static str,
     pub(super) columns: Vec<Column>,
     pub(super) spec: Schema,
     pub(super) status: Schema,
+}
+
+/// Where objects of a kind are.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Scope {
+    /// Each in a namespace.
+    Namespaced,
+    /// In none.
+    Cluster,
 }
 
 /// A column of `kubectl get`.
@@ -78,6 +90,10 @@ impl Definition {
         if let Some(place) = self.approved {
             metadata["annotations"] = json!({ "api-approved.kubernetes.io": place });
         }
+        let scope = match self.scope {
+            Scope::Namespaced => "Namespaced",
+            Scope::Cluster => "Cluster",
+        };
         json!({
             "apiVersion": "apiextensions.k8s.io/v1",
             "kind": "CustomResourceDefinition",
@@ -85,7 +101,7 @@ impl Definition {
             "spec": {
                 "group": self.group,
                 "names": names,
-                "scope": "Namespaced",
+                "scope": scope,
                 "versions": [{
                     "name": self.version,
                     "served": true,

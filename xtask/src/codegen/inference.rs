@@ -5,7 +5,7 @@
 //! What is valid here is valid with the definitions of their owners, so that a cluster can change
 //! to those.
 
-use super::crd::{Column, Definition};
+use super::crd::{Column, Definition, Scope};
 use super::schema::{self, Schema};
 use serde_json::json;
 
@@ -36,6 +36,8 @@ fn pool() -> Definition {
         ),
         remark: "The fields and rules of gateway-api-inference-extension v1.6.",
         description: "Pods that serve the same models, as one backend of routes.",
+        scope: Scope::Namespaced,
+        chart: "forebay",
         columns: vec![
             Column {
                 title: "Picker",
@@ -183,6 +185,8 @@ fn objective(group: &'static str) -> Definition {
         approved: None,
         remark: LLM_D,
         description: "How important requests are that name this objective.",
+        scope: Scope::Namespaced,
+        chart: "forebay",
         columns: vec![
             pool_column(),
             Column {
@@ -218,6 +222,8 @@ fn rewrite(group: &'static str) -> Definition {
         approved: None,
         remark: LLM_D,
         description: "Which model a request gets in place of the one that it names.",
+        scope: Scope::Namespaced,
+        chart: "forebay",
         columns: vec![pool_column(), Column::age()],
         spec: Schema::object("The rewrite.")
             .required("poolRef", pool_ref())

@@ -2,13 +2,14 @@
 //! compared with what is committed.
 //!
 //! `deploy/crds` holds the definitions of kinds that a cluster may lack, from the schemas in this
-//! module; the chart has a copy of them. `deploy/install.yaml` and `deploy/node.yaml` are what the charts make
+//! module; each chart has a copy of its own. `deploy/install.yaml` and `deploy/node.yaml` are what the charts make
 //! of their own defaults. `crates/wire` and `crates/nri` have the Rust of their protobuf.
 
 mod config;
 mod crd;
 mod inference;
 mod install;
+mod profile;
 mod protobuf;
 mod schema;
 
@@ -32,7 +33,11 @@ pub(crate) struct Args {
 }
 
 /// Folders that hold every definition, and nothing else.
-const DEFINITION_DIRS: [&str; 2] = ["deploy/crds", "deploy/chart/forebay/crds"];
+const DEFINITION_DIRS: [&str; 3] = [
+    "deploy/crds",
+    "deploy/chart/forebay/crds",
+    "deploy/chart/forebay-node/crds",
+];
 
 /// A file as it should be.
 struct Output {
@@ -132,7 +137,8 @@ fn definition_files() -> Result<Vec<Output>> {
     let mut all = Vec::new();
     for definition in definitions() {
         let text = text_of(&definition)?;
-        for dir in DEFINITION_DIRS {
+        let chart = format!("deploy/chart/{}/crds", definition.chart);
+        for dir in [DEFINITION_DIRS[0], &chart] {
             all.push(Output {
                 path: Path::new(dir).join(definition.file_name()),
                 text: text.clone(),
@@ -145,6 +151,7 @@ fn definition_files() -> Result<Vec<Output>> {
 fn definitions() -> Vec<Definition> {
     let mut all = inference::definitions();
     all.push(config::definition());
+    all.push(profile::definition());
     all
 }
 

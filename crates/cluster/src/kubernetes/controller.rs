@@ -128,7 +128,7 @@ fn time() -> String {
 }
 
 /// The time of day as Leases have it.
-fn micro_time() -> String {
+pub(super) fn micro_time() -> String {
     let now = jiff::Timestamp::now();
     now.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string()
 }

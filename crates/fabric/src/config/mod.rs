@@ -6,6 +6,7 @@
 
 mod cidr;
 mod fields;
+pub mod objects;
 mod read;
 #[cfg(test)]
 mod tests;

@@ -26,6 +26,8 @@ pub(crate) struct NodeArgs {
 pub(crate) enum NodeCommand {
     /// Be the driver of this node: publish its NICs, and bring them into pods and back
     Run(Box<RunArgs>),
+    /// Look after all nodes: refuse wrong parameters, label nodes with their network profile, give claims to pods
+    Controller(Box<ControllerArgs>),
     /// Tell whether a running driver is ready: a probe
     Ready(ReadyArgs),
     /// Tell what a host has, and what would be published of it
@@ -120,6 +122,51 @@ pub(crate) struct RunArgs {
     /// Socket that has the same pages: for `forebay node ready`
     #[arg(long, value_name = "PATH")]
     pub(crate) listen_socket: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) log: LogArgs,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  forebay node controller --service forebay-node-controller --secret forebay-node-controller \\
+    --webhook-configuration forebay-node.forebay-node
+  forebay node controller --tls-dir /run/certificate       one that somebody else makes; the bundle of the
+                                                           webhook configurations is theirs, too
+
+Several may run; one is elected to write.
+
+Signals: TERM and INT give back the Lease.
+
+Exit status: 0 after a signal, 1 if it cannot run, 2 if the command line is wrong.")]
+pub(crate) struct ControllerArgs {
+    /// Name of the driver whose parameters are looked at
+    #[arg(long, value_name = "NAME", default_value = DRIVER)]
+    pub(crate) driver: String,
+    /// How to reach the API server [default: as the pod that this is]
+    #[arg(long, value_name = "PATH", env = "KUBECONFIG", value_delimiter = ':')]
+    pub(crate) kubeconfig: Vec<PathBuf>,
+    /// Namespace of the Lease, the Secret and the Service [default: that of the pod or of the kubeconfig]
+    #[arg(long, value_name = "NAMESPACE", env = "POD_NAMESPACE")]
+    pub(crate) namespace: Option<String>,
+    /// Address of the webhooks, /validate and /inject, over TLS
+    #[arg(long, value_name = "ADDR", default_value = "[::]:9443")]
+    pub(crate) listen: SocketAddr,
+    /// The Service by which API servers reach the webhooks: the certificate is made for its names
+    #[arg(long, value_name = "NAME", default_value = "forebay-node-controller")]
+    pub(crate) service: String,
+    /// An empty Secret to keep the certificate in
+    #[arg(long, value_name = "NAME", default_value = "forebay-node-controller")]
+    pub(crate) secret: String,
+    /// Name of the webhook configurations that are to trust the certificate
+    #[arg(long, value_name = "NAME", default_value = "forebay-node")]
+    pub(crate) webhook_configuration: String,
+    /// A folder with tls.crt and tls.key in place of a certificate made here; it is followed
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["secret", "webhook_configuration"])]
+    pub(crate) tls_dir: Option<PathBuf>,
+    /// Address of metrics and health; it has no authentication
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9178")]
+    pub(crate) pages: SocketAddr,
     #[command(flatten)]
     pub(crate) log: LogArgs,
 }

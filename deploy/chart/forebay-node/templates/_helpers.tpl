@@ -56,3 +56,19 @@ app.kubernetes.io/part-of: forebay
 - {name: state, path: {{ .Values.host.stateDir }}}
 - {name: netns, path: {{ .Values.host.netnsDir }}}
 {{- end -}}
+
+{{/* What looks after all nodes: Deployment, Service, Secret and ServiceAccount have this name. */}}
+{{- define "forebay-node.controller" -}}
+{{- printf "%s-controller" (include "forebay-node.fullname" . | trunc 52 | trimSuffix "-") -}}
+{{- end -}}
+
+{{- define "forebay-node.controllerSelector" -}}
+app.kubernetes.io/name: forebay-node-controller
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "forebay-node.controllerLabels" -}}
+{{ include "forebay-node.controllerSelector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/part-of: forebay
+{{- end -}}

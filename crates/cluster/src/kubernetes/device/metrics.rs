@@ -11,6 +11,7 @@ pub struct DeviceMetrics {
     slices: Family<Result, Counter>,
     statuses: Family<Result, Counter>,
     events: Family<Result, Counter>,
+    labels: Family<Result, Counter>,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
@@ -41,6 +42,19 @@ impl DeviceMetrics {
             "Events sent to the API server; those that did not fit into the queue are failures",
             self.events.clone(),
         );
+    }
+
+    /// Adds what a controller of all nodes writes.
+    pub fn register_controller(&self, registry: &mut Registry) {
+        registry.register(
+            "forebay_node_label_writes",
+            "Network profiles written to labels of nodes",
+            self.labels.clone(),
+        );
+    }
+
+    pub(in crate::kubernetes) fn label(&self, done: bool) {
+        self.labels.get_or_create(&label(done)).inc();
     }
 
     pub(super) fn slice(&self, done: bool) {

@@ -18,6 +18,7 @@ pub use metrics::DeviceMetrics;
 pub use node::{NodeObject, node};
 pub use slices::Slices;
 pub use statuses::Statuses;
+pub(super) use statuses::time;
 
 use std::time::Duration;
 
@@ -25,4 +26,4 @@ use std::time::Duration;
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_LONGEST: Duration = Duration::from_secs(60);
 /// The group and version that is spoken.
-const API: &str = "/apis/resource.k8s.io/v1";
+pub(super) const API: &str = "/apis/resource.k8s.io/v1";

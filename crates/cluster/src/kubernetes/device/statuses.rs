@@ -200,7 +200,7 @@ fn stands(there: &Value, entries: &[Value]) -> bool {
 }
 
 /// The time of day as conditions and events have it.
-pub(super) fn time() -> String {
+pub(in crate::kubernetes) fn time() -> String {
     let now = jiff::Timestamp::now();
     now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }

@@ -269,13 +269,13 @@ fn serve_pages(
 }
 
 /// Signals that end the process.
-struct Signals {
+pub(super) struct Signals {
     term: tokio::signal::unix::Signal,
     int: tokio::signal::unix::Signal,
 }
 
 impl Signals {
-    fn listen() -> Result<Signals, Failure> {
+    pub(super) fn listen() -> Result<Signals, Failure> {
         let listen =
             |kind| signal(kind).map_err(|error| Failure::world(format!("no signals: {error}")));
         Ok(Signals {
@@ -285,7 +285,7 @@ impl Signals {
     }
 
     /// The next one's name.
-    async fn come(&mut self) -> &'static str {
+    pub(super) async fn come(&mut self) -> &'static str {
         tokio::select! {
             _ = self.term.recv() => "TERM",
             _ = self.int.recv() => "INT",
