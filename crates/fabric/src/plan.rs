@@ -6,7 +6,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Cidr, Mac, Neighbor, NetworkConfig, Route, Rule};
+use crate::config::{Cidr, Mac, Neighbor, NetworkConfig, Route, Rule, SubInterface};
+use crate::share::{Limits, Share};
 
 /// An interface as it is.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -33,6 +34,12 @@ pub struct Interface {
     pub routes: Vec<Route>,
     /// Its permanent neighbours.
     pub neighbors: Vec<Neighbor>,
+    /// What kind of link on top of another it is; none for others.
+    #[serde(default)]
+    pub sub: Option<SubInterface>,
+    /// What it may send and receive.
+    #[serde(default)]
+    pub limits: Limits,
 }
 
 /// What is to be done with one device.
@@ -52,6 +59,9 @@ pub struct AttachPlan {
     pub rules: Vec<Rule>,
     /// Settings below `/proc/sys/net` of the pod, name and value, in order.
     pub sysctls: Vec<(String, String)>,
+    /// Whether it is had whole, and moved, or shared, and stays on the host.
+    #[serde(default)]
+    pub share: Share,
 }
 
 /// Where a device is on its way. Each is written down before what it names begins.
@@ -119,7 +129,8 @@ pub fn recover(state: State, seen: Seen) -> Recovery {
     }
 }
 
-/// Plans for one device. `others` are the names that the pod's other NICs will have.
+/// Plans for one device that is moved. `others` are the names that the pod's other NICs will have. Those that
+/// stay on the host are planned for by [`crate::share::plan`].
 ///
 /// # Errors
 /// A sentence about what cannot be had of this device.
@@ -130,11 +141,6 @@ pub fn plan(
     config: &NetworkConfig,
     others: &[String],
 ) -> Result<AttachPlan, String> {
-    if config.sub_interface.is_some() {
-        return Err(format!(
-            "{device}: sub-interfaces are not supported; leave subInterface out to have the whole NIC"
-        ));
-    }
     let asked = &config.interface;
     let name = asked.name.clone().unwrap_or_else(|| host.name.clone());
     if others.contains(&name) {
@@ -191,6 +197,8 @@ pub fn plan(
         addresses,
         routes,
         neighbors,
+        sub: None,
+        limits: Limits::default(),
     };
     Ok(AttachPlan {
         requests,
@@ -200,6 +208,7 @@ pub fn plan(
         pod,
         rules: config.rules.clone(),
         sysctls,
+        share: Share::default(),
     })
 }
 
@@ -236,6 +245,25 @@ pub fn differences(wanted: &Interface, found: &Interface) -> Vec<String> {
         .filter(|n| !found.neighbors.contains(n))
     {
         out.push(format!("neighbour {} is missing", neighbor.destination));
+    }
+    if let Some(sub) = wanted.sub.filter(|_| wanted.sub != found.sub) {
+        out.push(format!("it is no {sub}"));
+    }
+    let limits = [
+        ("sends", wanted.limits.egress_bps, found.limits.egress_bps),
+        (
+            "receives",
+            wanted.limits.ingress_bps,
+            found.limits.ingress_bps,
+        ),
+    ];
+    for (does, wanted, found) in limits {
+        // The kernel counts whole bytes.
+        let same = |wanted: u64| found.is_some_and(|found| found / 8 == wanted / 8);
+        if let Some(wanted) = wanted.filter(|wanted| !same(*wanted)) {
+            let now = found.map_or("as much as it can".to_owned(), |bps| format!("{bps} bit/s"));
+            out.push(format!("it {does} {now}, not {wanted} bit/s at most"));
+        }
     }
     out
 }

@@ -323,6 +323,7 @@ mod tests {
                     pod: Default::default(),
                     rules: vec![],
                     sysctls: vec![],
+                    share: Default::default(),
                 },
             }],
         };

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use forebay_fabric::plan::{self, Recovery, State};
+use forebay_fabric::plan::{self, Recovery, Seen, State};
 
 use super::{ATTACH_MAX, CALL_MAX, Core, FaultPoint, Faults, said, verify};
 use crate::driver::{DriverError, Sandbox};
@@ -157,6 +157,13 @@ impl<L: Links, F: Faults> Core<L, F> {
         }
         self.links.restore(plan)?;
         self.faults.at(FaultPoint::Restored)?;
+        if plan.share.child.is_some() {
+            // What is on top of it is gone; the device itself was never away, and others use it.
+            return match self.links.seen(plan, netns)? {
+                Seen::Host | Seen::Nowhere => Ok(State::Released),
+                Seen::Pod => Err(io::Error::other("it is still in the pod")),
+            };
+        }
         let now = self.links.snapshot(&plan.host.name)?;
         let now = now.ok_or_else(|| io::Error::other("it is not on the host after its return"))?;
         let wrong = plan::differences(&plan.host, &now);

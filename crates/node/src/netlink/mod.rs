@@ -3,7 +3,9 @@
 //!
 //! Every call can be repeated: what is already as wanted is no error.
 
+mod child;
 mod facts;
+mod shape;
 mod socket;
 
 use std::fs::File;
@@ -14,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use forebay_fabric::config::{Cidr, Mac, Neighbor, Route, Rule};
 use forebay_fabric::plan::{AttachPlan, Interface, Seen};
+use forebay_fabric::share::Limits;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::RouteNetlinkMessage as Message;
 use netlink_packet_route::address::{
@@ -49,7 +52,8 @@ pub trait Links: Send + Sync + 'static {
     /// The kernel does not answer.
     fn seen(&self, plan: &AttachPlan, netns: Option<&File>) -> io::Result<Seen>;
 
-    /// Moves a device from the host to the pod, with its name, MTU, address and segment sizes there.
+    /// Moves a device from the host to the pod, with its name, MTU, address and segment sizes there; or makes
+    /// the pod's link on top of it, if it stays on the host.
     ///
     /// # Errors
     /// The kernel refuses; the device is in either place.
@@ -67,7 +71,8 @@ pub trait Links: Send + Sync + 'static {
     /// The kernel does not answer.
     fn look(&self, plan: &AttachPlan, netns: &File) -> io::Result<Option<Interface>>;
 
-    /// Moves a device from the pod to the host, and takes its rules out of the pod.
+    /// Moves a device from the pod to the host, or takes the pod's link on top of it away, and takes its rules
+    /// out of the pod.
     ///
     /// # Errors
     /// The kernel refuses; the device is in either place.
@@ -128,7 +133,13 @@ impl Links for KernelLinks {
         {
             return Ok(Seen::Pod);
         }
-        let host = netns::within(&self.host, || on_host(&mut Socket::open()?, plan))?;
+        let host = netns::within(&self.host, || {
+            let mut socket = Socket::open()?;
+            match plan.share.child {
+                Some(_) => child::parent(&mut socket, plan),
+                None => on_host(&mut socket, plan),
+            }
+        })?;
         Ok(if host.is_some() {
             Seen::Host
         } else {
@@ -139,6 +150,9 @@ impl Links for KernelLinks {
     fn move_to_pod(&self, plan: &AttachPlan, netns: &File) -> io::Result<()> {
         netns::within(&self.host, || {
             let mut socket = Socket::open()?;
+            if let Some(child) = plan.share.child {
+                return child::make(&mut socket, plan, child, netns);
+            }
             let (index, _) = on_host(&mut socket, plan)?.ok_or_else(|| gone(&plan.host.name))?;
             let mut link = shaped(index, &plan.pod, &plan.host);
             link.attributes
@@ -155,6 +169,7 @@ impl Links for KernelLinks {
                 std::fs::write(self.sysctls.join(key), value)
                     .map_err(|e| io::Error::new(e.kind(), format!("{key} = {value}: {e}")))?;
             }
+            shape::limit(&mut socket, index, &plan.pod.name, plan.pod.limits)?;
             socket.dress(index, &plan.pod)?;
             for rule in &plan.rules {
                 socket.create(Message::NewRule(rule_message(rule)))?;
@@ -166,10 +181,13 @@ impl Links for KernelLinks {
     fn look(&self, plan: &AttachPlan, netns: &File) -> io::Result<Option<Interface>> {
         netns::within(netns, || {
             let mut socket = Socket::open()?;
-            let found = in_pod(&mut socket, plan)?;
-            found
-                .map(|(index, link)| socket.complete(index, link))
-                .transpose()
+            let Some((index, mut link)) = in_pod(&mut socket, plan)? else {
+                return Ok(None);
+            };
+            if plan.pod.limits != Limits::default() {
+                link.limits = shape::limits(&mut socket, index, &link.name)?;
+            }
+            socket.complete(index, link).map(Some)
         })
     }
 
@@ -181,7 +199,13 @@ impl Links for KernelLinks {
                 // One that did not come to be, or that someone took out already.
                 let _ = socket.change(Message::DelRule(rule_message(rule)), 0);
             }
+            if plan.pod.limits.ingress_bps.is_some() {
+                shape::clear(&mut socket, &plan.pod.name)?;
+            }
             let (index, now) = in_pod(&mut socket, plan)?.ok_or_else(|| gone(&plan.pod.name))?;
+            if plan.share.child.is_some() {
+                return child::remove(&mut socket, index);
+            }
             let mut link = shaped(index, &plan.host, &now);
             link.attributes.push(LinkAttribute::NetNsFd(host));
             socket.change(Message::SetLink(link), 0)
@@ -189,6 +213,10 @@ impl Links for KernelLinks {
     }
 
     fn restore(&self, plan: &AttachPlan) -> io::Result<()> {
+        if plan.share.child.is_some() {
+            // What it is on top of was left as it was.
+            return Ok(());
+        }
         netns::within(&self.host, || {
             let mut socket = Socket::open()?;
             let (index, now) = on_host(&mut socket, plan)?.ok_or_else(|| gone(&plan.host.name))?;
@@ -219,7 +247,7 @@ fn in_pod(socket: &mut Socket, plan: &AttachPlan) -> io::Result<Option<(u32, Int
     Ok(socket
         .links()?
         .into_iter()
-        .find(|(_, l)| l.name == plan.pod.name && is_it(plan, l)))
+        .find(|(_, l)| l.name == plan.pod.name && is_it(plan, l) && is_child(plan, l)))
 }
 
 /// The device on the host. When a pod's namespace ends, the kernel gives physical devices back with the
@@ -236,6 +264,11 @@ fn on_host(socket: &mut Socket, plan: &AttachPlan) -> io::Result<Option<(u32, In
                 .and_then(|_| by(&|name| name.starts_with("dev")))
         });
     Ok(at.map(|at| links.swap_remove(at)))
+}
+
+/// Whether a link is on top of another, where the plan wants one that is.
+fn is_child(plan: &AttachPlan, link: &Interface) -> bool {
+    plan.share.child.is_none() || link.sub.is_some()
 }
 
 fn is_it(plan: &AttachPlan, link: &Interface) -> bool {
@@ -472,6 +505,7 @@ fn interface_of(message: &LinkMessage) -> Interface {
             LinkAttribute::GroMaxSize(n) => link.gro_max_size = Some(*n),
             LinkAttribute::GsoIpv4MaxSize(n) => link.gso_ipv4_max_size = Some(*n),
             LinkAttribute::GroIpv4MaxSize(n) => link.gro_ipv4_max_size = Some(*n),
+            LinkAttribute::LinkInfo(infos) => link.sub = child::kind_of(infos),
             _ => {}
         }
     }
