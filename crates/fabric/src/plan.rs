@@ -11,8 +11,9 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{
-    Cidr, Ethtool, InterfaceConfig, Mac, Neighbor, NetworkConfig, Route, Rule, Vrf,
+    Cidr, Ethtool, InterfaceConfig, Mac, Neighbor, NetworkConfig, Route, Rule, SubInterface, Vrf,
 };
+use crate::share::{Limits, Share};
 
 pub use differences::{Found, differences, unlike};
 
@@ -52,6 +53,10 @@ pub struct Interface {
     pub settings: BTreeMap<String, i32>,
     /// Of what `ethtool` sets, those that a claim names.
     pub ethtool: Ethtool,
+    /// What kind of link on top of another it is; none for others.
+    pub sub: Option<SubInterface>,
+    /// What it may send and receive.
+    pub limits: Limits,
 }
 
 /// What is to be done with one device.
@@ -76,6 +81,9 @@ pub struct AttachPlan {
     /// again when the link comes back, as after a driver's restart.
     #[serde(default)]
     pub without_programs: bool,
+    /// Whether it is had whole, and moved, or shared, and stays on the host.
+    #[serde(default)]
+    pub share: Share,
 }
 
 /// Where a device is on its way. Each is written down before what it names begins.
@@ -143,7 +151,8 @@ pub fn recover(state: State, seen: Seen) -> Recovery {
     }
 }
 
-/// Plans for one device. `others` are the names that the pod's other NICs will have.
+/// Plans for one device that is moved. `others` are the names that the pod's other NICs will have. Those that
+/// stay on the host are planned for by [`crate::share::plan`].
 ///
 /// # Errors
 /// A sentence about what cannot be had of this device.
@@ -154,11 +163,6 @@ pub fn plan(
     config: &NetworkConfig,
     others: &[String],
 ) -> Result<AttachPlan, String> {
-    if config.sub_interface.is_some() {
-        return Err(format!(
-            "{device}: sub-interfaces are not supported; leave subInterface out to have the whole NIC"
-        ));
-    }
     let asked = &config.interface;
     let name = asked.name.clone().unwrap_or_else(|| host.name.clone());
     if others.contains(&name) {
@@ -206,6 +210,8 @@ pub fn plan(
         master: asked.vrf.as_ref().map(|vrf| vrf.name.clone()),
         settings: settings(asked, &host),
         ethtool: config.ethtool.clone(),
+        sub: None,
+        limits: Limits::default(),
         name,
     };
     Ok(AttachPlan {
@@ -217,6 +223,7 @@ pub fn plan(
         rules: config.rules.clone(),
         vrf: asked.vrf.clone(),
         without_programs: asked.disable_ebpf_programs == Some(true),
+        share: Share::default(),
     })
 }
 

@@ -407,6 +407,7 @@ mod tests {
                     rules: vec![],
                     vrf: None,
                     without_programs: false,
+                    share: Default::default(),
                 },
             }],
         }

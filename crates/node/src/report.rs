@@ -51,7 +51,7 @@ fn device(
     Some(DeviceStatus {
         pool: plan.pool.clone(),
         device: plan.device.clone(),
-        share_id: None,
+        share_id: plan.share.id.clone(),
         conditions: vec![condition("Ready"), condition("NetworkReady")],
         network,
         place: place(&plan.device),

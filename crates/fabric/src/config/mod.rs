@@ -8,6 +8,7 @@ mod cidr;
 mod fields;
 pub mod objects;
 mod read;
+mod share;
 #[cfg(test)]
 mod tests;
 
@@ -16,6 +17,8 @@ use std::fmt;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
+
+use crate::ipam::Ipam;
 
 pub use cidr::Cidr;
 
@@ -61,6 +64,10 @@ pub struct NetworkConfig {
     pub ethtool: Ethtool,
     /// A link of the pod's own on top of the device, which stays on the host; none to move the device.
     pub sub_interface: Option<SubInterface>,
+    /// Where its addresses come from, beside those that are said.
+    pub ipam: Option<Ipam>,
+    /// A name under which the operator keeps the rest of it.
+    pub profile: Option<String>,
 }
 
 /// The link.
@@ -173,6 +180,29 @@ pub enum SubInterface {
     Macvlan(MacvlanMode),
     /// Shares the device's.
     Ipvlan(IpvlanMode),
+    /// A virtual function of the device that nobody has: it is moved, the device stays.
+    Vf,
+}
+
+impl Default for SubInterface {
+    /// What a share is whose parameters do not say: every kernel has it, and so has every switch.
+    fn default() -> SubInterface {
+        SubInterface::Macvlan(MacvlanMode::Bridge)
+    }
+}
+
+impl fmt::Display for SubInterface {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            SubInterface::Macvlan(MacvlanMode::Bridge) => "macvlan in mode bridge",
+            SubInterface::Macvlan(MacvlanMode::Private) => "macvlan in mode private",
+            SubInterface::Macvlan(MacvlanMode::Vepa) => "macvlan in mode vepa",
+            SubInterface::Ipvlan(IpvlanMode::L2) => "ipvlan in mode l2",
+            SubInterface::Ipvlan(IpvlanMode::L3) => "ipvlan in mode l3",
+            SubInterface::Ipvlan(IpvlanMode::L3s) => "ipvlan in mode l3s",
+            SubInterface::Vf => "virtual function",
+        })
+    }
 }
 
 /// What the links on top of one device may say to each other.
@@ -212,6 +242,8 @@ impl NetworkConfig {
     /// claim's if it has any, because two pods must not share the class's.
     pub fn merged(class: NetworkConfig, claim: NetworkConfig) -> NetworkConfig {
         let (low, high) = (class.interface, claim.interface);
+        // Who says addresses has said where they come from.
+        let said = !high.addresses.is_empty();
         let interface = InterfaceConfig {
             name: high.name.or(low.name),
             addresses: if high.addresses.is_empty() {
@@ -244,6 +276,9 @@ impl NetworkConfig {
             a.destination == b.destination
         });
         let sub_interface = claim.sub_interface.or(class.sub_interface);
+        let inherited = class.ipam.filter(|_| !said);
+        let ipam = claim.ipam.or(inherited);
+        let profile = claim.profile.or(class.profile);
         NetworkConfig {
             interface,
             routes,
@@ -251,6 +286,8 @@ impl NetworkConfig {
             neighbors,
             ethtool,
             sub_interface,
+            ipam,
+            profile,
         }
     }
 }

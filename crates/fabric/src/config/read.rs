@@ -7,9 +7,10 @@ use serde_json::Value;
 
 use super::fields::{Errors, Fields, note};
 use super::{
-    API_VERSION, Cidr, Ethtool, FieldError, InterfaceConfig, IpvlanMode, KIND, MacvlanMode,
-    Neighbor, NetworkConfig, PARAMETERS_BYTES_MAX, Route, Rule, SubInterface, Vrf,
+    API_VERSION, Cidr, Ethtool, FieldError, InterfaceConfig, KIND, Neighbor, NetworkConfig,
+    PARAMETERS_BYTES_MAX, Route, Rule, SubInterface, Vrf, share,
 };
+use crate::ipam::Ipam;
 
 /// The kernel's bound of an interface's name, bytes.
 const NAME_BYTES_MAX: usize = 15;
@@ -58,16 +59,23 @@ fn document(mut f: Fields, errors: &mut Errors) -> NetworkConfig {
             format!("must be {API_VERSION}"),
         ),
     }
-    let interface = match f.value("interface") {
-        None => InterfaceConfig::default(),
+    let (interface, dhcp) = match f.value("interface") {
+        None => (InterfaceConfig::default(), false),
         Some(value) => Fields::new(f.path("interface"), value, errors)
             .map(|f| interface(f, errors))
             .unwrap_or_default(),
     };
     let mut config = NetworkConfig {
         interface,
+        ipam: dhcp.then_some(Ipam::Dhcp),
+        profile: share::profile(&mut f, errors),
         ..NetworkConfig::default()
     };
+    if let Some(value) = f.value("ipam") {
+        let said = (!config.interface.addresses.is_empty(), dhcp);
+        let read = Fields::new(f.path("ipam"), value, errors);
+        config.ipam = read.and_then(|f| share::ipam(f, said, errors));
+    }
     for (path, value) in f.list("routes", errors) {
         config
             .routes
@@ -85,7 +93,7 @@ fn document(mut f: Fields, errors: &mut Errors) -> NetworkConfig {
     }
     if let Some(value) = f.value("subInterface") {
         config.sub_interface = Fields::new(f.path("subInterface"), value, errors)
-            .and_then(|f| sub_interface(f, errors));
+            .and_then(|f| share::sub_interface(f, errors));
         if matches!(config.sub_interface, Some(SubInterface::Ipvlan(_)))
             && config.interface.hardware_addr.is_some()
         {
@@ -102,20 +110,8 @@ fn document(mut f: Fields, errors: &mut Errors) -> NetworkConfig {
         let why = "exclude interface.vrf, whose table is chosen by the NIC; keep one of both";
         note(errors, "rules".to_owned(), why);
     }
-    unsupported(&mut f, errors);
     f.end(errors);
     config
-}
-
-/// What dranet's schema has and is not carried out here: said, and never ignored.
-fn unsupported(f: &mut Fields, errors: &mut Errors) {
-    if f.value("profile").is_some_and(|v| v.as_str() != Some("")) {
-        note(
-            errors,
-            f.path("profile"),
-            "profiles are not supported; say the addresses themselves",
-        );
-    }
 }
 
 fn ethtool(mut f: Fields, errors: &mut Errors) -> Ethtool {
@@ -159,7 +155,8 @@ fn switches(f: &mut Fields, name: &'static str, errors: &mut Errors) -> BTreeMap
     switches
 }
 
-fn interface(mut f: Fields, errors: &mut Errors) -> InterfaceConfig {
+/// The link, and whether its addresses come by DHCP.
+fn interface(mut f: Fields, errors: &mut Errors) -> (InterfaceConfig, bool) {
     let name = f.text("name", errors).filter(|n| !n.is_empty());
     if let Some(name) = &name
         && let Err(why) = link_name(name)
@@ -175,20 +172,10 @@ fn interface(mut f: Fields, errors: &mut Errors) -> InterfaceConfig {
             None => note(errors, path, "must be text such as 10.0.0.5/24"),
         }
     }
-    match (f.bool("dhcp", errors), addresses.is_empty()) {
-        (Some(true), false) => note(
-            errors,
-            f.path("dhcp"),
-            "excludes addresses; keep one of both",
-        ),
-        (Some(true), true) => {
-            note(
-                errors,
-                f.path("dhcp"),
-                "not supported; say the addresses themselves",
-            );
-        }
-        (Some(false) | None, _) => {}
+    let dhcp = f.bool("dhcp", errors) == Some(true);
+    if dhcp && !addresses.is_empty() {
+        let why = "excludes addresses; keep one of both";
+        note(errors, f.path("dhcp"), why);
     }
     let disable_ebpf_programs = f.bool("disableEbpfPrograms", errors);
     let vrf_path = f.path("vrf");
@@ -231,7 +218,7 @@ fn interface(mut f: Fields, errors: &mut Errors) -> InterfaceConfig {
         );
     }
     f.end(errors);
-    config
+    (config, dhcp)
 }
 
 fn vrf(mut f: Fields, errors: &mut Errors) -> Option<Vrf> {
@@ -390,33 +377,4 @@ fn neighbor(mut f: Fields, errors: &mut Errors) -> Option<Neighbor> {
         destination: destination?,
         hardware_addr: hardware_addr?,
     })
-}
-
-fn sub_interface(mut f: Fields, errors: &mut Errors) -> Option<SubInterface> {
-    let kind = f.text("type", errors);
-    let mode = f.text("mode", errors);
-    let (type_path, mode_path) = (f.path("type"), f.path("mode"));
-    f.end(errors);
-    match (kind.as_deref(), mode.as_deref()) {
-        (Some("macvlan"), None | Some("bridge")) => {
-            Some(SubInterface::Macvlan(MacvlanMode::Bridge))
-        }
-        (Some("macvlan"), Some("private")) => Some(SubInterface::Macvlan(MacvlanMode::Private)),
-        (Some("macvlan"), Some("vepa")) => Some(SubInterface::Macvlan(MacvlanMode::Vepa)),
-        (Some("macvlan"), Some(_)) => {
-            note(errors, mode_path, "must be bridge, private or vepa");
-            None
-        }
-        (Some("ipvlan"), None | Some("l2")) => Some(SubInterface::Ipvlan(IpvlanMode::L2)),
-        (Some("ipvlan"), Some("l3")) => Some(SubInterface::Ipvlan(IpvlanMode::L3)),
-        (Some("ipvlan"), Some("l3s")) => Some(SubInterface::Ipvlan(IpvlanMode::L3s)),
-        (Some("ipvlan"), Some(_)) => {
-            note(errors, mode_path, "must be l2, l3 or l3s");
-            None
-        }
-        (_, _) => {
-            note(errors, type_path, "must be macvlan or ipvlan");
-            None
-        }
-    }
 }

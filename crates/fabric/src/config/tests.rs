@@ -160,3 +160,46 @@ fn the_claim_overrides_the_class() {
         ]
     );
 }
+
+#[test]
+fn shares_and_where_addresses_come_from_are_read_or_refused_with_their_path() {
+    let read = |json: &str| NetworkConfig::parse(json).unwrap();
+    let theirs = read(r#"{"subInterface": {"type": "IPVLAN", "mode": "L3"}, "profile": "hpc"}"#);
+    let l3 = SubInterface::Ipvlan(IpvlanMode::L3);
+    assert_eq!(theirs.sub_interface, Some(l3));
+    assert_eq!(theirs.profile.as_deref(), Some("hpc"));
+    let dhcp = read(r#"{"interface": {"dhcp": true}}"#);
+    assert_eq!(dhcp.ipam, Some(Ipam::Dhcp));
+    assert_eq!(dhcp, read(r#"{"ipam": {"type": "dhcp"}}"#));
+    let range = r#"{"type": "range", "subnet": "10.60.0.0/24", "end": "10.60.0.9"}"#;
+    let Some(Ipam::Range(range)) = read(&format!(r#"{{"ipam": {range}}}"#)).ipam else {
+        panic!("a range");
+    };
+    assert_eq!(range.start.to_string(), "10.60.0.1");
+    check(
+        r#"{"ipam": {"type": "range", "subnt": "10.0.0.0/24"}}"#,
+        "ipam.subnet: is required, such as 10.60.0.0/24\n\
+         ipam.subnt: no such field; `subnet` is the nearest",
+    );
+    check(
+        r#"{"interface": {"addresses": ["10.0.0.5/24"]}, "ipam": {"type": "dhcp"},
+            "subInterface": {"type": "vf", "mode": "l2"}}"#,
+        "ipam.type: excludes interface.addresses; keep one of both\n\
+         subInterface.mode: a virtual function has none; leave it out",
+    );
+    check(
+        r#"{"ipam": {"type": "pool"}, "subInterface": {"type": "vlan"}}"#,
+        "ipam.type: must be static, range, dhcp or webhook\n\
+         subInterface.type: must be macvlan, ipvlan or vf",
+    );
+}
+
+#[test]
+fn addresses_of_the_claim_take_the_place_of_where_the_classs_come_from() {
+    let class = NetworkConfig::parse(r#"{"ipam": {"type": "dhcp"}}"#).unwrap();
+    let claim = r#"{"interface": {"addresses": ["10.0.0.5/24"]}}"#;
+    let claim = NetworkConfig::parse(claim).unwrap();
+    assert_eq!(NetworkConfig::merged(class.clone(), claim).ipam, None);
+    let silent = NetworkConfig::default();
+    assert_eq!(NetworkConfig::merged(class, silent).ipam, Some(Ipam::Dhcp));
+}

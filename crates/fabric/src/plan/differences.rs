@@ -119,6 +119,24 @@ fn link(wanted: &Interface, found: &Interface) -> Vec<String> {
     if wanted.up && !found.up {
         out.push("it is down".to_owned());
     }
+    if let Some(sub) = wanted.sub.filter(|_| wanted.sub != found.sub) {
+        out.push(format!("it is no {sub}"));
+    }
+    let (asked, is) = (wanted.limits, found.limits);
+    for (does, wanted, found) in [
+        ("sends", asked.egress_bps, is.egress_bps),
+        ("receives", asked.ingress_bps, is.ingress_bps),
+    ] {
+        // The kernel counts whole bytes.
+        let same = |wanted: u64| found.is_some_and(|found| found / 8 == wanted / 8);
+        if let Some(wanted) = wanted.filter(|wanted| !same(*wanted)) {
+            let now = found.map_or_else(
+                || "as much as it can".to_owned(),
+                |bps| format!("{bps} bit/s"),
+            );
+            out.push(format!("it {does} {now}, not {wanted} bit/s at most"));
+        }
+    }
     out
 }
 

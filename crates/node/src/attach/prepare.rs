@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use forebay_fabric::claim::{AllocatedClaim, AllocatedDevice, DeviceConfig};
 use forebay_fabric::config::NetworkConfig;
-use forebay_fabric::plan::{self, State};
+use forebay_fabric::plan::State;
+use forebay_fabric::share::{self, Wanted};
 
 use super::{CALL_MAX, Core, FaultPoint, Faults, said};
 use crate::driver::{DriverError, PreparedDevice};
@@ -92,16 +93,6 @@ impl<L: Links, F: Faults> Core<L, F> {
         for device in &claim.devices {
             let id = &device.device;
             refuse_unsupported(device).map_err(fail)?;
-            let same = |d: &DeviceRecord| d.plan.device == *id && d.state != State::Released;
-            if let Some(other) = others
-                .iter()
-                .find(|o| o.uid != claim.claim.uid && o.devices.iter().any(same))
-            {
-                let who = other.claim();
-                return Err(fail(format!(
-                    "{id} is still claim {who}'s; it is free when that ends"
-                )));
-            }
             let name = names.get(id);
             let name = name.ok_or_else(|| fail(format!("{id} has no interface on this node")))?;
             interfaces.push(name.clone());
@@ -122,7 +113,21 @@ impl<L: Links, F: Faults> Core<L, F> {
             }
             let place = (device.pool.clone(), id.clone());
             let requests = vec![device.request.clone()];
-            let plan = plan::plan(requests, place, host, &config, &taken).map_err(fail)?;
+            let wanted = Wanted {
+                claim: &claim.claim.uid,
+                share_id: device.share_id.as_deref(),
+                bandwidth_bps: device.bandwidth_bps,
+                vf: None,
+            };
+            let plan = share::plan(requests, place, host, &config, &taken, wanted);
+            let plan = plan.map_err(fail)?;
+            for other in others.iter().filter(|o| o.uid != claim.claim.uid) {
+                let who = other.claim().to_string();
+                let has = other.devices.iter().filter(|d| d.state != State::Released);
+                for has in has.filter(|d| d.plan.device == *id) {
+                    share::beside(id, &plan.share, &has.plan.share, &who).map_err(fail)?;
+                }
+            }
             taken.push(plan.pod.name.clone());
             devices.push(DeviceRecord {
                 state: State::Planned,
@@ -139,7 +144,7 @@ fn told(record: &ClaimRecord, cdi_id: &str) -> Vec<PreparedDevice> {
         requests: device.plan.requests.clone(),
         pool: device.plan.pool.clone(),
         device: device.plan.device.clone(),
-        share_id: None,
+        share_id: device.plan.share.id.clone(),
         cdi_ids: vec![cdi_id.to_owned()],
     };
     record.devices.iter().map(device).collect()
@@ -150,11 +155,6 @@ fn refuse_unsupported(device: &AllocatedDevice) -> Result<(), String> {
     if device.admin_access {
         return Err(format!(
             "{id}: adminAccess looks only, and a NIC is moved; ask without it"
-        ));
-    }
-    if device.share_id.is_some() || device.bandwidth_bps.is_some() {
-        return Err(format!(
-            "{id}: shares of a NIC are not supported; ask for a whole one"
         ));
     }
     Ok(())

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use forebay_fabric::plan::{self, AttachPlan, Interface, Recovery, State};
+use forebay_fabric::plan::{self, AttachPlan, Interface, Recovery, Seen, State};
 
 use super::{ATTACH_MAX, CALL_MAX, Core, FaultPoint, Faults, said, verify};
 use crate::driver::{DriverError, Sandbox};
@@ -190,17 +190,36 @@ impl<L: Links, F: Faults> Core<L, F> {
                 .map(|()| State::Detaching);
         }
         restored.retain(|at| states[*at].is_ok());
-        for (at, checked) in restored.iter().zip(self.as_before(&those(&restored))?) {
+        for (at, checked) in restored
+            .iter()
+            .zip(self.as_before(&those(&restored), netns)?)
+        {
             states[*at] = checked.map(|()| State::Released);
         }
         Ok(states)
     }
 
     /// Whether devices are on the host as their plans have it.
-    fn as_before(&self, plans: &[&AttachPlan]) -> io::Result<Vec<io::Result<()>>> {
+    fn as_before(
+        &self,
+        plans: &[&AttachPlan],
+        netns: Option<&File>,
+    ) -> io::Result<Vec<io::Result<()>>> {
         let names: Vec<_> = plans.iter().map(|plan| plan.host.name.clone()).collect();
         let now = self.links.snapshot(&names)?;
-        let check = |(plan, now): (&&AttachPlan, Option<Interface>)| {
+        let seen = if plans.iter().any(|plan| plan.share.child.is_some()) {
+            self.links.seen(plans, netns)?
+        } else {
+            vec![Seen::Host; plans.len()]
+        };
+        let check = |((plan, now), seen): ((&&AttachPlan, Option<Interface>), Seen)| {
+            if plan.share.child.is_some() {
+                // What is on top of it is gone; the device itself was never away, and others use it.
+                return match seen {
+                    Seen::Host | Seen::Nowhere => Ok(()),
+                    Seen::Pod => Err(io::Error::other("it is still in the pod")),
+                };
+            }
             let mut now =
                 now.ok_or_else(|| io::Error::other("it is not on the host after its return"))?;
             if !plan.host.ethtool.is_empty() {
@@ -213,7 +232,7 @@ impl<L: Links, F: Faults> Core<L, F> {
             let wrong = wrong.join(", ");
             Err(io::Error::other(format!("on the host again, but {wrong}")))
         };
-        Ok(plans.iter().zip(now).map(check).collect())
+        Ok(plans.iter().zip(now).zip(seen).map(check).collect())
     }
 
     /// Makes a claim whose devices are back ready for another sandbox of its pod. A lost one stays lost,

@@ -20,7 +20,7 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 
-use super::settings;
+use super::{child, settings};
 
 /// The table of local addresses, which the kernel keeps by itself.
 const TABLE_LOCAL: u32 = 255;
@@ -348,7 +348,10 @@ pub(super) fn link_of(message: &LinkMessage) -> Link {
             LinkAttribute::GroIpv4MaxSize(n) => it.gro_ipv4_max_size = Some(*n),
             LinkAttribute::AfSpecUnspec(families) => it.settings = settings::read(families),
             LinkAttribute::Controller(index) => link.master = Some(*index).filter(|i| *i != 0),
-            LinkAttribute::LinkInfo(infos) => link.table = infos.iter().find_map(table_of),
+            LinkAttribute::LinkInfo(infos) => {
+                link.table = infos.iter().find_map(table_of);
+                it.sub = child::kind_of(infos);
+            }
             LinkAttribute::Xdp(xdp) => link.xdp = xdp.iter().filter_map(program_of).collect(),
             _ => {}
         }

@@ -6,13 +6,16 @@
 //! kernel holds one lock for all links while one moves, and waits under it until nobody can still see the
 //! link where it was, so that threads for each gain nothing. All else goes in batches.
 
+mod child;
 mod ethtool;
 mod facts;
 mod messages;
 pub mod reader;
 mod settings;
+mod shape;
 mod socket;
 mod view;
+mod work;
 
 use std::fs::File;
 use std::io;
@@ -27,11 +30,9 @@ use crate::netns;
 use ethtool::Talk;
 pub use facts::{facts, follow};
 pub use messages::Link;
-use messages::{
-    address_message, enslaved, moved, neighbor_message, route_message, rule_message, shaped,
-    updown, without_xdp,
-};
-use socket::{Change, Socket};
+use messages::{enslaved, moved, rule_message, without_xdp};
+use socket::Socket;
+use work::Work;
 
 /// Settings of a pod with routing domains: who listens without naming one is reached through all.
 const DOMAIN_SETTINGS: [&str; 2] = ["ipv4/tcp_l3mdev_accept", "ipv4/udp_l3mdev_accept"];
@@ -63,7 +64,8 @@ pub trait Links: Send + Sync + 'static {
     /// The kernel does not answer.
     fn seen(&self, plans: &[&AttachPlan], netns: Option<&File>) -> io::Result<Vec<Seen>>;
 
-    /// Moves devices from the host to the pod, with their names, MTUs, addresses and segment sizes there. Ends
+    /// Moves devices from the host to the pod, with their names, MTUs, addresses and segment sizes there, or makes
+    /// the pod's links on top of those that stay. Ends
     /// with the first that cannot be moved: there are no entries for those behind it, which were not touched.
     ///
     /// # Errors
@@ -83,7 +85,8 @@ pub trait Links: Send + Sync + 'static {
     /// The kernel does not answer.
     fn look(&self, plans: &[&AttachPlan], netns: &File) -> io::Result<Vec<Option<Found>>>;
 
-    /// Moves devices from the pod to the host, and takes their rules and routing domains out of the pod. One
+    /// Moves devices from the pod to the host, or takes the pod's links on top of them away, and takes their
+    /// rules and routing domains out of the pod. One
     /// that is refused is in either place.
     ///
     /// # Errors
@@ -180,27 +183,32 @@ impl Links for KernelLinks {
     }
 
     fn move_to_pod(&self, plans: &[&AttachPlan], netns: &File, step: Step<'_>) -> io::Result<Each> {
-        let mut on_host = netns::within(&self.host, || Socket::open()?.on_host(plans))?;
-        if on_host.iter().any(Option::is_none) {
+        let on_host = netns::within(&self.host, || Socket::open()?.on_host(plans))?;
+        let mut in_pod = vec![None; plans.len()];
+        if on_host.iter().any(Option::is_none) || plans.iter().any(|p| p.share.child.is_some()) {
             // From an attempt that ended in between.
-            let in_pod = netns::within(netns, || Socket::open()?.in_pod(plans))?;
-            for ((host, pod), plan) in on_host.iter().zip(&in_pod).zip(plans) {
-                if host.is_none() && pod.is_none() {
-                    return Err(gone(plan, &plan.host.name));
-                }
+            in_pod = netns::within(netns, || Socket::open()?.in_pod(plans))?;
+        }
+        let places = plans.iter().zip(on_host.iter().zip(&in_pod));
+        for (plan, place) in places.clone() {
+            if matches!(place, (None, None)) {
+                return Err(gone(plan, &plan.host.name));
             }
         }
-        let pod = netns.as_raw_fd();
         netns::within(&self.host, || {
             let mut socket = Socket::open()?;
             let mut each = Each::new();
-            for (plan, link) in plans.iter().zip(&mut on_host) {
-                let done = match link {
-                    Some(link) => {
-                        let message = moved(link.index, &plan.pod, &link.interface, pod);
+            for (plan, place) in places {
+                let done = match (place, plan.share.child) {
+                    ((_, Some(_)) | (None, None), _) => Ok(()),
+                    ((Some(parent), None), Some(child)) => {
+                        child::make(&mut socket, plan, child, parent, netns)
+                    }
+                    ((Some(link), None), None) => {
+                        let now = &link.interface;
+                        let message = moved(link.index, &plan.pod, now, netns.as_raw_fd());
                         socket.set(plan, "its move to the pod", Message::SetLink(message))
                     }
-                    None => Ok(()),
                 };
                 each.push(done.and_then(|()| step()));
                 if each.last().is_some_and(Result::is_err) {
@@ -226,6 +234,8 @@ impl Links for KernelLinks {
                 let ready = link.as_ref().ok_or_else(|| gone(plan, &plan.pod.name));
                 let ready = ready.and_then(|link| {
                     self.set_by_name(&plan.pod, &link.interface, talk.as_mut())?;
+                    let (name, limits) = (&plan.pod.name, plan.pod.limits);
+                    shape::limit(&mut socket, link.index, name, limits)?;
                     Ok(link)
                 });
                 match ready {
@@ -274,7 +284,13 @@ impl Links for KernelLinks {
             let links = socket.in_pod(plans)?;
             let mut each = Each::new();
             for (plan, link) in plans.iter().zip(&links) {
+                if plan.pod.limits.ingress_bps.is_some() {
+                    shape::clear(&mut socket, &plan.pod.name)?;
+                }
                 let done = match link {
+                    Some(link) if plan.share.child.is_some() => {
+                        child::remove(&mut socket, link.index)
+                    }
                     Some(link) => {
                         let message = moved(link.index, &plan.host, &link.interface, host);
                         socket.set(plan, "its move to the host", Message::SetLink(message))
@@ -288,7 +304,21 @@ impl Links for KernelLinks {
         })
     }
 
-    fn restore(&self, plans: &[&AttachPlan]) -> io::Result<Each> {
+    fn restore(&self, all: &[&AttachPlan]) -> io::Result<Each> {
+        // What links of pods are on top of was left as it was.
+        let away = |plan: &&AttachPlan| plan.share.child.is_none();
+        let moved: Vec<&AttachPlan> = all.iter().copied().filter(away).collect();
+        let mut each = self.restore_moved(&moved)?.into_iter();
+        let of = |plan: &&AttachPlan| match plan.share.child {
+            Some(_) => Ok(()),
+            None => each.next().unwrap_or(Ok(())),
+        };
+        Ok(all.iter().map(of).collect())
+    }
+}
+
+impl KernelLinks {
+    fn restore_moved(&self, plans: &[&AttachPlan]) -> io::Result<Each> {
         netns::within(&self.host, || {
             let mut socket = Socket::open()?;
             let mut talk = talk_if(plans.iter().any(|plan| !plan.host.ethtool.is_empty()))?;
@@ -343,100 +373,6 @@ fn talk_if(needed: bool) -> io::Result<Option<Talk>> {
 fn gone(plan: &AttachPlan, name: &str) -> io::Error {
     let why = format!("{}: there is no link `{name}`", plan.device);
     io::Error::new(io::ErrorKind::NotFound, why)
-}
-
-/// Changes to several devices, each with its device, for one batch.
-#[derive(Default)]
-struct Work {
-    changes: Vec<Change>,
-    owners: Vec<usize>,
-    failed: Vec<(usize, io::Error)>,
-}
-
-impl Work {
-    fn add(&mut self, device: usize, what: String, message: Message) {
-        self.push(device, what, message, false);
-    }
-
-    /// As `add`, of something that may be there already.
-    fn make(&mut self, device: usize, what: String, message: Message) {
-        self.push(device, what, message, true);
-    }
-
-    fn push(&mut self, device: usize, what: String, message: Message, makes: bool) {
-        self.owners.push(device);
-        self.changes.push(Change {
-            what,
-            message,
-            makes,
-        });
-    }
-
-    fn fail(&mut self, device: usize, error: io::Error) {
-        self.failed.push((device, error));
-    }
-
-    /// The name and sizes of a link of the host.
-    fn shape(&mut self, device: usize, link: &Link, wanted: &Interface) {
-        let now = &link.interface;
-        if let Some(message) = shaped(link.index, wanted, now) {
-            if now.up && (now.name != wanted.name || now.mac != wanted.mac) {
-                // Names and addresses of many links change only while they are down.
-                self.add(
-                    device,
-                    "being down".to_owned(),
-                    Message::SetLink(updown(link.index, false)),
-                );
-            }
-            let what = "its name, MTU, address or sizes".to_owned();
-            self.add(device, what, Message::SetLink(message));
-        }
-    }
-
-    /// Addresses, routes and neighbours, and whether it is up.
-    fn dress(&mut self, device: usize, index: u32, wanted: &Interface) {
-        for address in &wanted.addresses {
-            let message = Message::NewAddress(address_message(index, *address));
-            self.make(device, format!("address {address}"), message);
-        }
-        let up = updown(index, wanted.up);
-        let word = if wanted.up { "being up" } else { "being down" };
-        self.add(device, word.to_owned(), Message::SetLink(up));
-        if !wanted.up {
-            return;
-        }
-        for route in &wanted.routes {
-            let message = Message::NewRoute(route_message(index, route));
-            self.make(
-                device,
-                format!("the route to {}", route.destination),
-                message,
-            );
-        }
-        for neighbor in &wanted.neighbors {
-            let message = Message::NewNeighbour(neighbor_message(index, neighbor));
-            self.make(
-                device,
-                format!("neighbour {}", neighbor.destination),
-                message,
-            );
-        }
-    }
-
-    /// Carries all of it out; what became of each of so many devices.
-    fn carry_out(self, socket: &mut Socket, devices: usize) -> io::Result<Each> {
-        let mut each: Each = (0..devices).map(|_| Ok(())).collect();
-        for (at, error) in self.failed {
-            each[at] = Err(error);
-        }
-        for (at, outcome) in self.owners.iter().zip(socket.change(&self.changes)?) {
-            // The first refusal is told; others mostly follow from it.
-            if each[*at].is_ok() {
-                each[*at] = outcome;
-            }
-        }
-        Ok(each)
-    }
 }
 
 /// Routing domains by their links' indexes.

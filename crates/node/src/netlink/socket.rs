@@ -107,6 +107,22 @@ impl Socket {
         Ok(changes.iter().zip(answers).map(outcome).collect())
     }
 
+    /// Asks for one change.
+    pub(super) fn request(&mut self, message: &Message, flags: u16) -> io::Result<()> {
+        let request = of_route(message, NLM_F_ACK | flags, Ends::Done);
+        let outcome = self.exchange(&[request])?.pop();
+        outcome.unwrap_or_else(|| Ok(Answers::new()))?;
+        Ok(())
+    }
+
+    /// Makes something that may be there already.
+    pub(super) fn create(&mut self, message: &Message) -> io::Result<()> {
+        match self.request(message, NLM_F_CREATE | NLM_F_EXCL) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            other => other,
+        }
+    }
+
     /// Asks for one thing with each message; none where there is none.
     pub(super) fn get(&mut self, messages: &[Message]) -> io::Result<Vec<Option<Message>>> {
         let request = |message| of_route(message, 0, Ends::Answer);

@@ -5,6 +5,7 @@ use std::io;
 
 use forebay_fabric::config::Vrf;
 use forebay_fabric::plan::{AttachPlan, Found, Interface};
+use forebay_fabric::share::Limits;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::RouteNetlinkMessage as Message;
 use netlink_packet_route::address::AddressMessage;
@@ -14,12 +15,12 @@ use netlink_packet_route::route::RouteMessage;
 use netlink_packet_route::rule::RuleMessage;
 use netlink_packet_route::tc::{TcAttribute, TcMessage};
 
-use super::Domains;
 use super::ethtool::Talk;
 use super::messages::{
     Link, address_of, domain, link_of, link_question, neighbor_of, route_of, rule_of,
 };
 use super::socket::{Change, Socket};
+use super::{Domains, shape};
 
 const FAMILIES: [AddressFamily; 2] = [AddressFamily::Inet, AddressFamily::Inet6];
 
@@ -128,21 +129,19 @@ impl Socket {
         let names: Vec<_> = plans.iter().map(|plan| plan.host.name.clone()).collect();
         let mut found = self.named(&names)?;
         for (link, plan) in found.iter_mut().zip(plans) {
-            if link
-                .as_ref()
-                .is_some_and(|link| !is_it(plan, &link.interface))
-            {
-                *link = None;
-            }
+            *link = link.take().filter(|link| is_on_host(plan, &link.interface));
         }
-        if found.iter().all(Option::is_some) {
+        let away = |(link, plan): (&Option<Link>, &&AttachPlan)| {
+            link.is_none() && plan.share.child.is_none()
+        };
+        if !found.iter().zip(plans).any(away) {
             return Ok(found);
         }
         let links = self.links()?;
         for (link, plan) in found
             .iter_mut()
             .zip(plans)
-            .filter(|(link, _)| link.is_none())
+            .filter(|(link, plan)| link.is_none() && plan.share.child.is_none())
         {
             let mut those = links.iter().filter(|link| is_it(plan, &link.interface));
             let given_back = |name: &str| plan.host.mac.is_some() && name.starts_with("dev");
@@ -182,8 +181,16 @@ impl Socket {
             if let Some(talk) = talk.as_mut() {
                 link.interface.ethtool = talk.read(&plan.pod.name, &plan.pod.ethtool)?;
             }
+            if plan.pod.limits != Limits::default() {
+                let name = &link.interface.name;
+                link.interface.limits = shape::limits(self, link.index, name)?;
+            }
             let mut programs = link.programs();
-            let of_it = |(index, _): &&(u32, String)| *index == link.index;
+            // By that one of these its bandwidth is enforced.
+            let ours = plan.pod.limits.ingress_bps.is_some();
+            let of_it = |(index, kind): &&(u32, String)| {
+                *index == link.index && !(ours && kind == "ingress")
+            };
             programs.extend(
                 hooks
                     .iter()
@@ -301,8 +308,21 @@ fn link_in(message: &Message) -> Option<Link> {
 }
 
 fn of_pod(links: &[Link], plan: &AttachPlan) -> Option<Link> {
-    let is = |link: &&Link| link.interface.name == plan.pod.name && is_it(plan, &link.interface);
+    // Where the plan wants a link on top of another, it is one.
+    let fits = |link: &Interface| plan.share.child.is_none() || link.sub.is_some();
+    let is = |link: &&Link| {
+        let link = &link.interface;
+        link.name == plan.pod.name && is_it(plan, link) && fits(link)
+    };
     links.iter().find(is).cloned()
+}
+
+/// Whether a link of the host, which has its name, is the device: one that stays has its address there too.
+fn is_on_host(plan: &AttachPlan, link: &Interface) -> bool {
+    if plan.share.child.is_some() {
+        return plan.host.mac.is_none() || link.mac == plan.host.mac;
+    }
+    is_it(plan, link)
 }
 
 fn is_it(plan: &AttachPlan, link: &Interface) -> bool {
