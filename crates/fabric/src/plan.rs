@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Cidr, Mac, Neighbor, NetworkConfig, Route, Rule, SubInterface};
-use crate::share::{Limits, Share};
+use crate::share::{Limits, RdmaPart, Share};
 
 /// An interface as it is.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -62,6 +62,9 @@ pub struct AttachPlan {
     /// Whether it is had whole, and moved, or shared, and stays on the host.
     #[serde(default)]
     pub share: Share,
+    /// Its RDMA device, if it has one and is had whole.
+    #[serde(default)]
+    pub rdma: Option<RdmaPart>,
 }
 
 /// Where a device is on its way. Each is written down before what it names begins.
@@ -209,6 +212,7 @@ pub fn plan(
         rules: config.rules.clone(),
         sysctls,
         share: Share::default(),
+        rdma: None,
     })
 }
 

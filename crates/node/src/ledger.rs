@@ -40,6 +40,22 @@ pub struct ClaimRecord {
     pub netns: Option<PathBuf>,
     /// The devices.
     pub devices: Vec<DeviceRecord>,
+    /// Devices that it only looks at.
+    #[serde(default)]
+    pub looked_at: Vec<LookedAt>,
+}
+
+/// A device that a claim may look at, and that stays with whoever has it (`adminAccess`).
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct LookedAt {
+    /// The request of the claim that it answers.
+    pub request: String,
+    /// The pool that it is published in.
+    pub pool: String,
+    /// Its name there.
+    pub device: String,
+    /// Which share of it, if the scheduler named one.
+    pub share_id: Option<String>,
 }
 
 /// One device of a claim.
@@ -284,6 +300,7 @@ mod tests {
             pod_name: "pod".into(),
             netns: None,
             devices: vec![],
+            looked_at: vec![],
         };
         for uid in ["a", "b", "c"] {
             ledger.write(&record(uid)).unwrap();
@@ -324,8 +341,10 @@ mod tests {
                     rules: vec![],
                     sysctls: vec![],
                     share: Default::default(),
+                    rdma: None,
                 },
             }],
+            looked_at: vec![],
         };
         let first = Ledger::of_boot(folder.path(), "boot-1").unwrap();
         first.write(&record).unwrap();
