@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::{
     Cidr, Ethtool, InterfaceConfig, Mac, Neighbor, NetworkConfig, Route, Rule, SubInterface, Vrf,
 };
-use crate::share::{Limits, Share};
+use crate::share::{Limits, RdmaPart, Share};
 
 pub use differences::{Found, differences, unlike};
 
@@ -84,6 +84,9 @@ pub struct AttachPlan {
     /// Whether it is had whole, and moved, or shared, and stays on the host.
     #[serde(default)]
     pub share: Share,
+    /// Its RDMA device, if it has one and is had whole.
+    #[serde(default)]
+    pub rdma: Option<RdmaPart>,
 }
 
 /// Where a device is on its way. Each is written down before what it names begins.
@@ -224,6 +227,7 @@ pub fn plan(
         vrf: asked.vrf.clone(),
         without_programs: asked.disable_ebpf_programs == Some(true),
         share: Share::default(),
+        rdma: None,
     })
 }
 

@@ -14,7 +14,7 @@ use std::fmt;
 
 use crate::cloud::CloudFacts;
 use crate::health::Taint;
-use crate::machine::{Machine, Nic, Problem};
+use crate::machine::{Machine, Nic, PciAddress, Problem};
 use crate::topology::{self, Rails};
 
 /// Devices of a slice at most.
@@ -206,11 +206,7 @@ fn is_offered(nic: &Nic) -> bool {
 /// keeps its name.
 pub fn device_name(nic: &Nic) -> String {
     if let Some(pci) = &nic.pci {
-        let at = pci.address;
-        return format!(
-            "pci-{:04x}-{:02x}-{:02x}-{:x}",
-            at.domain, at.bus, at.device, at.function
-        );
+        return pci_device_name(pci.address);
     }
     let name = nic.label();
     let plain = name
@@ -233,6 +229,14 @@ pub fn device_name(nic: &Nic) -> String {
         (sum ^ u32::from(byte)).wrapping_mul(0x0100_0193)
     });
     format!("if-{}-{sum:08x}", kept.trim_matches('-'))
+}
+
+/// The name of the device of a PCI function.
+pub fn pci_device_name(at: PciAddress) -> String {
+    format!(
+        "pci-{:04x}-{:02x}-{:02x}-{:x}",
+        at.domain, at.bus, at.device, at.function
+    )
 }
 
 /// The devices of a machine, and what could not be published of it.

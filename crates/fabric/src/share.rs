@@ -5,6 +5,8 @@
 //! at all, and it ends with that namespace. [`crate::plan::recover`] holds for it too: on the host means for a
 //! child that it is not there, and can be made again.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Mac, NetworkConfig, SubInterface};
@@ -40,7 +42,7 @@ pub struct Vf {
     pub interface: String,
 }
 
-/// The first virtual function of `found` that nobody has: `taken` are those that claims have.
+/// The first virtual function of `found` that nobody has: `taken` are those of claims.
 ///
 /// # Errors
 /// There is none.
@@ -54,6 +56,17 @@ pub fn free_vf(device: &str, found: &[Vf], taken: &[PciAddress]) -> Result<Vf, S
             "{device}: its {all} virtual functions are all in use; one is free when a claim ends, or more are made"
         ),
     })
+}
+
+/// The RDMA device of a NIC.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct RdmaPart {
+    /// Its name: `mlx5_0`.
+    pub name: String,
+    /// The character devices by which programs use it, for containers that name the claim.
+    pub devices: Vec<PathBuf>,
+    /// Whether it is of one namespace at a time, so that it goes into the pod with its NIC.
+    pub own_namespace: bool,
 }
 
 /// What a link may send, and receive, at most.

@@ -2,15 +2,17 @@
 //! claim. It reads the ledger and looks into the container's own network namespace, so it needs no
 //! driver that runs, and none that was in time. Anything that it cannot be sure of is a no.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use forebay_fabric::plan::State;
 use serde::Deserialize;
 
 use crate::attach::verify;
-use crate::ledger::Ledger;
+use crate::ledger::{DeviceRecord, Ledger};
 use crate::netlink::{KernelLinks, Links};
 use crate::netns;
+use crate::rdma::{KernelNamespaces, WithRdma};
 
 /// What runtimes write to a hook's standard input may have at most, bytes.
 pub const STATE_BYTES_MAX: usize = 1 << 20;
@@ -34,15 +36,28 @@ pub fn guard(folder: &Path, claim: &str, state: &str) -> Result<(), String> {
         ));
     }
     let netns = PathBuf::from(format!("/proc/{}/ns/net", state.pid));
-    let links = KernelLinks::open(Path::new("/proc/self/ns/net"))
-        .map_err(|e| format!("claim {claim}: {e}"))?;
+    let host = Path::new("/proc/self/ns/net");
+    let links = KernelLinks::open(host).map_err(|e| format!("claim {claim}: {e}"))?;
+    let namespaces = KernelNamespaces::open(host).map_err(|e| format!("claim {claim}: {e}"))?;
+    let links = WithRdma::new(links, namespaces);
     check(&links, folder, claim, &netns)?;
     // The NICs are in place: that they cannot be kept over a pod's end without a driver stops no container.
-    let held = Ledger::open(folder).and_then(|ledger| ledger.held_netns(claim));
-    if let Err(error) = held.and_then(|at| crate::netns::hold(&netns, &at)) {
+    if let Err(error) = hold(folder, claim, &netns) {
         eprintln!("claim {claim}: its namespace cannot be held: {error}");
     }
     Ok(())
+}
+
+/// Holds the namespace of a container while there is something of the host's in it: links on top of NICs that
+/// stay on the host are to go with their pod.
+fn hold(folder: &Path, claim: &str, netns: &Path) -> io::Result<()> {
+    let ledger = Ledger::open(folder)?;
+    let record = ledger.read(claim)?;
+    let moved = |d: &DeviceRecord| d.plan.share.child.is_none();
+    match record.is_some_and(|record| record.devices.iter().any(moved)) {
+        true => netns::hold(netns, &ledger.held_netns(claim)?),
+        false => Ok(()),
+    }
 }
 
 /// As [`guard`], for a container whose network namespace is at `netns`.
@@ -61,7 +76,11 @@ pub fn check(links: &impl Links, folder: &Path, claim: &str, netns: &Path) -> Re
         .map_err(|e| fail(format!("its record {e}")))?;
     let record = record.ok_or_else(|| fail("it was not prepared on this node".into()))?;
     if record.devices.is_empty() {
-        return Err(fail("its record names no NIC".into()));
+        // Who only looks is in no namespace of its own, and is promised nothing.
+        return match record.looked_at.is_empty() {
+            true => Err(fail("its record names no NIC".into())),
+            false => Ok(()),
+        };
     }
     let netns = netns::open(netns).map_err(|e| fail(e.to_string()))?;
     let netns = netns.ok_or_else(|| fail("the container has no network namespace".into()))?;

@@ -41,6 +41,22 @@ pub struct ClaimRecord {
     pub netns: Option<PathBuf>,
     /// The devices.
     pub devices: Vec<DeviceRecord>,
+    /// Devices that it only looks at.
+    #[serde(default)]
+    pub looked_at: Vec<LookedAt>,
+}
+
+/// A device that a claim may look at, and that stays with whoever has it (`adminAccess`).
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct LookedAt {
+    /// The request of the claim that it answers.
+    pub request: String,
+    /// The pool that it is published in.
+    pub pool: String,
+    /// Its name there.
+    pub device: String,
+    /// Which share of it, if the scheduler named one.
+    pub share_id: Option<String>,
 }
 
 /// One device of a claim.
@@ -369,6 +385,7 @@ mod tests {
             pod_name: "pod".into(),
             netns: None,
             devices: vec![],
+            looked_at: vec![],
         };
         for uid in ["a", "b", "c"] {
             ledger.write(&record(uid)).unwrap();
@@ -408,8 +425,10 @@ mod tests {
                     vrf: None,
                     without_programs: false,
                     share: Default::default(),
+                    rdma: None,
                 },
             }],
+            looked_at: vec![],
         }
     }
 

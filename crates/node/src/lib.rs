@@ -15,6 +15,7 @@ pub mod netlink;
 pub mod netns;
 pub mod observed;
 pub mod page;
+pub mod rdma;
 pub mod report;
 pub mod runtime;
 pub mod sysfs;

@@ -83,6 +83,7 @@ mod tests {
             pod_name: "pod".into(),
             netns: None,
             devices: vec![DeviceRecord { state, plan }],
+            looked_at: vec![],
         };
         let told = statuses(&[record], |_| Vec::new());
         let told = told

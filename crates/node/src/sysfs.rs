@@ -3,6 +3,7 @@
 //! A file that is missing or garbled costs what it would have told, and is told of; nothing here fails.
 //! Addresses and the kinds of most virtual net devices are netlink's to add.
 
+mod parts;
 mod plant;
 mod rooted;
 
@@ -15,6 +16,7 @@ use forebay_fabric::machine::{
     RdmaPort, Sriov,
 };
 
+pub use parts::Parts;
 pub use plant::plant;
 use rooted::Rooted;
 

@@ -5,6 +5,7 @@
 //! found later is settled by `fabric::plan::recover` from that state and where the device is seen.
 //! One call works at a time, of all processes that share a ledger. Whether a container may start is not decided here but by `guard`.
 
+mod addresses;
 mod enter;
 mod faults;
 mod prepare;
@@ -23,6 +24,7 @@ use crate::cdi::Cdi;
 use crate::driver::{DeviceHealth, Driver, DriverError, PreparedDevice, Sandbox};
 use crate::ledger::{ClaimRecord, Ledger};
 use crate::netlink::Links;
+use crate::sysfs::Parts;
 pub use faults::{FAULT_POINTS, FaultPoint, Faults};
 
 /// How long an attach may take before the runtime is told that it failed. Runtimes wait for 2 s and
@@ -67,6 +69,9 @@ pub struct Core<L, F = ()> {
     faults: F,
     ledger: Ledger,
     cdi: Cdi,
+    parts: Option<Parts>,
+    /// Whether RDMA devices are of one namespace each.
+    own_rdma: bool,
     /// Held by whoever works on devices.
     turn: Mutex<()>,
 }
@@ -173,7 +178,21 @@ impl<L: Links, F: Faults> Core<L, F> {
             faults,
             ledger,
             cdi,
+            parts: None,
+            own_rdma: false,
             turn: Mutex::new(()),
+        }
+    }
+
+    /// With what belongs to NICs beside their interfaces: virtual functions and RDMA devices, which go into the
+    /// pod with their NIC if `own_rdma`. Without, they are as if there were none.
+    #[must_use]
+    pub fn with_parts(self, parts: Parts, own_rdma: bool) -> Core<L, F> {
+        let parts = Some(parts);
+        Core {
+            parts,
+            own_rdma,
+            ..self
         }
     }
 
@@ -192,7 +211,8 @@ impl<L: Links, F: Faults> Core<L, F> {
             .all()
             .map_err(|e| DriverError(format!("the ledger: {e}")))?;
         let (mut records, problems) = all;
-        records.retain(|r| r.pod_uid == uid);
+        // Who only looks has nothing in its pod.
+        records.retain(|r| r.pod_uid == uid && !r.devices.is_empty());
         Ok((records, problems))
     }
 }

@@ -5,13 +5,15 @@ use std::io;
 use std::time::Instant;
 
 use forebay_fabric::claim::{AllocatedClaim, AllocatedDevice, DeviceConfig};
-use forebay_fabric::config::NetworkConfig;
-use forebay_fabric::plan::State;
-use forebay_fabric::share::{self, Wanted};
+use forebay_fabric::config::{NetworkConfig, SubInterface};
+use forebay_fabric::plan::{AttachPlan, Interface, State};
+use forebay_fabric::publish;
+use forebay_fabric::share::{self, RdmaPart, Vf, Wanted};
 
-use super::{CALL_MAX, Core, FaultPoint, Faults, said};
+use super::{CALL_MAX, Core, FaultPoint, Faults, addresses, said};
+use crate::cdi;
 use crate::driver::{DriverError, PreparedDevice};
-use crate::ledger::{ClaimRecord, DeviceRecord};
+use crate::ledger::{ClaimRecord, DeviceRecord, LookedAt};
 use crate::netlink::Links;
 
 impl<L: Links, F: Faults> Core<L, F> {
@@ -25,8 +27,8 @@ impl<L: Links, F: Faults> Core<L, F> {
         let Some(record) = self.ledger.read(uid).map_err(io)? else {
             return Ok(None);
         };
-        let cdi_id = self.cdi.write(uid).map_err(io)?;
-        Ok(Some(told(&record, &cdi_id)))
+        self.cdi.write(&record).map_err(io)?;
+        Ok(Some(told(&record)))
     }
 
     /// See [`Driver::prepare`]; `names` are the host's interfaces by device.
@@ -51,7 +53,7 @@ impl<L: Links, F: Faults> Core<L, F> {
         let known = self.ledger.read(uid).map_err(of)?;
         // One that was lost is planned for anew: after a reboot there may be another of its name.
         let untouched = |d: &DeviceRecord| matches!(d.state, State::Planned | State::Lost);
-        let begun = known.filter(|k| !k.devices.iter().all(untouched));
+        let begun = known.clone().filter(|k| !k.devices.iter().all(untouched));
         let record = match begun {
             // The kubelet asks again after its restart, while the pod runs.
             Some(record) if record.pod_uid == pod.uid => record,
@@ -63,7 +65,7 @@ impl<L: Links, F: Faults> Core<L, F> {
             }
             None => {
                 self.faults.at(FaultPoint::Plan).map_err(of)?;
-                let devices = self.plans(claim, names)?;
+                let devices = self.plans(claim, names, known.as_ref())?;
                 let record = ClaimRecord {
                     namespace: claim.claim.namespace.clone(),
                     name: claim.claim.name.clone(),
@@ -72,63 +74,43 @@ impl<L: Links, F: Faults> Core<L, F> {
                     pod_name: pod.name.clone(),
                     netns: None,
                     devices,
+                    looked_at: looked_at(claim),
                 };
                 self.ledger.write(&record).map_err(of)?;
                 record
             }
         };
         self.faults.at(FaultPoint::Planned).map_err(of)?;
-        let cdi_id = self.cdi.write(uid).map_err(of)?;
-        Ok(told(&record, &cdi_id))
+        self.cdi.write(&record).map_err(of)?;
+        Ok(told(&record))
     }
 
+    /// Plans for the devices that the claim gets; `before` is what was planned for it earlier.
     fn plans(
         &self,
         claim: &AllocatedClaim,
         names: &BTreeMap<String, String>,
+        before: Option<&ClaimRecord>,
     ) -> Result<Vec<DeviceRecord>, DriverError> {
         let fail = |why: String| DriverError(format!("claim {}: {why}", claim.claim));
-        let (others, _) = self.ledger.all().map_err(|e| said(&claim.claim, &e))?;
-        let mut interfaces = Vec::new();
-        for device in &claim.devices {
-            let id = &device.device;
-            refuse_unsupported(device).map_err(fail)?;
-            let name = names.get(id);
-            let name = name.ok_or_else(|| fail(format!("{id} has no interface on this node")))?;
-            interfaces.push(name.clone());
+        let (mut others, _) = self.ledger.all().map_err(|e| said(&claim.claim, &e))?;
+        others.retain(|other| other.uid != claim.claim.uid);
+        let mut asked: Vec<Asked<'_>> = Vec::new();
+        for device in claim.devices.iter().filter(|d| !d.admin_access) {
+            let one = self.asked(claim, device, names, &others, &asked);
+            asked.push(one.map_err(fail)?);
         }
+        let interfaces: Vec<String> = asked.iter().map(|one| one.interface.clone()).collect();
         let hosts = self.links.snapshot(&interfaces);
         let hosts = hosts.map_err(|e| said(&claim.claim, &e))?;
-        let mut taken: Vec<String> = Vec::new();
-        let mut devices = Vec::new();
-        for ((device, name), host) in claim.devices.iter().zip(interfaces).zip(hosts) {
-            let id = &device.device;
-            let gone = || fail(format!("{id}: interface `{name}` is not on the host"));
-            let mut host = host.ok_or_else(gone)?;
-            let mut config = config_of(&device.request, &claim.configs).map_err(fail)?;
-            if !config.ethtool.is_empty() {
-                let resolved = self.links.ethtool(&name, &config.ethtool);
-                let resolved = resolved.map_err(|e| fail(format!("{id}: ethtool: {e}")))?;
-                (config.ethtool, host.ethtool) = resolved;
-            }
-            let place = (device.pool.clone(), id.clone());
-            let requests = vec![device.request.clone()];
-            let wanted = Wanted {
-                claim: &claim.claim.uid,
-                share_id: device.share_id.as_deref(),
-                bandwidth_bps: device.bandwidth_bps,
-                vf: None,
+        let mut devices: Vec<DeviceRecord> = Vec::new();
+        for (one, host) in asked.into_iter().zip(hosts) {
+            let around = Around {
+                others: &others,
+                before,
+                so_far: &devices,
             };
-            let plan = share::plan(requests, place, host, &config, &taken, wanted);
-            let plan = plan.map_err(fail)?;
-            for other in others.iter().filter(|o| o.uid != claim.claim.uid) {
-                let who = other.claim().to_string();
-                let has = other.devices.iter().filter(|d| d.state != State::Released);
-                for has in has.filter(|d| d.plan.device == *id) {
-                    share::beside(id, &plan.share, &has.plan.share, &who).map_err(fail)?;
-                }
-            }
-            taken.push(plan.pod.name.clone());
+            let plan = self.plan_one(claim, one, host, &around).map_err(fail)?;
             devices.push(DeviceRecord {
                 state: State::Planned,
                 plan,
@@ -136,32 +118,165 @@ impl<L: Links, F: Faults> Core<L, F> {
         }
         Ok(devices)
     }
+
+    /// What is asked for a device, and which interface of the host that is about.
+    fn asked<'a>(
+        &self,
+        claim: &AllocatedClaim,
+        device: &'a AllocatedDevice,
+        names: &BTreeMap<String, String>,
+        others: &[ClaimRecord],
+        so_far: &[Asked<'_>],
+    ) -> Result<Asked<'a>, String> {
+        let id = &device.device;
+        let name = names.get(id);
+        let name = name.ok_or_else(|| format!("{id} has no interface on this node"))?;
+        let config = config_of(&device.request, &claim.configs)?;
+        let vf = match config.sub_interface {
+            Some(SubInterface::Vf) => Some(self.vf(id, name, others, so_far)?),
+            Some(SubInterface::Macvlan(_) | SubInterface::Ipvlan(_)) | None => None,
+        };
+        Ok(Asked {
+            device,
+            interface: vf.as_ref().map_or(name, |vf| &vf.interface).clone(),
+            config,
+            vf,
+        })
+    }
+
+    fn plan_one(
+        &self,
+        claim: &AllocatedClaim,
+        asked: Asked<'_>,
+        host: Option<Interface>,
+        around: &Around<'_>,
+    ) -> Result<AttachPlan, String> {
+        let Asked {
+            device,
+            interface: name,
+            mut config,
+            vf,
+        } = asked;
+        let id = &device.device;
+        let mut host =
+            host.ok_or_else(|| format!("{id}: interface `{name}` is not on the host"))?;
+        if !config.ethtool.is_empty() {
+            let resolved = self.links.ethtool(&name, &config.ethtool);
+            (config.ethtool, host.ethtool) =
+                resolved.map_err(|e| format!("{id}: ethtool: {e}"))?;
+        }
+        addresses::settle(&mut config, device, around).map_err(|why| format!("{id}: {why}"))?;
+        let wanted = Wanted {
+            claim: &claim.claim.uid,
+            share_id: device.share_id.as_deref(),
+            bandwidth_bps: device.bandwidth_bps,
+            vf: vf.as_ref(),
+        };
+        let taken = around.so_far.iter().map(|d| d.plan.pod.name.clone());
+        let taken: Vec<String> = taken.collect();
+        let requests = vec![device.request.clone()];
+        let place = (device.pool.clone(), id.clone());
+        let mut plan = share::plan(requests, place, host, &config, &taken, wanted)?;
+        for other in around.others {
+            let who = other.claim().to_string();
+            let has = other.devices.iter().filter(|d| d.state != State::Released);
+            for has in has.filter(|d| d.plan.device == *id) {
+                share::beside(id, &plan.share, &has.plan.share, &who)?;
+            }
+        }
+        if plan.share.child.is_none() {
+            let part = self.parts.as_ref().and_then(|parts| parts.rdma(&name));
+            plan.rdma = part.map(|part| RdmaPart {
+                own_namespace: self.own_rdma,
+                ..part
+            });
+        }
+        Ok(plan)
+    }
+
+    /// A virtual function of a device that no claim has: neither as a share of the device nor as one of its own.
+    fn vf(
+        &self,
+        device: &str,
+        interface: &str,
+        others: &[ClaimRecord],
+        so_far: &[Asked<'_>],
+    ) -> Result<Vf, String> {
+        let found = self.parts.as_ref().map(|parts| parts.vfs(interface));
+        let found = found.unwrap_or_default();
+        let has = |vf: &Vf| {
+            let own = publish::pci_device_name(vf.address);
+            let elsewhere = others.iter().flat_map(|other| &other.devices).any(|d| {
+                let share = d.plan.share.vf.as_ref();
+                d.plan.device == own || share.is_some_and(|has| has.address == vf.address)
+            });
+            let here = |one: &Asked<'_>| {
+                let picked = one.vf.as_ref();
+                one.device.device == own || picked.is_some_and(|has| has.address == vf.address)
+            };
+            elsewhere || so_far.iter().any(here)
+        };
+        let taken = found.iter().filter(|vf| has(vf)).map(|vf| vf.address);
+        share::free_vf(device, &found, &taken.collect::<Vec<_>>())
+    }
+}
+
+/// A device of a claim with what is asked for it.
+struct Asked<'a> {
+    device: &'a AllocatedDevice,
+    /// Of the host: its own, or that of its virtual function.
+    interface: String,
+    config: NetworkConfig,
+    vf: Option<Vf>,
+}
+
+/// What a device is planned for beside.
+pub(super) struct Around<'a> {
+    /// Other claims of this node.
+    pub(super) others: &'a [ClaimRecord],
+    /// What was planned for this claim earlier.
+    pub(super) before: Option<&'a ClaimRecord>,
+    /// This claim's devices up to here.
+    pub(super) so_far: &'a [DeviceRecord],
 }
 
 /// What the kubelet is told of a claim.
-fn told(record: &ClaimRecord, cdi_id: &str) -> Vec<PreparedDevice> {
-    let device = |device: &DeviceRecord| PreparedDevice {
+fn told(record: &ClaimRecord) -> Vec<PreparedDevice> {
+    let device = |(at, device): (usize, &DeviceRecord)| PreparedDevice {
         requests: device.plan.requests.clone(),
         pool: device.plan.pool.clone(),
         device: device.plan.device.clone(),
         share_id: device.plan.share.id.clone(),
-        cdi_ids: vec![cdi_id.to_owned()],
+        cdi_ids: cdi::names(record, at),
     };
-    record.devices.iter().map(device).collect()
+    // It is the guard's to say that it needs nothing.
+    let looked_at = |looked_at: &LookedAt| PreparedDevice {
+        requests: vec![looked_at.request.clone()],
+        pool: looked_at.pool.clone(),
+        device: looked_at.device.clone(),
+        share_id: looked_at.share_id.clone(),
+        cdi_ids: cdi::names(record, usize::MAX),
+    };
+    let devices = record.devices.iter().enumerate().map(device);
+    devices
+        .chain(record.looked_at.iter().map(looked_at))
+        .collect()
 }
 
-fn refuse_unsupported(device: &AllocatedDevice) -> Result<(), String> {
-    let id = &device.device;
-    if device.admin_access {
-        return Err(format!(
-            "{id}: adminAccess looks only, and a NIC is moved; ask without it"
-        ));
-    }
-    Ok(())
+/// The devices that a claim looks at and does not get.
+fn looked_at(claim: &AllocatedClaim) -> Vec<LookedAt> {
+    let looks = claim.devices.iter().filter(|d| d.admin_access);
+    let one = |device: &AllocatedDevice| LookedAt {
+        request: device.request.clone(),
+        pool: device.pool.clone(),
+        device: device.device.clone(),
+        share_id: device.share_id.clone(),
+    };
+    looks.map(one).collect()
 }
 
 /// The class's parameters for a request, with the claim's over them.
-fn config_of(request: &str, configs: &[DeviceConfig]) -> Result<NetworkConfig, String> {
+pub(super) fn config_of(request: &str, configs: &[DeviceConfig]) -> Result<NetworkConfig, String> {
     let parent = request.split('/').next().unwrap_or(request);
     let mut merged = NetworkConfig::default();
     for (at, config) in configs.iter().enumerate() {

@@ -78,6 +78,12 @@ async fn serve(args: &RunArgs) -> Result<(), Failure> {
     };
     let links = opened(&args.host_netns, KernelLinks::open(&args.host_netns))?
         .with_sysctls(args.sysctl_net.clone());
+    let namespaces = opened(&args.host_netns, KernelNamespaces::open(&args.host_netns))?;
+    let own_rdma = namespaces.own_devices().unwrap_or_else(|error| {
+        tracing::warn!("RDMA devices stay on the host, shared by all namespaces: {error}");
+        false
+    });
+    let links = WithRdma::new(links, namespaces);
     let cdi = Cdi {
         folder: args.cdi_dir.clone(),
         program,
@@ -103,7 +109,8 @@ async fn serve(args: &RunArgs) -> Result<(), Failure> {
         known.clone(),
         held,
     );
-    let core = Core::new(links, (), ledger, cdi);
+    let parts = Parts::new(&args.sysfs_root);
+    let core = Core::new(links, (), ledger, cdi).with_parts(parts, own_rdma);
     let driver = HostDriver::new(source, core, told.health());
     let teller = Teller::new(events, Arc::clone(&changed));
     let driver = Arc::new(Observed::new(driver, teller, metrics.clone()));
