@@ -56,7 +56,7 @@ fn check(pod: &Value, nodes: &[(NodeFacts, Option<Profile>)], expected: &str) {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let count = exactly["count"]
         .as_u64()
-        .map_or("All".to_owned(), |n| n.to_string());
+        .map_or_else(|| "All".to_owned(), |n| n.to_string());
     let class = text(&exactly["deviceClassName"]);
     assert_eq!(format!("{}: {class} {count}", injection.profile), expected);
     assert_eq!(
