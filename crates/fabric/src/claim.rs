@@ -62,6 +62,8 @@ pub struct DeviceConfig {
 pub struct AllocatedClaim {
     /// Which claim.
     pub claim: ClaimRef,
+    /// The name that its pod has for it, if it was made from a template.
+    pub pod_name: Option<String>,
     /// For which pods it is reserved.
     pub reserved_for: Vec<PodRef>,
     /// The devices of our driver, those of others left out.

@@ -118,7 +118,14 @@ impl Drop for Controller {
         let part = "app.kubernetes.io/part-of=forebay";
         self.cluster
             .kubectl(&["delete", classes, "-l", part, "--wait=false"]);
-        let labels = [PROFILE, "gke.networks.io/accelerator-network-profile", DRIVER];
+        let none = json!({ "nvidia.com/gpu": null });
+        let patch = json!({ "capacity": none, "allocatable": none });
+        self.cluster.patch_status("node", "default", NODE, &patch);
+        let labels = [
+            PROFILE,
+            "gke.networks.io/accelerator-network-profile",
+            DRIVER,
+        ];
         let gone = labels.map(|label| format!("{label}-"));
         let mut arguments = vec!["label", "node", NODE];
         arguments.extend(gone.iter().map(String::as_str));
@@ -133,11 +140,19 @@ const DRIVER: &str = "forebay.dev/device-network";
 fn install(cluster: &Cluster, namespace: &str, port: u16) {
     let text = fs::read_to_string(root().join("deploy/node.yaml")).expect("deploy/node.yaml");
     let text = text
-        .replace("namespace: forebay-node\n", &format!("namespace: {namespace}\n"))
-        .replace("serviceaccount:forebay-node:", &format!("serviceaccount:{namespace}:"))
+        .replace(
+            "namespace: forebay-node\n",
+            &format!("namespace: {namespace}\n"),
+        )
+        .replace(
+            "serviceaccount:forebay-node:",
+            &format!("serviceaccount:{namespace}:"),
+        )
         .replace("port: 443\n", &format!("port: {port}\n"));
     let kind = |document: &str| {
-        let line = document.lines().find_map(|line| line.strip_prefix("kind: "));
+        let line = document
+            .lines()
+            .find_map(|line| line.strip_prefix("kind: "));
         line.unwrap_or_default().to_owned()
     };
     let mut documents = Vec::new();
@@ -167,7 +182,9 @@ fn seen_from(cluster: &Cluster) -> std::net::IpAddr {
     let server = config["clusters"][0]["cluster"]["server"].as_str();
     let server = server.expect("an address").trim_start_matches("https://");
     let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
-    socket.connect(server.trim_end_matches('/')).expect("a route");
+    socket
+        .connect(server.trim_end_matches('/'))
+        .expect("a route");
     socket.local_addr().expect("bound").ip()
 }
 
@@ -201,28 +218,43 @@ fn what_is_wrong_is_refused(controller: &Controller) {
     let why = wait_for("a typo is refused", || {
         controller.dry(&claim("dra.net", &typo)).err()
     });
-    assert!(why.contains(TYPO) && why.contains("`name` is the nearest"), "{why}");
+    assert!(
+        why.contains(TYPO) && why.contains("`name` is the nearest"),
+        "{why}"
+    );
     let template = json!({
         "apiVersion": "resource.k8s.io/v1", "kind": "ResourceClaimTemplate",
         "metadata": { "name": "nics" }, "spec": { "spec": claim("dra.net", &typo)["spec"] },
     });
-    let why = controller.dry(&template).expect_err("a template with a typo");
+    let why = controller
+        .dry(&template)
+        .expect_err("a template with a typo");
     assert!(why.contains(&TYPO.replace("spec.", "spec.spec.")), "{why}");
     let class = json!({
         "apiVersion": "resource.k8s.io/v1", "kind": "DeviceClass", "metadata": { "name": "typo.test" },
         "spec": { "config": [{ "opaque": { "driver": "dra.net", "parameters": typo } }] },
     });
     let why = controller.dry(&class).expect_err("a class with a typo");
-    assert!(why.contains("spec.config[0].opaque.parameters.interface.nme"), "{why}");
+    assert!(
+        why.contains("spec.config[0].opaque.parameters.interface.nme"),
+        "{why}"
+    );
     // The same in an older version of the API, if the server has it.
     let mut older = claim("dra.net", &typo);
     older["apiVersion"] = json!("resource.k8s.io/v1beta2");
     if let Err(why) = controller.dry(&older) {
-        assert!(why.contains(TYPO) || why.contains("no matches for kind"), "{why}");
+        assert!(
+            why.contains(TYPO) || why.contains("no matches for kind"),
+            "{why}"
+        );
     }
     let good = json!({ "interface": { "name": "rdma0", "mtu": 8896 } });
-    controller.dry(&claim("dra.net", &good)).expect("what a node would accept");
-    controller.dry(&claim("gpu.example.com", &typo)).expect("what is none of ours");
+    controller
+        .dry(&claim("dra.net", &good))
+        .expect("what a node would accept");
+    controller
+        .dry(&claim("gpu.example.com", &typo))
+        .expect("what is none of ours");
     let profile = json!({
         "apiVersion": "forebay.dev/v1alpha1", "kind": "NetworkProfile", "metadata": { "name": "fast" },
         "spec": {
@@ -230,15 +262,28 @@ fn what_is_wrong_is_refused(controller: &Controller) {
             "requests": [{ "name": "nic", "deviceClassName": "dra.net", "selectors": ["device.x"] }],
         },
     });
-    let why = controller.dry(&profile).expect_err("a selector of no device");
-    assert!(why.contains("spec.requests[0].selectors[0]") && why.contains("<input>:1:7"), "{why}");
+    let why = controller
+        .dry(&profile)
+        .expect_err("a selector of no device");
+    assert!(
+        why.contains("spec.requests[0].selectors[0]") && why.contains("<input>:1:7"),
+        "{why}"
+    );
 }
 
 /// The slices of a described machine for [`NODE`].
 fn publish(cluster: &Cluster, namespace: &str) {
     let machine = root().join("machines/a4-highgpu-8g.yaml");
     let output = forebay()
-        .args(["node", "inventory", "--output", "json", "--node", NODE, "--machine"])
+        .args([
+            "node",
+            "inventory",
+            "--output",
+            "json",
+            "--node",
+            NODE,
+            "--machine",
+        ])
         .arg(machine)
         .output()
         .expect("the program runs");
@@ -274,9 +319,16 @@ fn server(annotations: &Value) -> Value {
 
 fn a_pod_gets_the_nics_of_its_node(controller: &Controller) {
     let (cluster, namespace) = (controller.cluster, controller.namespace.name.as_str());
-    let patch = json!({ "capacity": { "nvidia.com/gpu": "8" }, "allocatable": { "nvidia.com/gpu": "8" } });
+    let patch =
+        json!({ "capacity": { "nvidia.com/gpu": "8" }, "allocatable": { "nvidia.com/gpu": "8" } });
     cluster.patch_status("node", "default", NODE, &patch);
-    cluster.kubectl(&["label", "node", NODE, &format!("{DRIVER}=true"), "--overwrite"]);
+    cluster.kubectl(&[
+        "label",
+        "node",
+        NODE,
+        &format!("{DRIVER}=true"),
+        "--overwrite",
+    ]);
     publish(cluster, namespace);
     wait_for("the node is labelled with its profile", || {
         (label(cluster, PROFILE)? == "rdma-8").then_some(())
@@ -284,7 +336,9 @@ fn a_pod_gets_the_nics_of_its_node(controller: &Controller) {
     let gke = label(cluster, "gke.networks.io/accelerator-network-profile");
     assert_eq!(gke.as_deref(), Some("auto"));
 
-    let plain = controller.dry(&server(&json!({}))).expect("a pod that asks for nothing");
+    let plain = controller
+        .dry(&server(&json!({})))
+        .expect("a pod that asks for nothing");
     assert!(plain["spec"]["resourceClaims"].is_null(), "{plain}");
     let why = controller
         .dry(&server(&json!({ PROFILE: "fats" })))
@@ -293,9 +347,15 @@ fn a_pod_gets_the_nics_of_its_node(controller: &Controller) {
 
     let asking = server(&json!({ PROFILE: "auto" }));
     let arguments = ["create", "-o", "json", "-f", "-"];
-    let made = controller.create(&arguments, &asking).expect("a pod that asks");
-    let named = |container: usize| made["spec"]["containers"][container]["resources"]["claims"].clone();
-    assert_eq!((named(0), named(1)), (json!([{ "name": "forebay-nics" }]), Value::Null));
+    let made = controller
+        .create(&arguments, &asking)
+        .expect("a pod that asks");
+    let named =
+        |container: usize| made["spec"]["containers"][container]["resources"]["claims"].clone();
+    assert_eq!(
+        (named(0), named(1)),
+        (json!([{ "name": "forebay-nics" }]), Value::Null)
+    );
     let pod = wait_for("the pod is scheduled", || {
         let pod = cluster.get("pod", namespace, "deepseek");
         pod["spec"]["nodeName"].as_str()?;
@@ -326,7 +386,9 @@ fn an_object_takes_the_place_of_what_is_derived(controller: &Controller) {
         let accepted = object["status"]["conditions"][0]["status"] == "True";
         (accepted && object["status"]["nodes"] == 1).then_some(())
     });
-    let made = controller.dry(&server(&json!({ PROFILE: "pairs" }))).expect("a pod");
+    let mut asking = server(&json!({ PROFILE: "pairs" }));
+    asking["metadata"]["name"] = json!("asks-for-pairs");
+    let made = controller.dry(&asking).expect("a pod");
     assert_eq!(made["spec"]["nodeSelector"][PROFILE], "pairs");
     cluster.kubectl(&["delete", "networkprofile", "pairs"]);
     wait_for("the node has what is derived again", || {
@@ -346,7 +408,13 @@ fn the_account_may_set_its_labels_and_nothing_else_of_nodes(controller: &Control
     };
     let (done, why) = with_token(&["label", "node", NODE, "pool=stolen"]);
     assert!(!done && why.contains("its three labels"), "{why}");
-    let spec = ["patch", "node", NODE, "-p", r#"{"spec":{"unschedulable":true}}"#];
+    let spec = [
+        "patch",
+        "node",
+        NODE,
+        "-p",
+        r#"{"spec":{"unschedulable":true}}"#,
+    ];
     let (done, why) = with_token(&spec);
     assert!(!done && why.contains("its three labels"), "{why}");
     let (done, why) = with_token(&["get", "secrets", "-n", &controller.namespace.name]);
@@ -363,7 +431,16 @@ fn a_certificate_that_is_lost_is_made_anew_and_trusted(controller: &Controller) 
     let before = bundle();
     assert!(before.is_string(), "{before}");
     let empty = r#"{"data":null}"#;
-    cluster.kubectl(&["patch", "secret", NAME, "-n", namespace, "--type=merge", "-p", empty]);
+    cluster.kubectl(&[
+        "patch",
+        "secret",
+        NAME,
+        "-n",
+        namespace,
+        "--type=merge",
+        "-p",
+        empty,
+    ]);
     wait_for("another authority is trusted", || {
         let secret = cluster.get("secret", namespace, NAME);
         (secret["data"]["tls.key"].is_string() && bundle() != before).then_some(())
@@ -387,5 +464,8 @@ fn wrong_parameters_are_refused_and_a_pod_gets_the_nics_of_its_node_by_an_annota
     the_account_may_set_its_labels_and_nothing_else_of_nodes(&controller);
     a_certificate_that_is_lost_is_made_anew_and_trusted(&controller);
     let page = get(controller.pages, "/metrics").expect("a page");
-    assert!(page.contains("forebay_webhook_reviews_total{result=\"denied\"}"), "{page}");
+    assert!(
+        page.contains("forebay_webhook_reviews_total{result=\"denied\"}"),
+        "{page}"
+    );
 }

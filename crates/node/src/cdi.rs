@@ -145,12 +145,22 @@ mod tests {
         let named = |name: &str| {
             let devices = spec["devices"].as_array().unwrap().iter();
             let found = devices.filter(|d| d["name"] == name);
-            found.map(|d| d["containerEdits"].clone()).collect::<Vec<_>>()
+            found
+                .map(|d| d["containerEdits"].clone())
+                .collect::<Vec<_>>()
         };
         assert_eq!(names(&record, 0), ["forebay.dev/nic=u"]);
-        assert_eq!(names(&record, 1), ["forebay.dev/nic=u", "forebay.dev/nic=u-1"]);
+        assert_eq!(
+            names(&record, 1),
+            ["forebay.dev/nic=u", "forebay.dev/nic=u-1"]
+        );
         assert!(named("u")[0].get("deviceNodes").is_none());
-        assert!(named("u")[0]["hooks"][0]["args"].as_array().unwrap().contains(&json!("guard")));
+        assert!(
+            named("u")[0]["hooks"][0]["args"]
+                .as_array()
+                .unwrap()
+                .contains(&json!("guard"))
+        );
         let path = "/dev/infiniband/uverbs3";
         let node = json!({ "path": path, "hostPath": path, "permissions": "rw" });
         assert_eq!(named("u-1"), [json!({ "deviceNodes": [node] })]);

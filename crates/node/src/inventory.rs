@@ -13,10 +13,13 @@ use forebay_fabric::health::{self, Damping, Monitor, Seen};
 use forebay_fabric::machine::{Machine, Nic};
 use forebay_fabric::plan::State;
 use forebay_fabric::publish::attributes::Optional;
-use forebay_fabric::publish::{self, Attribute, Input, PublishedDevice, Publisher, Slice};
+use forebay_fabric::publish::{
+    self, Attribute, Input, PublishedDevice, Publisher, Slice, resource_slice,
+};
 use forebay_fabric::topology::Rails;
 
 use crate::driver::{DeviceHealth, Health};
+use crate::filter::Filter;
 use crate::held::Held;
 use crate::ledger::{ClaimRecord, Ledger};
 use crate::{netlink, sysfs, uplinks};
@@ -26,6 +29,8 @@ use crate::{netlink, sysfs, uplinks};
 pub struct Settings {
     /// The node's name, which is the pool's.
     pub node: String,
+    /// The driver's name.
+    pub driver: String,
     /// What `/sys` is to the host.
     pub sysfs: PathBuf,
     /// What `/proc` is to the host.
@@ -33,6 +38,8 @@ pub struct Settings {
     /// Which interfaces without hardware are published: names, or beginnings with a `*` after them. With
     /// none, all but veths, which are the other ends of pods.
     pub virtuals: Vec<String>,
+    /// Which devices are published of these; none for all. One that a claim has stays.
+    pub filter: Option<Filter>,
     /// Rails that the operator gives.
     pub rails: Rails,
     /// Devices that several claims may share.
@@ -63,6 +70,13 @@ impl Known {
     pub fn interface(&self, device: &str) -> Option<String> {
         let name = |(nic, _): &(Nic, _)| nic.netdev.as_ref().map(|netdev| netdev.name.clone());
         self.with(device, name).flatten()
+    }
+
+    /// What is published of it, as in a ResourceSlice; none for what is not.
+    pub fn attributes(&self, device: &str) -> Option<serde_json::Map<String, serde_json::Value>> {
+        self.with(device, |(_, published)| {
+            resource_slice::attributes(published)
+        })
     }
 
     /// What is published of it that says where it lies.
@@ -185,7 +199,13 @@ impl Inventory {
             optional: self.settings.optional.clone(),
         };
         self.monitor.see(&seen, now_ms);
-        let (devices, problems) = publish::devices(&input(self.monitor.taints(now_ms)));
+        let (mut devices, mut problems) = publish::devices(&input(self.monitor.taints(now_ms)));
+        if let Some(filter) = &self.settings.filter {
+            let held: BTreeSet<String> = held.iter().map(publish::device_name).collect();
+            let stays = |name: &String| held.contains(name) || claimed.contains_key(name);
+            let driver = &self.settings.driver;
+            problems.extend(filter.leave_out(&mut devices, driver, |d| stays(&d.name)));
+        }
         let mut told = broken;
         told.extend(found.problems.iter().map(ToString::to_string));
         told.extend(problems.iter().map(ToString::to_string));
@@ -304,6 +324,8 @@ mod tests {
     fn check(virtuals: &[&str], expected: &[&str]) {
         let settings = Settings {
             node: "n1".into(),
+            driver: "dra.net".into(),
+            filter: None,
             sysfs: PathBuf::new(),
             proc: PathBuf::new(),
             virtuals: virtuals.iter().map(ToString::to_string).collect(),

@@ -1,6 +1,6 @@
 //! A driver whose calls are counted, timed, logged and told of.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use forebay_fabric::claim::ClaimRef;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -54,10 +54,19 @@ impl Call<'_> {
     }
 }
 
+/// When something was, and how long it took.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Took {
+    /// Its beginning, by the host's clock.
+    pub began: SystemTime,
+    /// Its duration, by a clock that nobody sets.
+    pub took: Duration,
+}
+
 /// Who is told of calls after they were answered.
 pub trait Observer: Send + Sync + 'static {
     /// This is what came of a call.
-    fn after(&self, call: Call<'_>, done: Result<(), &DriverError>);
+    fn after(&self, call: Call<'_>, done: Result<(), &DriverError>, took: Took);
 }
 
 /// Counters and gauges of a driver; clones count as one.
@@ -175,9 +184,9 @@ impl<D: Driver, O: Observer> Observed<D, O> {
         call: Call<'_>,
         work: impl Future<Output = Result<T, DriverError>>,
     ) -> Result<T, DriverError> {
-        let began = Instant::now();
+        let (since, began) = (Instant::now(), SystemTime::now());
         let done = work.await;
-        let took = began.elapsed();
+        let took = since.elapsed();
         self.metrics.note(call, done.is_ok(), took);
         let (name, ms) = (call.name(), took.as_secs_f64() * 1e3);
         match &done {
@@ -187,7 +196,8 @@ impl<D: Driver, O: Observer> Observed<D, O> {
                 call.subject()
             ),
         }
-        self.observer.after(call, done.as_ref().map(|_| ()));
+        let whole = Took { began, took };
+        self.observer.after(call, done.as_ref().map(|_| ()), whole);
         done
     }
 }

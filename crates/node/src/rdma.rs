@@ -146,12 +146,7 @@ impl<L: Links, N: Namespaces> Links for WithRdma<L, N> {
         Ok(seen)
     }
 
-    fn move_to_pod(
-        &self,
-        plans: &[&AttachPlan],
-        netns: &File,
-        step: Step<'_>,
-    ) -> io::Result<Each> {
+    fn move_to_pod(&self, plans: &[&AttachPlan], netns: &File, step: Step<'_>) -> io::Result<Each> {
         let mut each = self.links.move_to_pod(plans, netns, step)?;
         for (plan, done) in plans.iter().zip(&mut each) {
             if let (Some(part), Ok(())) = (moved(plan), &done) {
@@ -213,10 +208,7 @@ impl<L: Links, N: Namespaces> Links for WithRdma<L, N> {
 
 /// What was said of a part, with its name.
 fn of(part: &RdmaPart, error: &io::Error) -> io::Error {
-    io::Error::new(
-        error.kind(),
-        format!("RDMA device {}: {error}", part.name),
-    )
+    io::Error::new(error.kind(), format!("RDMA device {}: {error}", part.name))
 }
 
 #[cfg(test)]
@@ -332,7 +324,10 @@ mod tests {
     }
 
     fn places(world: &World) -> (bool, bool) {
-        (*world.nic_in_pod.lock().unwrap(), *world.rdma_in_pod.lock().unwrap())
+        (
+            *world.nic_in_pod.lock().unwrap(),
+            *world.rdma_in_pod.lock().unwrap(),
+        )
     }
 
     #[test]
@@ -353,10 +348,18 @@ mod tests {
     fn a_nic_without_its_rdma_device_is_not_verified_and_is_taken_back() {
         let pod = File::open("/proc/self/ns/net").unwrap();
         let (world, links) = world(true);
-        let why = only(links.move_to_pod(&[&plan(true)], &pod, STEP)).unwrap_err().to_string();
-        assert!(why.contains("RDMA device mlx5_0: device or resource busy"), "{why}");
+        let why = only(links.move_to_pod(&[&plan(true)], &pod, STEP))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            why.contains("RDMA device mlx5_0: device or resource busy"),
+            "{why}"
+        );
         let why = links.look(&[&plan(true)], &pod).unwrap_err().to_string();
-        assert!(why.contains("RDMA device mlx5_0 of nic is not in the pod"), "{why}");
+        assert!(
+            why.contains("RDMA device mlx5_0 of nic is not in the pod"),
+            "{why}"
+        );
         assert_eq!(links.seen(&[&plan(true)], Some(&pod)).unwrap(), [Seen::Pod]);
         only(links.move_to_host(&[&plan(true)], &pod, STEP)).unwrap();
         assert_eq!(places(world), (false, false));

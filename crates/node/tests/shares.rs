@@ -75,6 +75,12 @@ impl Drop for World {
     }
 }
 
+/// An interface of the host.
+fn only(links: &KernelLinks, name: &str) -> Option<Interface> {
+    let found = links.snapshot(&[name.to_owned()]);
+    found.unwrap().pop().flatten()
+}
+
 impl World {
     fn ns(&self, part: &str) -> String {
         format!("{}{part}", self.id)
@@ -100,7 +106,11 @@ impl World {
         Core::new(self.links(), faults, ledger, cdi).with_parts(parts, false)
     }
 
-    fn prepare<F: Faults>(&self, core: &Core<KernelLinks, F>, claim: &AllocatedClaim) -> Result<(), String> {
+    fn prepare<F: Faults>(
+        &self,
+        core: &Core<KernelLinks, F>,
+        claim: &AllocatedClaim,
+    ) -> Result<(), String> {
         let names = BTreeMap::from([("rail0".to_owned(), "rail0".to_owned())]);
         core.prepare(claim, &names).map(drop).map_err(|e| e.0)
     }
@@ -123,7 +133,7 @@ impl World {
     }
 
     fn on_host(&self) -> Option<Interface> {
-        self.links().snapshot("rail0").unwrap()
+        only(&self.links(), "rail0")
     }
 
     /// The names of links in a pod, loopback left out.
@@ -141,21 +151,27 @@ impl World {
         ip(&args).is_ok()
     }
 
-    /// What was dropped by the token bucket in front of a link.
-    fn dropped(&self, pod: usize, link: &str) -> u64 {
+    /// How often the token bucket in front of a link made a packet wait, or dropped it: who sends by himself
+    /// waits for room in his socket before anything is dropped.
+    fn held_back(&self, pod: usize, link: &str) -> u64 {
         let ns = self.ns(&pod.to_string());
         let told = ip(&format!("netns exec {ns} tc -s qdisc show dev {link}")).unwrap();
-        let after = told.split("(dropped ").nth(1).unwrap_or_else(|| panic!("{told}"));
-        after.split(',').next().unwrap().parse().unwrap()
+        let after = told
+            .split("overlimits ")
+            .nth(1)
+            .unwrap_or_else(|| panic!("{told}"));
+        after.split(' ').next().unwrap().parse().unwrap()
     }
 
     /// Sends `count` datagrams of 1 KB from a namespace to an address, at once.
     fn flood(&self, from: &str, to: &str, count: usize) {
-        let netns = forebay_node::netns::open(&self.path(from)).unwrap().unwrap();
+        let netns = forebay_node::netns::open(&self.path(from))
+            .unwrap()
+            .unwrap();
         let send = || {
             let socket = UdpSocket::bind("0.0.0.0:0")?;
             for _ in 0..count {
-                // What the kernel drops on its way is what is counted.
+                // What the kernel holds back is counted.
                 let _ = socket.send_to(&[0; 1000], (to, 9));
             }
             Ok(())
@@ -167,6 +183,7 @@ impl World {
 /// The claim of pod 0 or 1, for a share of `rail0` with these parameters.
 fn claim(pod: usize, bandwidth_bps: Option<u64>, parameters: &str) -> AllocatedClaim {
     AllocatedClaim {
+        pod_name: None,
         claim: ClaimRef {
             namespace: "team".into(),
             name: format!("nics-{pod}"),
@@ -215,11 +232,15 @@ fn pods_share_a_nic_that_stays_on_the_host_as_it_was() {
     assert!(world.reaches(0, "10.0.0.1"), "what is beyond the NIC");
     assert!(world.reaches(0, "10.0.0.11"), "the other pod");
     assert!(world.reaches(1, "10.0.0.1"));
-    core.synchronize(&[world.sandbox(0), world.sandbox(1)]).unwrap();
+    core.synchronize(&[world.sandbox(0), world.sandbox(1)])
+        .unwrap();
     assert_eq!(world.guard(1), Ok(()), "a driver that came back leaves it");
     core.detach(&world.sandbox(0)).unwrap();
     assert_eq!(world.in_pod(0), [] as [&str; 0]);
-    assert!(world.reaches(1, "10.0.0.1"), "who has another share keeps it");
+    assert!(
+        world.reaches(1, "10.0.0.1"),
+        "who has another share keeps it"
+    );
     core.unprepare("claim-0").unwrap();
     // The pod's end takes its link, and nothing is left to do.
     ip(&format!("netns del {}", world.ns("1"))).unwrap();
@@ -242,10 +263,16 @@ fn addresses_of_a_range_are_handed_out_once_and_free_when_their_claim_ends() {
     }
     assert_eq!([address(0), address(1)], ["10.0.0.10/24", "10.0.0.11/24"]);
     let why = world.prepare(&core, &claim(2, None, RANGE)).unwrap_err();
-    assert!(why.contains("no address of 10.0.0.10 to 10.0.0.11 is free"), "{why}");
+    assert!(
+        why.contains("no address of 10.0.0.10 to 10.0.0.11 is free"),
+        "{why}"
+    );
     let said = r#"{"interface": {"addresses": ["10.0.0.10/24"]}}"#;
     let why = world.prepare(&core, &claim(2, None, said)).unwrap_err();
-    assert!(why.contains("address 10.0.0.10/24 is claim team/nics-0"), "{why}");
+    assert!(
+        why.contains("address 10.0.0.10/24 is claim team/nics-0"),
+        "{why}"
+    );
     core.unprepare("claim-0").unwrap();
     world.prepare(&core, &claim(1, None, RANGE)).unwrap();
     assert_eq!(address(1), "10.0.0.11/24", "planned for again it keeps it");
@@ -272,17 +299,24 @@ fn a_share_sends_and_receives_no_more_than_it_was_given() {
     let links = world.in_pod(0);
     let between = links.iter().find(|name| name.starts_with("fbin-")).unwrap();
     world.flood("0", "10.0.0.1", 400);
-    assert!(world.dropped(0, "net0") > 0, "of what it sent");
+    assert!(world.held_back(0, "net0") > 0, "of what it sent");
     world.flood("w", "10.0.0.10", 400);
-    assert!(world.dropped(0, between) > 0, "of what it received");
+    assert!(world.held_back(0, between) > 0, "of what it received");
     assert!(world.reaches(0, "10.0.0.1"), "the rest goes through");
     // The guard looks itself: what someone took away since is seen.
     let ns = world.ns("0");
     ip(&format!("netns exec {ns} tc qdisc del dev net0 root")).unwrap();
     let why = world.guard(0).unwrap_err();
-    assert!(why.contains("it sends as much as it can, not 1000000 bit/s at most"), "{why}");
+    assert!(
+        why.contains("it sends as much as it can, not 1000000 bit/s at most"),
+        "{why}"
+    );
     core.detach(&world.sandbox(0)).unwrap();
-    assert_eq!(world.in_pod(0), [] as [&str; 0], "nothing is left in between");
+    assert_eq!(
+        world.in_pod(0),
+        [] as [&str; 0],
+        "nothing is left in between"
+    );
     core.unprepare("claim-0").unwrap();
 }
 
@@ -298,7 +332,10 @@ fn a_nic_is_shared_or_whole_and_the_other_claim_is_named() {
     core.unprepare("claim-0").unwrap();
     world.prepare(&core, &whole).unwrap();
     let why = world.prepare(&core, &claim(0, None, RANGE)).unwrap_err();
-    assert!(why.contains("rail0 is whole in the pod of claim team/nics-1"), "{why}");
+    assert!(
+        why.contains("rail0 is whole in the pod of claim team/nics-1"),
+        "{why}"
+    );
     core.unprepare("claim-1").unwrap();
 }
 
@@ -349,16 +386,19 @@ fn a_virtual_function_is_moved_in_the_place_of_its_device() {
     std::os::unix::fs::symlink("../../../../0000:8f:00.1", device.join("virtfn0")).unwrap();
     let core = world.core(());
     let vf = r#"{"interface": {"name": "net0"}, "subInterface": {"type": "vf"}}"#;
-    let before = (world.on_host(), world.links().snapshot("rail0v0").unwrap());
+    let before = (world.on_host(), only(&world.links(), "rail0v0"));
     world.prepare(&core, &claim(0, None, vf)).unwrap();
     core.attach(&world.sandbox(0), soon()).unwrap();
     assert_eq!(world.in_pod(0), ["net0"]);
-    assert_eq!(world.links().snapshot("rail0v0").unwrap(), None, "moved");
+    assert_eq!(only(&world.links(), "rail0v0"), None, "moved");
     assert_eq!(world.on_host(), before.0, "its device stays");
     let why = world.prepare(&core, &claim(1, None, vf)).unwrap_err();
-    assert!(why.contains("its 1 virtual functions are all in use"), "{why}");
+    assert!(
+        why.contains("its 1 virtual functions are all in use"),
+        "{why}"
+    );
     core.unprepare("claim-0").unwrap();
-    assert_eq!(world.links().snapshot("rail0v0").unwrap(), before.1);
+    assert_eq!(only(&world.links(), "rail0v0"), before.1);
 }
 
 #[test]
@@ -374,12 +414,16 @@ fn who_only_looks_gets_a_device_that_somebody_has_and_moves_nothing() {
     looks.devices[0].admin_access = true;
     let names = BTreeMap::new();
     let told = core.prepare(&looks, &names).unwrap();
-    assert_eq!((&told[0].device[..], &told[0].cdi_ids[..]), ("rail0", &["forebay.dev/nic=claim-1".to_owned()][..]));
+    assert_eq!(
+        (&told[0].device[..], &told[0].cdi_ids[..]),
+        ("rail0", &["forebay.dev/nic=claim-1".to_owned()][..])
+    );
     // Such pods often have the host's network.
     let mut sandbox = world.sandbox(1);
     sandbox.netns = None;
     core.attach(&sandbox, soon()).unwrap();
-    core.synchronize(&[world.sandbox(0), sandbox.clone()]).unwrap();
+    core.synchronize(&[world.sandbox(0), sandbox.clone()])
+        .unwrap();
     assert_eq!((world.guard(0), world.guard(1)), (Ok(()), Ok(())));
     assert_eq!(world.in_pod(1), [] as [&str; 0]);
     core.detach(&sandbox).unwrap();
@@ -412,7 +456,11 @@ impl World {
         let guard = self.guard(0);
         assert_eq!(guard.is_ok(), there, "{what}: {guard:?}");
         if !there {
-            assert_eq!(self.in_pod(0), [] as [&str; 0], "{what}: a part of it is left");
+            assert_eq!(
+                self.in_pod(0),
+                [] as [&str; 0],
+                "{what}: a part of it is left"
+            );
         }
         there
     }

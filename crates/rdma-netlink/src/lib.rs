@@ -176,7 +176,9 @@ impl<T: Transport> Rdma<T> {
                 return Ok(answers);
             }
         }
-        Err(bad(format!("an answer of more than {DATAGRAMS_MAX} datagrams")))
+        Err(bad(format!(
+            "an answer of more than {DATAGRAMS_MAX} datagrams"
+        )))
     }
 }
 

@@ -64,7 +64,10 @@ fn numbered(mut bytes: Vec<u8>, request: &[u8]) -> Vec<u8> {
             None => break,
         }
         // A length of nothing would never end.
-        at += usize::try_from(length).unwrap_or(usize::MAX).max(16).next_multiple_of(4);
+        at += usize::try_from(length)
+            .unwrap_or(usize::MAX)
+            .max(16)
+            .next_multiple_of(4);
     }
     bytes
 }

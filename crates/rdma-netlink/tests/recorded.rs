@@ -22,8 +22,7 @@ const ONE_DEVICE: &str = "\
     88 77 66 55 44 33 22 11 05 00 0e 00 01 00 00 00 07 00 43 00 69 62 00 00 \
     14 00 00 00 03 00 02 00 33 1f 08 6b 4d 00 00 00 00 00 00 00";
 /// `rdma link show`.
-const PORT: &str =
-    "20 00 00 00 05 14 05 00 33 1f 08 6b 00 00 00 00 08 00 01 00 03 00 00 00 08 00 03 00 01 00 00 00";
+const PORT: &str = "20 00 00 00 05 14 05 00 33 1f 08 6b 00 00 00 00 08 00 01 00 03 00 00 00 08 00 03 00 01 00 00 00";
 const ONE_PORT: &str = "\
     50 00 00 00 05 14 00 00 33 1f 08 6b 4d 00 00 00 08 00 01 00 03 00 00 00 0b 00 02 00 6d 6c 78 35 \
     5f 30 00 00 08 00 03 00 01 00 00 00 05 00 0c 00 04 00 00 00 05 00 0d 00 05 00 00 00 08 00 32 00 \
@@ -42,13 +41,11 @@ const DONE: &str = "\
     24 00 00 00 02 00 00 00 33 1f 08 6b 4d 00 00 00 00 00 00 00 18 00 00 00 07 14 05 00 33 1f 08 6b \
     00 00 00 00";
 /// `rdma dev set mlx5_0 netns NAME`, the file of which was number 4.
-const MOVE: &str =
-    "20 00 00 00 02 14 05 00 33 1f 08 6b 00 00 00 00 08 00 01 00 03 00 00 00 08 00 44 00 04 00 00 00";
+const MOVE: &str = "20 00 00 00 02 14 05 00 33 1f 08 6b 00 00 00 00 08 00 01 00 03 00 00 00 08 00 44 00 04 00 00 00";
 
 fn kernel(exchanges: &[(&str, &str)]) -> Rdma<Recorded> {
-    let add = |all: Recorded, (asked, told): &(&str, &str)| {
-        all.then(&bytes(asked), &[&bytes(told)])
-    };
+    let add =
+        |all: Recorded, (asked, told): &(&str, &str)| all.then(&bytes(asked), &[&bytes(told)]);
     Rdma::new(exchanges.iter().fold(Recorded::new(), add))
 }
 

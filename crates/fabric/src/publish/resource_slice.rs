@@ -19,18 +19,22 @@ pub fn spec(slice: &Slice, driver: &str, node: &str) -> Value {
     })
 }
 
-fn device(device: &PublishedDevice) -> Value {
+/// The `attributes` of a device.
+pub fn attributes(device: &PublishedDevice) -> Map<String, Value> {
     let attribute = |value: &Attribute| match value {
         Attribute::String(text) => json!({ "string": text }),
         Attribute::Int(number) => json!({ "int": number }),
         Attribute::Bool(value) => json!({ "bool": value }),
     };
-    let attributes: Map<String, Value> = (device.attributes.iter())
-        .map(|(name, value)| (name.to_string(), attribute(value)))
-        .collect();
+    let all = device.attributes.iter();
+    all.map(|(name, value)| (name.to_string(), attribute(value)))
+        .collect()
+}
+
+fn device(device: &PublishedDevice) -> Value {
     let mut json = json!({
         "name": device.name,
-        "attributes": attributes,
+        "attributes": attributes(device),
         "capacity": { "forebay.dev/bandwidth": capacity(device.bandwidth) },
     });
     if device.allow_multiple {

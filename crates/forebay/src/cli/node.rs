@@ -9,6 +9,7 @@ use forebay_fabric::machine::PciAddress;
 use forebay_fabric::publish::attributes::Optional;
 use forebay_fabric::topology::Rail;
 use forebay_node::cloud::Provider;
+use forebay_node::filter::Filter;
 
 use super::{LogArgs, duration};
 
@@ -43,6 +44,7 @@ pub(crate) enum NodeCommand {
 Examples:
   forebay node run --node worker-1 --kubeconfig /etc/kubernetes/driver.kubeconfig
   forebay node run --node worker-1 --virtual 'rail*'      veths of this name are NICs, too
+  forebay node run --node worker-1 --filter 'device.attributes[\"dra.net\"].rdma'     only NICs with RDMA
 
 Every path is as this process sees it. The kubelet and the container runtime see --kubelet-dir, --state-dir
 and the guard's program at the same paths, so in a pod they are to be mounted where they are on the host.
@@ -95,6 +97,9 @@ pub(crate) struct RunArgs {
     /// repeated [default: all but veths, which are the ends of pods]
     #[arg(long = "virtual", value_name = "NAME", value_delimiter = ',')]
     pub(crate) virtuals: Vec<String>,
+    /// Publish devices that match this only, in the CEL of a DeviceClass; one that a claim has stays published
+    #[arg(long, value_name = "CEL", value_parser = Filter::parse)]
+    pub(crate) filter: Option<Filter>,
     /// Rail of a NIC where it does not follow from the order of addresses; may be repeated
     #[arg(long = "rail", value_name = "PCI=GROUP/N", value_parser = rail)]
     pub(crate) rails: Vec<(PciAddress, Rail)>,
@@ -116,6 +121,9 @@ pub(crate) struct RunArgs {
     /// Evict pods whose NIC has been unhealthy for so long [default: never]
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub(crate) evict_after: Option<Duration>,
+    /// Collector that spans of claims are sent to (OTLP over gRPC), such as http://otel-collector:4317
+    #[arg(long, value_name = "URL", env = "FOREBAY_OTLP_ENDPOINT")]
+    pub(crate) otlp_endpoint: Option<String>,
     /// Address of metrics and health; it has no authentication
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9177")]
     pub(crate) listen: SocketAddr,
@@ -251,6 +259,9 @@ pub(crate) struct InventoryArgs {
     /// Name of the driver
     #[arg(long, value_name = "NAME", default_value = DRIVER)]
     pub(crate) driver: String,
+    /// As for `forebay node run`
+    #[arg(long, value_name = "CEL", value_parser = Filter::parse)]
+    pub(crate) filter: Option<Filter>,
     /// How to print it
     #[arg(long, value_name = "FORM", default_value = "text")]
     pub(crate) output: Output,

@@ -33,7 +33,10 @@ pub(crate) fn run(args: &InventoryArgs) -> Result<(), Failure> {
         cloud,
         ..Input::default()
     };
-    let (devices, mut problems) = publish::devices(&input);
+    let (mut devices, mut problems) = publish::devices(&input);
+    if let Some(filter) = &args.filter {
+        problems.extend(filter.leave_out(&mut devices, &args.driver, |_| false));
+    }
     problems.extend(found.problems.iter().cloned());
     for problem in &problems {
         eprintln!("warning: {problem}");

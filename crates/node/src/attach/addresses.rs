@@ -35,7 +35,8 @@ pub(super) fn settle(
             Ok(())
         }
         Some(Ipam::Dhcp | Ipam::Webhook) => Err(
-            "addresses by DHCP or webhook are not carried out yet; give `addresses` or a range".to_owned(),
+            "addresses by DHCP or webhook are not carried out yet; give `addresses` or a range"
+                .to_owned(),
         ),
         // On different networks two claims may say the same.
         None => taken(around, Some(&device.device)).conflict(&config.interface.addresses),

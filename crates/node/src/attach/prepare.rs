@@ -162,8 +162,7 @@ impl<L: Links, F: Faults> Core<L, F> {
             host.ok_or_else(|| format!("{id}: interface `{name}` is not on the host"))?;
         if !config.ethtool.is_empty() {
             let resolved = self.links.ethtool(&name, &config.ethtool);
-            (config.ethtool, host.ethtool) =
-                resolved.map_err(|e| format!("{id}: ethtool: {e}"))?;
+            (config.ethtool, host.ethtool) = resolved.map_err(|e| format!("{id}: ethtool: {e}"))?;
         }
         addresses::settle(&mut config, device, around).map_err(|why| format!("{id}: {why}"))?;
         let wanted = Wanted {

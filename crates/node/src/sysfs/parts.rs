@@ -124,7 +124,10 @@ mod tests {
             (&names[1][..], "../0000:8f:00.2"),
             (&names[2][..], "../0000:8f:01.2"),
             ("devices/pci0000:00/0000:8f:00.0/net/rail0/device", "../.."),
-            ("class/net/rail0", "../../devices/pci0000:00/0000:8f:00.0/net/rail0"),
+            (
+                "class/net/rail0",
+                "../../devices/pci0000:00/0000:8f:00.0/net/rail0",
+            ),
         ];
         plant(folder.path(), &files, &links);
         let parts = Parts::new(folder.path());
@@ -133,7 +136,10 @@ mod tests {
             .into_iter()
             .map(|vf| (vf.index, vf.address.to_string(), vf.interface))
             .collect();
-        let expected = [(0, "0000:8f:00.1", "rail0v0"), (10, "0000:8f:01.2", "rail0v10")];
+        let expected = [
+            (0, "0000:8f:00.1", "rail0v0"),
+            (10, "0000:8f:01.2", "rail0v10"),
+        ];
         let expected = expected.map(|(n, at, name)| (n, at.to_owned(), name.to_owned()));
         assert_eq!(found, expected);
         assert_eq!(parts.vfs("rail1"), []);
@@ -162,7 +168,10 @@ mod tests {
         };
         let rail0 = part("mlx5_1", &["uverbs1", "issm1", "umad1", "rdma_cm"]);
         assert_eq!(parts.rdma("rail0"), Some(rail0));
-        assert_eq!(parts.rdma("eth7"), Some(part("rxe0", &["uverbs2", "rdma_cm"])));
+        assert_eq!(
+            parts.rdma("eth7"),
+            Some(part("rxe0", &["uverbs2", "rdma_cm"]))
+        );
         assert_eq!(parts.rdma("eth8"), None);
     }
 }

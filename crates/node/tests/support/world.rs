@@ -131,6 +131,7 @@ impl World {
                 name: "nics".into(),
                 uid: UID.into(),
             },
+            pod_name: None,
             reserved_for: vec![PodRef {
                 name: "pod".into(),
                 uid: POD.into(),

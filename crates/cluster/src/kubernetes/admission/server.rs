@@ -27,8 +27,8 @@ use super::review::{self, Answer, Request, Why};
 /// Bytes of a question: an object as it was and as it would be, of which etcd takes 1.5 MiB each. Longer
 /// ones are refused with status 413.
 pub const BODY_BYTES_MAX: usize = 4 << 20;
-/// Connections at once, of which an API server keeps a few; more wait in the socket's backlog.
-const CONNECTIONS_MAX: usize = 64;
+/// Connections at once: an API server keeps up to 25 for each webhook. More wait in the socket's backlog.
+const CONNECTIONS_MAX: usize = 256;
 /// Questions that are read or answered at once; more wait, so that bodies take 64 MiB at most.
 const REVIEWS_MAX: usize = 16;
 /// How long a handshake may take.

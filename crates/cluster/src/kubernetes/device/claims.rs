@@ -9,14 +9,16 @@ use http::StatusCode;
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::kubernetes::server::{Failure, Server, json};
 
-use super::API;
+use super::{API, DeviceMetrics};
 
 /// How long the server may take. The kubelet asks again; who waits longer only keeps other claims waiting.
 const FETCH_MAX: Duration = Duration::from_secs(5);
+/// How often a connection is used at least.
+const TOUCH: Duration = Duration::from_secs(60);
 /// The capacity that shares of a NIC are of.
 const BANDWIDTH: &str = "forebay.dev/bandwidth";
 
@@ -44,14 +46,29 @@ impl std::error::Error for NoClaim {}
 pub struct Claims {
     server: Server,
     driver: String,
+    metrics: DeviceMetrics,
 }
 
 impl Claims {
     /// Those that have devices of `driver`.
     #[must_use]
-    pub fn new(server: Server, driver: &str) -> Claims {
+    pub fn new(server: Server, driver: &str, metrics: DeviceMetrics) -> Claims {
         let driver = driver.to_owned();
-        Claims { server, driver }
+        Claims {
+            server,
+            driver,
+            metrics,
+        }
+    }
+
+    /// Keeps a connection at hand for ever: pods start minutes apart, servers close what has been idle for 90 s,
+    /// and another handshake takes longer than a claim does.
+    pub async fn keep_connection(self) {
+        loop {
+            sleep(TOUCH).await;
+            // Static, and open to every account. Whether the server is there, fetching tells.
+            let _touched = self.server.get("/version").await;
+        }
     }
 
     /// A claim with its allocation.
@@ -61,7 +78,10 @@ impl Claims {
     pub async fn fetch(&self, claim: &ClaimRef) -> Result<AllocatedClaim, NoClaim> {
         let path = path(claim);
         let away = |why: String| NoClaim::Away(format!("the API server does not tell: {why}"));
-        let bytes = match timeout(FETCH_MAX, self.server.get(&path)).await {
+        let began = Instant::now();
+        let answer = timeout(FETCH_MAX, self.server.get(&path)).await;
+        self.metrics.fetched(began.elapsed());
+        let bytes = match answer {
             Err(_) => return Err(away(format!("no answer within {} s", FETCH_MAX.as_secs()))),
             Ok(Ok(bytes)) => bytes,
             Ok(Err(error)) if error.is(StatusCode::NOT_FOUND) => {
@@ -98,6 +118,14 @@ struct Claim<'a> {
 #[derive(Deserialize)]
 struct Metadata {
     uid: String,
+    #[serde(default)]
+    annotations: Annotations,
+}
+
+#[derive(Deserialize, Default)]
+struct Annotations {
+    #[serde(rename = "resource.kubernetes.io/pod-claim-name")]
+    pod_name: Option<String>,
 }
 
 #[derive(Deserialize, Default)]
@@ -199,6 +227,7 @@ fn translate(read: Claim<'_>, claim: &ClaimRef, driver: &str) -> Result<Allocate
     configs.sort_by_key(|config| !config.from_class);
     Ok(AllocatedClaim {
         claim: claim.clone(),
+        pod_name: read.metadata.annotations.pod_name,
         reserved_for,
         devices,
         configs,
@@ -250,7 +279,9 @@ mod tests {
     use super::*;
 
     fn check(status: Value, expected: Result<AllocatedClaim, &str>) {
-        let object = json!({ "metadata": { "uid": "u-1" }, "status": status }).to_string();
+        let annotations = json!({ "resource.kubernetes.io/pod-claim-name": "fast", "x": "y" });
+        let metadata = json!({ "uid": "u-1", "annotations": annotations });
+        let object = json!({ "metadata": metadata, "status": status }).to_string();
         let read = serde_json::from_str(&object).unwrap();
         let got = translate(read, &claim(), "dra.net");
         assert_eq!(got, expected.map_err(str::to_owned));
@@ -293,6 +324,7 @@ mod tests {
             status,
             Ok(AllocatedClaim {
                 claim: claim(),
+                pod_name: Some("fast".into()),
                 reserved_for: vec![PodRef {
                     name: "train-0".into(),
                     uid: "p-1".into(),

@@ -14,8 +14,11 @@ use forebay_node::cloud::{self, Provider};
 use forebay_node::driver::{DriverError, Sandbox};
 use forebay_node::held::Held;
 use forebay_node::inventory::Known;
-use forebay_node::observed::{Call, Observer};
+use forebay_node::metadata::PodNames;
+use forebay_node::observed::{Call, Observer, Took};
 use tokio::sync::{Notify, watch};
+
+use super::traces::Traces;
 
 /// Tries to ask the cloud before the NICs are published without it, and the time between two tries.
 const CLOUD_TRIES: u32 = 3;
@@ -29,14 +32,16 @@ pub(super) struct Source {
     claims: Claims,
     known: Known,
     held: Held,
+    names: PodNames,
 }
 
 impl Source {
-    pub(super) fn new(claims: Claims, known: Known, held: Held) -> Source {
+    pub(super) fn new(claims: Claims, known: Known, held: Held, names: PodNames) -> Source {
         Source {
             claims,
             known,
             held,
+            names,
         }
     }
 
@@ -59,6 +64,7 @@ impl ClaimSource for Source {
         })?;
         self.keep(&fetched)
             .map_err(|error| NoClaim::Refused(said(format!("its NICs cannot be kept: {error}"))))?;
+        self.names.note(&claim.uid, fetched.pod_name.as_deref());
         Ok(fetched)
     }
 
@@ -72,17 +78,25 @@ impl ClaimSource for Source {
 pub(super) struct Teller {
     events: Events,
     changed: Arc<Notify>,
+    traces: Option<Traces>,
 }
 
 impl Teller {
-    pub(super) fn new(events: Events, changed: Arc<Notify>) -> Teller {
-        Teller { events, changed }
+    pub(super) fn new(events: Events, changed: Arc<Notify>, traces: Option<Traces>) -> Teller {
+        Teller {
+            events,
+            changed,
+            traces,
+        }
     }
 }
 
 impl Observer for Teller {
-    fn after(&self, call: Call<'_>, done: Result<(), &DriverError>) {
+    fn after(&self, call: Call<'_>, done: Result<(), &DriverError>, took: Took) {
         self.changed.notify_one();
+        if let Some(traces) = &self.traces {
+            traces.tell(call, done, took);
+        }
         let told = match (call, done) {
             (Call::Attach(sandbox), Ok(())) => {
                 let message = "the NICs of its claims are in the pod, and were verified".to_owned();

@@ -28,9 +28,11 @@ const RETRY: Duration = Duration::from_secs(2);
 pub(super) fn settings(args: &RunArgs) -> Settings {
     Settings {
         node: args.node.clone(),
+        driver: args.driver.clone(),
         sysfs: args.sysfs_root.clone(),
         proc: args.proc_root.clone(),
         virtuals: args.virtuals.clone(),
+        filter: args.filter.clone(),
         rails: args.rails.iter().cloned().collect(),
         shareable: std::collections::BTreeSet::new(),
         optional: args.optional_attributes.clone(),

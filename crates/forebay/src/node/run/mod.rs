@@ -8,6 +8,7 @@ mod cluster;
 mod guard_program;
 mod look;
 mod ready;
+mod traces;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -18,13 +19,16 @@ use forebay_cluster::kubernetes::device::{Claims, DeviceMetrics, Events, Slices,
 use forebay_node::attach::{Core, HostDriver};
 use forebay_node::cdi::Cdi;
 use forebay_node::held::Held;
-use forebay_node::inventory::Inventory;
+use forebay_node::inventory::{Inventory, Known};
 use forebay_node::kubelet::{self, Kubelet, Registration};
 use forebay_node::ledger::Ledger;
+use forebay_node::metadata::{self, Described, PodNames};
 use forebay_node::netlink::KernelLinks;
 use forebay_node::observed::{Metrics, Observed};
 use forebay_node::page::{self, Listener, Pages};
+use forebay_node::rdma::{KernelNamespaces, Namespaces as _, WithRdma};
 use forebay_node::runtime;
+use forebay_node::sysfs::Parts;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, watch};
@@ -35,6 +39,7 @@ use cluster::{Source, Teller};
 use look::{Looker, Told};
 pub(crate) use ready::run as ready;
 use ready::{Part, Readiness};
+use traces::{Steps, Traces};
 
 /// Threads for work that blocks. Attaching is done by one at a time; the others wait or read.
 const BLOCKING_THREADS_MAX: usize = 16;
@@ -66,36 +71,13 @@ async fn serve(args: &RunArgs) -> Result<(), Failure> {
     let server = Server::find(&kubeconfigs)
         .await
         .map_err(|error| Failure::world(format!("no way to a Kubernetes API server: {error}")))?;
-    let ledger = opened(&args.state_dir, Ledger::open(&args.state_dir))?;
-    let held = opened(&args.state_dir, Held::open(&args.state_dir))?;
-    let program = match &args.guard_program {
-        Some(program) => program.clone(),
-        None => guard_program::install(&args.state_dir).map_err(|error| {
-            Failure::world(format!(
-                "the guard cannot be put beside the ledger: {error}"
-            ))
-        })?,
-    };
-    let links = opened(&args.host_netns, KernelLinks::open(&args.host_netns))?
-        .with_sysctls(args.sysctl_net.clone());
-    let namespaces = opened(&args.host_netns, KernelNamespaces::open(&args.host_netns))?;
-    let own_rdma = namespaces.own_devices().unwrap_or_else(|error| {
-        tracing::warn!("RDMA devices stay on the host, shared by all namespaces: {error}");
-        false
-    });
-    let links = WithRdma::new(links, namespaces);
-    let cdi = Cdi {
-        folder: args.cdi_dir.clone(),
-        program,
-        state: args.state_dir.clone(),
-    };
-
+    let host = Host::open(args)?;
     let (metrics, device_metrics) = (Metrics::default(), DeviceMetrics::default());
     let readiness = Arc::new(Readiness::default());
     serve_pages(args, &metrics, &device_metrics, &readiness)?;
 
     let changed = Arc::new(Notify::new());
-    let inventory = Inventory::new(look::settings(args), ledger.clone(), held.clone());
+    let inventory = Inventory::new(look::settings(args), host.ledger.clone(), host.held.clone());
     let known = inventory.known();
     let told = Told::new(metrics.clone());
     let events = Events::start(
@@ -104,16 +86,11 @@ async fn serve(args: &RunArgs) -> Result<(), Failure> {
         &args.node,
         device_metrics.clone(),
     );
-    let source = Source::new(
-        Claims::new(server.clone(), &args.driver),
-        known.clone(),
-        held,
-    );
-    let parts = Parts::new(&args.sysfs_root);
-    let core = Core::new(links, (), ledger, cdi).with_parts(parts, own_rdma);
-    let driver = HostDriver::new(source, core, told.health());
-    let teller = Teller::new(events, Arc::clone(&changed));
-    let driver = Arc::new(Observed::new(driver, teller, metrics.clone()));
+    let claims = Claims::new(server.clone(), &args.driver, device_metrics.clone());
+    tokio::spawn(claims.clone().keep_connection());
+    let about = (claims, known.clone(), events);
+    let driver = host.driver(args, about, (&told, &changed, &metrics))?;
+    let driver = Arc::new(driver);
 
     let (facts, facts_known) = watch::channel(None);
     let looker = Looker::new(inventory, told.clone(), facts_known, Arc::clone(&changed));
@@ -173,6 +150,77 @@ async fn serve(args: &RunArgs) -> Result<(), Failure> {
     Ok(())
 }
 
+/// What is on the host: the ledger, the NICs that claims have, links, CDI files.
+struct Host {
+    ledger: Ledger,
+    held: Held,
+    links: OwnLinks,
+    /// Whether RDMA devices are of one network namespace each.
+    own_rdma: bool,
+    cdi: Cdi,
+}
+
+impl Host {
+    fn open(args: &RunArgs) -> Result<Host, Failure> {
+        let ledger = opened(&args.state_dir, Ledger::open(&args.state_dir))?;
+        let held = opened(&args.state_dir, Held::open(&args.state_dir))?;
+        let program = match &args.guard_program {
+            Some(program) => program.clone(),
+            None => guard_program::install(&args.state_dir).map_err(|error| {
+                Failure::world(format!(
+                    "the guard cannot be put beside the ledger: {error}"
+                ))
+            })?,
+        };
+        let links = opened(&args.host_netns, KernelLinks::open(&args.host_netns))?
+            .with_sysctls(args.sysctl_net.clone());
+        let namespaces = opened(&args.host_netns, KernelNamespaces::open(&args.host_netns))?;
+        let own_rdma = namespaces.own_devices().unwrap_or_else(|error| {
+            tracing::warn!("RDMA devices stay on the host, shared by all namespaces: {error}");
+            false
+        });
+        let cdi = Cdi {
+            folder: args.cdi_dir.clone(),
+            program,
+            state: args.state_dir.clone(),
+        };
+        Ok(Host {
+            ledger,
+            held,
+            links: WithRdma::new(links, namespaces),
+            own_rdma,
+            cdi,
+        })
+    }
+
+    /// The driver of it, whose containers and people are told what it does.
+    fn driver(
+        self,
+        args: &RunArgs,
+        (claims, known, events): (Claims, Known, Events),
+        (told, changed, metrics): (&Told, &Arc<Notify>, &Metrics),
+    ) -> Result<OwnDriver, Failure> {
+        let names = PodNames::default();
+        let source = Source::new(claims, known.clone(), self.held, names.clone());
+        let files = metadata::Files {
+            folder: args.state_dir.join("metadata"),
+            cdi: args.cdi_dir.clone(),
+            driver: args.driver.clone(),
+        };
+        let steps = Steps::default();
+        let traces = args.otlp_endpoint.as_deref().map(|endpoint| {
+            let traces = Traces::start(endpoint, &args.node, (steps.clone(), self.ledger.clone()));
+            traces.map_err(|why| Failure::usage(format!("--otlp-endpoint: {why}")))
+        });
+        let core = Core::new(self.links, steps, self.ledger.clone(), self.cdi)
+            .with_parts(Parts::new(&args.sysfs_root), self.own_rdma);
+        let driver = HostDriver::new(source, core, told.health());
+        let driver = Described::new(driver, files, (known, self.ledger, names));
+        let teller = Teller::new(events, Arc::clone(changed), traces.transpose()?);
+        Ok(Observed::new(driver, teller, metrics.clone()))
+    }
+}
+
 fn opened<T>(path: &Path, result: std::io::Result<T>) -> Result<T, Failure> {
     result.map_err(|error| Failure::world(format!("{}: {error}", path.display())))
 }
@@ -185,7 +233,8 @@ fn kubelet_settings(args: &RunArgs) -> kubelet::Settings {
     }
 }
 
-type OwnDriver = Observed<HostDriver<Source, KernelLinks>, Teller>;
+type OwnLinks = WithRdma<KernelLinks, KernelNamespaces>;
+type OwnDriver = Observed<Described<HostDriver<Source, OwnLinks, Steps>>, Teller>;
 
 /// Serves the container runtime until it is to stop.
 async fn serve_runtime(

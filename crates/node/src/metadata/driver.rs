@@ -1,0 +1,178 @@
+//! A driver whose claims are described to their containers.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use forebay_fabric::claim::ClaimRef;
+use tokio::sync::watch;
+
+use super::{Files, Subject, base};
+use crate::driver::{DeviceHealth, Driver, DriverError, PreparedDevice, Sandbox};
+use crate::inventory::Known;
+use crate::ledger::{ClaimRecord, Ledger};
+use crate::report;
+
+/// The names that pods have for claims that were made from templates, by UID: noted when a claim is fetched.
+/// Clones are the same.
+#[derive(Clone, Debug, Default)]
+pub struct PodNames(Arc<Mutex<BTreeMap<String, Option<String>>>>);
+
+/// Names that are kept; claims of a node are fewer, and one that is dropped is noted again.
+const NAMES_MAX: usize = 4096;
+
+impl PodNames {
+    /// The claim's name in its pod; none for one that the pod names itself.
+    pub fn note(&self, uid: &str, name: Option<&str>) {
+        let mut names = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if names.len() >= NAMES_MAX {
+            names.pop_first();
+        }
+        names.insert(uid.to_owned(), name.map(str::to_owned));
+    }
+
+    fn forget(&self, uid: &str) {
+        let mut names = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        names.remove(uid);
+    }
+
+    /// None while nothing was noted: the claim was not fetched by this process.
+    fn of(&self, uid: &str) -> Option<Option<String>> {
+        let names = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        names.get(uid).cloned()
+    }
+}
+
+/// The driver, with metadata files for what it prepares.
+#[derive(Debug)]
+pub struct Described<D> {
+    driver: D,
+    files: Files,
+    known: Known,
+    ledger: Ledger,
+    names: PodNames,
+}
+
+impl<D: Driver> Described<D> {
+    /// `driver` over `ledger`, whose devices are `known`.
+    pub fn new(
+        driver: D,
+        files: Files,
+        (known, ledger, names): (Known, Ledger, PodNames),
+    ) -> Described<D> {
+        Described {
+            driver,
+            files,
+            known,
+            ledger,
+            names,
+        }
+    }
+
+    /// Tells the containers of `records` how the devices look that are in the pod.
+    async fn tell(&self, of: impl Fn(&ClaimRecord) -> bool + Send + 'static) {
+        let (files, ledger) = (self.files.clone(), self.ledger.clone());
+        let told = blocking(move || {
+            let (records, _) = ledger.all()?;
+            let records: Vec<ClaimRecord> = records.into_iter().filter(of).collect();
+            for status in report::statuses(&records, |_| Vec::new()) {
+                let devices = status.devices.into_iter();
+                let network = devices.filter_map(|d| Some(((d.pool, d.device), d.network?)));
+                files.attached(&status.claim.uid, &network.collect())?;
+            }
+            Ok(())
+        });
+        // The NICs are there and verified, and the claim's status says the same: no reason to end a pod.
+        if let Err(error) = told.await {
+            tracing::warn!("metadata files lack how NICs look in their pods: {error}");
+        }
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(io::Error::other)?
+}
+
+impl<D: Driver> Driver for Described<D> {
+    async fn prepare(&self, claim: &ClaimRef) -> Result<Vec<PreparedDevice>, DriverError> {
+        let mut devices = self.driver.prepare(claim).await?;
+        let mut subjects = Vec::new();
+        for device in &devices {
+            let subject = |request: &String| Subject {
+                request: request.clone(),
+                pool: device.pool.clone(),
+                device: device.device.clone(),
+                attributes: self.known.attributes(&device.device).unwrap_or_default(),
+            };
+            subjects.extend(device.requests.iter().map(subject));
+        }
+        let (files, own) = (self.files.clone(), claim.clone());
+        let name = self.names.of(&claim.uid);
+        let write = move || {
+            let there = match &name {
+                Some(_) => None,
+                // The server is away, and another process has written them.
+                None => files.names(&own.uid)?,
+            };
+            let written = || files.write(&own, name.flatten().as_deref(), &subjects);
+            there.map_or_else(written, Ok)
+        };
+        let written = blocking(write).await;
+        let names = written.map_err(|error| {
+            DriverError(format!(
+                "claim {claim}: its metadata files cannot be written: {error}"
+            ))
+        })?;
+        for device in &mut devices {
+            let own = device
+                .requests
+                .iter()
+                .filter_map(|r| names.get(base(r)).cloned());
+            device.cdi_ids.extend(own);
+        }
+        // The kubelet asks again while the pod runs.
+        let uid = claim.uid.clone();
+        self.tell(move |record| record.uid == uid).await;
+        Ok(devices)
+    }
+
+    async fn unprepare(&self, claim: &ClaimRef) -> Result<(), DriverError> {
+        self.driver.unprepare(claim).await?;
+        self.names.forget(&claim.uid);
+        let (files, uid) = (self.files.clone(), claim.uid.clone());
+        blocking(move || files.remove(&uid)).await.map_err(|error| {
+            DriverError(format!("claim {claim}: its metadata files stay: {error}"))
+        })
+    }
+
+    async fn attach(&self, sandbox: &Sandbox) -> Result<(), DriverError> {
+        if !self.driver.concerns(sandbox) {
+            return self.driver.attach(sandbox).await;
+        }
+        self.driver.attach(sandbox).await?;
+        let pod = sandbox.uid.clone();
+        self.tell(move |record| record.pod_uid == pod).await;
+        Ok(())
+    }
+
+    async fn detach(&self, sandbox: &Sandbox) -> Result<(), DriverError> {
+        self.driver.detach(sandbox).await
+    }
+
+    async fn synchronize(&self, sandboxes: &[Sandbox]) -> Result<(), DriverError> {
+        self.driver.synchronize(sandboxes).await?;
+        self.tell(|_| true).await;
+        Ok(())
+    }
+
+    fn concerns(&self, sandbox: &Sandbox) -> bool {
+        self.driver.concerns(sandbox)
+    }
+
+    fn health(&self) -> watch::Receiver<Vec<DeviceHealth>> {
+        self.driver.health()
+    }
+}
