@@ -6,7 +6,7 @@ use forebay_fabric::claim::ClaimRef;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 use tokio::sync::watch;
@@ -135,6 +135,13 @@ impl Metrics {
             "forebay_node_connected",
             "Whether the kubelet has registered the driver, and the runtime its plugin",
             self.connected.clone(),
+        );
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        registry.register_with_unit(
+            "process_start_time",
+            "When this process began to keep count, since 1970: the name that every exporter has it under",
+            Unit::Seconds,
+            ConstGauge::new(now.map_or(0.0, |now| now.as_secs_f64())),
         );
     }
 

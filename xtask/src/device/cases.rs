@@ -63,6 +63,12 @@ pub(super) fn run(world: &World<'_>, table: &mut Table) {
         world.bed.import(&[archive])?;
         install(world.bed, &[PUBLISHED])?;
         rolled_out(world.bed)?;
+        // Cases that ask for any NIC of a type are not to get one of these.
+        for node in &world.nodes {
+            wait(&format!("no NIC of {} to be published", node.name), || {
+                Ok(world.devices(node)?.is_empty().then_some(()))
+            })?;
+        }
         Ok(folder)
     });
     let folder = match made {

@@ -89,6 +89,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let bed = Bed::ensure(&args.bed, &["--nodes", "2"], args.keep)?;
     bed.load(&[], &program)?;
     let world = World::make(&bed, &program)?;
+    world.nodes.iter().try_for_each(process::end_left)?;
     if args.compare {
         namespace(&bed)?;
         return compare::run(&world, args.starts, &args.out);

@@ -1,13 +1,18 @@
 //! The driver as a process of a node, without a pod around it: it can be ended and be there again at once,
 //! where a DaemonSet's pod would wait longer after each end.
 
-use super::world::{Node, World, kill};
+use super::world::{Node, World, kill, signal};
 use crate::shell;
 use anyhow::{Context, Result};
+use rustix::process::Signal;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long a driver may take to end when it is asked to.
+const LEAVE_MAX: Duration = Duration::from_secs(15);
 
 /// A driver that runs until it is dropped.
 pub(super) struct Driver {
@@ -55,10 +60,29 @@ impl Driver {
 impl Drop for Driver {
     fn drop(&mut self) {
         let mut child = self.child();
-        // It may have ended by itself.
-        let _ = kill(child.id());
+        // Asked to end it takes its sockets away. It may have ended by itself.
+        let _ = signal(child.id(), Signal::TERM);
+        let until = Instant::now() + LEAVE_MAX;
+        while Instant::now() < until {
+            if !matches!(child.try_wait(), Ok(None)) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let _ = child.kill();
         let _ = child.wait();
     }
+}
+
+/// Ends what a run before this one left on a node, which was itself ended.
+pub(super) fn end_left(node: &Node) -> Result<()> {
+    let is_left = |words: &[&[u8]]| {
+        words.len() > 3
+            && words[1..3] == [&b"node"[..], b"run"]
+            // The chart's has the credentials of its pod.
+            && words.contains(&&b"--kubeconfig"[..])
+    };
+    node.processes(is_left)?.into_iter().try_for_each(kill)
 }
 
 /// In the namespaces of the node, and in its control groups, so that it ends with the bed at the latest.

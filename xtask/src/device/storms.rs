@@ -58,7 +58,7 @@ const STORMS: [(&str, Fault, usize); 4] = [
     (
         "the driver is killed at any moment, again and again",
         Fault::DriverEnds,
-        24,
+        16,
     ),
     (
         "the driver hangs for longer than the runtime waits",

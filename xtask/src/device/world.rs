@@ -244,16 +244,21 @@ impl Node {
     /// A process on this node that has these words, once there is exactly one.
     pub(super) fn process(&self, what: &str, is: impl Fn(&[&[u8]]) -> bool) -> Result<u32> {
         wait(&format!("one {what} on {}", self.name), || {
-            let pids = ip_pids(&self.netns)?;
-            let found = pids.into_iter().filter(|pid| {
-                let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-                is(&line.split(|byte| *byte == 0).collect::<Vec<_>>())
-            });
-            match found.collect::<Vec<_>>()[..] {
+            match self.processes(&is)?[..] {
                 [pid] => Ok(Some(pid)),
                 _ => Ok(None),
             }
         })
+    }
+
+    /// The processes on this node that have these words.
+    pub(super) fn processes(&self, is: impl Fn(&[&[u8]]) -> bool) -> Result<Vec<u32>> {
+        let mut pids = ip_pids(&self.netns)?;
+        pids.retain(|pid| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            is(&line.split(|byte| *byte == 0).collect::<Vec<_>>())
+        });
+        Ok(pids)
     }
 
     /// One of the node's own programs.
