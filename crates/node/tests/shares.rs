@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::UdpSocket;
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
@@ -145,10 +145,13 @@ impl World {
     }
 
     /// Whether pod `pod` gets an answer from `to`.
+    /// Whether a host answers a pod: one where nobody listens refuses the connection.
     fn reaches(&self, pod: usize, to: &str) -> bool {
-        let ns = self.ns(&pod.to_string());
-        let args = format!("netns exec {ns} busybox ping -c 1 -W 5 {to}");
-        ip(&args).is_ok()
+        let netns = forebay_node::netns::open(&self.path(&pod.to_string()));
+        let to = SocketAddr::new(to.parse().unwrap(), 9);
+        let connect = || TcpStream::connect_timeout(&to, Duration::from_secs(5)).map(drop);
+        let answer = forebay_node::netns::within(&netns.unwrap().unwrap(), connect);
+        answer.is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused)
     }
 
     /// How often the token bucket in front of a link made a packet wait, or dropped it: who sends by himself
