@@ -20,7 +20,7 @@ use std::time::Instant;
     Tests find the prepared Python in FOREBAY_SDK_PYTHON, or in FOREBAY_SDK_SKIP why there is\n\
     none; Envoy by FOREBAY_TEST_ENVOY, or in FOREBAY_ENVOY_SKIP why there is none; a Kubernetes API server with three fake nodes by FOREBAY_TEST_KUBECONFIG, its kubectl\n\
     by FOREBAY_TEST_KUBECTL and the module of Gateway API by FOREBAY_TEST_GATEWAY_API, or in\n\
-    FOREBAY_CLUSTER_SKIP why there is none; and append what they skip to the file FOREBAY_SKIPS as `name: reason`.")]
+    FOREBAY_CLUSTER_SKIP why there is none; in FOREBAY_DHCP_SKIP why there is no dnsmasq; and append what they skip to the file FOREBAY_SKIPS as `name: reason`.")]
 pub(crate) struct Args {
     /// Arguments for `cargo test` in place of `--workspace`
     #[arg(last = true)]
@@ -53,6 +53,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let sdk_skip = prepare_sdk(&mut command);
     let envoy_skip = prepare_envoy(&mut command);
     let (_bed, cluster_skip) = prepare_cluster(&mut command);
+    let dhcp_skip = prepare_dhcp(&mut command);
 
     let (tally, success) = tee(&mut command)?;
     let mut skips: Vec<String> = fs::read_to_string(&skip_log)
@@ -64,6 +65,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         ("sdk", sdk_skip),
         ("envoy", envoy_skip),
         ("cluster", cluster_skip),
+        ("dhcp", dhcp_skip),
     ] {
         let unsaid = |reason: &String| !skips.iter().any(|line| line.contains(reason));
         if let Some(reason) = reason.filter(unsaid) {
@@ -116,6 +118,21 @@ fn prepare_envoy(command: &mut Command) -> Option<String> {
             command
                 .env_remove("FOREBAY_TEST_ENVOY")
                 .env("FOREBAY_ENVOY_SKIP", &reason);
+            Some(reason)
+        }
+    }
+}
+
+/// Makes a DHCP server known to the tests; returns why there is none otherwise.
+fn prepare_dhcp(command: &mut Command) -> Option<String> {
+    match crate::cluster::installed("dnsmasq", "dnsmasq-base") {
+        Ok(()) => {
+            command.env_remove("FOREBAY_DHCP_SKIP");
+            None
+        }
+        Err(error) => {
+            let reason = format!("{error:#}");
+            command.env("FOREBAY_DHCP_SKIP", &reason);
             Some(reason)
         }
     }

@@ -3,6 +3,11 @@
 
 use std::fmt;
 
+use serde_json::{Value, json};
+
+/// Addresses of a device in a claim's status at most, as Kubernetes has it.
+const IPS_MAX: usize = 16;
+
 /// Which claim. The kubelet names a claim by these three; a name that was used again has another UID.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct ClaimRef {
@@ -55,6 +60,19 @@ pub struct DeviceConfig {
     pub from_class: bool,
     /// The object's JSON as text.
     pub parameters: String,
+}
+
+impl DeviceConfig {
+    /// Whether they are for a request, or the subrequest of one.
+    pub fn is_for(&self, request: &str) -> bool {
+        let named = |own: &String| own == request || own == parent(request);
+        self.requests.is_empty() || self.requests.iter().any(named)
+    }
+}
+
+/// The request that a subrequest is of, or the request itself.
+pub fn parent(request: &str) -> &str {
+    request.split('/').next().unwrap_or(request)
 }
 
 /// A claim with its allocation.
@@ -120,4 +138,18 @@ pub struct NetworkData {
     pub mac: String,
     /// Its addresses, `10.0.0.5/24`.
     pub ips: Vec<String>,
+}
+
+impl NetworkData {
+    /// As Kubernetes has it: `networkData`.
+    pub fn json(&self) -> Value {
+        let mut json = json!({ "interfaceName": self.interface });
+        if !self.mac.is_empty() {
+            json["hardwareAddress"] = json!(self.mac);
+        }
+        if !self.ips.is_empty() {
+            json["ips"] = json!(self.ips[..self.ips.len().min(IPS_MAX)]);
+        }
+        json
+    }
 }

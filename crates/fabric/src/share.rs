@@ -164,6 +164,32 @@ pub fn plan(
     Ok(plan)
 }
 
+/// The Ethernet address that a device of the host's address `host` has in the pod, before it is planned for: for
+/// who has to name the station beforehand.
+///
+/// # Errors
+/// It has none of its own, or which one is not known yet.
+pub fn mac_in_pod(
+    device: &str,
+    config: &NetworkConfig,
+    host: Option<Mac>,
+    wanted: Wanted<'_>,
+) -> Result<Option<Mac>, String> {
+    let asked = config.interface.hardware_addr;
+    match (config.sub_interface, wanted.share_id) {
+        (Some(SubInterface::Ipvlan(_)), _) => Err(format!(
+            "{device}: an ipvlan has no Ethernet address of its own; ask for a macvlan"
+        )),
+        (Some(SubInterface::Vf), _) if asked.is_none() => Err(format!(
+            "{device}: which virtual function it will be is not known yet; give interface.hardwareAddr"
+        )),
+        (Some(SubInterface::Vf), _) | (None, None) => Ok(asked.or(host)),
+        (Some(SubInterface::Macvlan(_)), _) | (None, Some(_)) => {
+            Ok(asked.or_else(|| Some(own_mac(device, wanted))))
+        }
+    }
+}
+
 fn child_plan(
     requests: Vec<String>,
     place: (String, String),
@@ -277,6 +303,28 @@ mod tests {
         let other = planned(r#"{"interface": {"name": "net0"}}"#, Some("s-2")).unwrap();
         assert_ne!(other.pod.mac, first.pod.mac, "two shares are two stations");
         assert_eq!(first.pod.mac.unwrap().0[0], 2);
+    }
+
+    #[test]
+    fn the_station_is_known_before_the_plan_is() {
+        for json in [
+            "{}",
+            r#"{"interface": {"hardwareAddr": "02:00:00:00:00:07"}}"#,
+            r#"{"subInterface": {"type": "macvlan", "mode": "bridge"}}"#,
+        ] {
+            for share_id in [None, Some("s-1")] {
+                let config = NetworkConfig::parse(json).unwrap();
+                let wanted = Wanted {
+                    claim: "uid-1",
+                    share_id,
+                    bandwidth_bps: None,
+                    vf: None,
+                };
+                let mac = mac_in_pod("rail0", &config, parent().mac, wanted);
+                let plan = planned(json, share_id).unwrap();
+                assert_eq!(mac, Ok(plan.pod.mac), "{json} {share_id:?}");
+            }
+        }
     }
 
     #[test]

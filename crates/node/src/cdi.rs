@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use crate::files;
 use crate::ledger::{ClaimRecord, DeviceRecord};
 
 /// The kind of our CDI devices; a claim's UID is the name of one, and begins those of its devices.
@@ -56,12 +57,8 @@ impl Cdi {
             "kind": KIND,
             "devices": devices,
         });
-        let place = self.place(uid);
         // Runtimes read `.json` and `.yaml` only.
-        let beside = place.with_extension("tmp");
-        // Not synced: after the host's end the kubelet has every claim prepared again before it is used.
-        fs::write(&beside, format!("{spec:#}\n"))?;
-        fs::rename(&beside, &place)
+        files::replace(&self.place(uid), "tmp", format!("{spec:#}\n").as_bytes())
     }
 
     /// Takes the file of a claim away; one that is not there is no error.
@@ -69,10 +66,7 @@ impl Cdi {
     /// # Errors
     /// Those of the file system.
     pub fn remove(&self, uid: &str) -> io::Result<()> {
-        match fs::remove_file(self.place(uid)) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-            Ok(()) | Err(_) => Ok(()),
-        }
+        files::forget(&self.place(uid))
     }
 
     /// Where the file of a claim is.
@@ -121,7 +115,11 @@ mod tests {
             });
             let plan = AttachPlan { rdma, ..plan };
             let state = State::Planned;
-            DeviceRecord { state, plan }
+            DeviceRecord {
+                state,
+                plan,
+                source: None,
+            }
         };
         let record = ClaimRecord {
             namespace: "team".into(),
@@ -129,6 +127,7 @@ mod tests {
             uid: "u".into(),
             pod_uid: "p".into(),
             pod_name: "pod".into(),
+            claim_name_in_pod: None,
             netns: None,
             devices: vec![device("plain", None), device("rdma", Some("uverbs3"))],
             looked_at: vec![],

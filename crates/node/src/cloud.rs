@@ -223,7 +223,7 @@ impl<M: Metadata + Sync> Asked<'_, M> {
         let mut answers = Vec::new();
         for nic in nics.iter().take(NICS_MAX) {
             let Some(netdev) = &nic.netdev else { continue };
-            let body = identifiers(nic);
+            let body = identifiers(nic).to_string();
             if let Some(answer) = self.ask("POST", "/GetDeviceAttributes", body).await? {
                 answers.push((netdev.mac.as_str(), answer));
             }
@@ -246,7 +246,7 @@ fn macs(nics: &[Nic]) -> Vec<String> {
 }
 
 /// How a webhook is told which NIC it is asked about.
-fn identifiers(nic: &Nic) -> String {
+pub(crate) fn identifiers(nic: &Nic) -> serde_json::Value {
     let netdev = nic.netdev.as_ref();
     serde_json::json!({
         "name": forebay_fabric::publish::device_name(nic),
@@ -254,5 +254,4 @@ fn identifiers(nic: &Nic) -> String {
         "pciAddress": nic.pci.as_ref().map_or_else(String::new, |pci| pci.address.to_string()),
         "rdma": nic.rdma.is_some(),
     })
-    .to_string()
 }

@@ -5,12 +5,14 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use forebay_fabric::machine::Nic;
 use forebay_fabric::publish::device_name;
+
+use crate::files;
 
 /// So long a NIC is kept that no claim has: between its being kept and the claim's plan on disk there is a
 /// moment, in this process or in one beside it.
@@ -48,10 +50,7 @@ impl Held {
             // New again, so that it is not pruned before its claim is known.
             return File::open(&place)?.set_modified(SystemTime::now());
         }
-        let beside = place.with_extension("tmp");
-        let mut file = File::create(&beside)?;
-        file.write_all(&json)?;
-        fs::rename(&beside, &place)
+        files::replace(&place, "tmp", &json)
     }
 
     /// All that are kept. One that cannot be read is left out: what is on the host is published then.
@@ -77,10 +76,7 @@ impl Held {
     /// Those of the file system.
     pub fn forget<'a>(&self, devices: impl IntoIterator<Item = &'a str>) -> io::Result<()> {
         for device in devices {
-            match fs::remove_file(self.place(device)) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                Ok(()) | Err(_) => {}
-            }
+            files::forget(&self.place(device))?;
         }
         Ok(())
     }

@@ -6,14 +6,19 @@
 //! host's end. A file that is not whole, or not ours, is set aside with a problem and never deleted.
 //! The guard of a container reads the same files, while the driver runs or without it.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use forebay_fabric::claim::ClaimRef;
+use forebay_fabric::dhcp::Lease;
 use forebay_fabric::plan::{AttachPlan, State};
 use serde::{Deserialize, Serialize};
+
+use crate::files;
+use crate::ipam::Source;
 
 /// The first word of each file; another version has another.
 const MAGIC: &str = "forebay-claim-1";
@@ -37,6 +42,9 @@ pub struct ClaimRecord {
     pub pod_uid: String,
     /// Name of the pod.
     pub pod_name: String,
+    /// The name that the pod has for it, if it was made from a template.
+    #[serde(default)]
+    pub claim_name_in_pod: Option<String>,
     /// Where the devices are, or go.
     pub netns: Option<PathBuf>,
     /// The devices.
@@ -66,6 +74,19 @@ pub struct DeviceRecord {
     pub state: State,
     /// What is to be done.
     pub plan: AttachPlan,
+    /// From whom its addresses are, if they are not the node's to give.
+    #[serde(default)]
+    pub source: Option<Source>,
+}
+
+impl DeviceRecord {
+    /// The lease of its address, if it has one.
+    pub fn lease(&self) -> Option<&Lease> {
+        match &self.source {
+            Some(Source::Lease(lease)) => Some(lease),
+            Some(Source::Profile(_)) | None => None,
+        }
+    }
 }
 
 impl ClaimRecord {
@@ -92,6 +113,9 @@ impl ClaimRecord {
 struct Progress {
     netns: Option<PathBuf>,
     states: Vec<State>,
+    /// Leases as they were last renewed, by place among the devices.
+    #[serde(default)]
+    leases: BTreeMap<usize, Lease>,
 }
 
 /// The folder of records.
@@ -166,14 +190,9 @@ impl Ledger {
         let sum = checksum(json.as_bytes());
         let boot = &self.boot;
         let text = format!("{MAGIC} {sum:016x} {boot}\n{json}\n");
-        let beside = place.with_extension("tmp");
-        let mut file = File::create(&beside)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&beside, &place)?;
+        files::replace_synced(&place, "tmp", text.as_bytes())?;
         // Of what was there before, which may have been the very same plan.
-        forget(&place.with_extension("state"))?;
-        self.sync()
+        files::forget(&place.with_extension("state"))
     }
 
     /// Writes down how far the devices of a record are that was written before; when this is back, every process
@@ -187,15 +206,16 @@ impl Ledger {
         let progress = Progress {
             netns: record.netns.clone(),
             states: record.devices.iter().map(|d| d.state).collect(),
+            leases: (record.devices.iter().enumerate())
+                .filter_map(|(at, device)| Some((at, device.lease()?.clone())))
+                .collect(),
         };
         let json = serde_json::to_string(&progress).map_err(io::Error::other)?;
         let sum = checksum(json.as_bytes());
         let boot = &self.boot;
         let text = format!("{MAGIC} {sum:016x} {of} {boot}\n{json}\n");
         let state = place.with_extension("state");
-        let beside = place.with_extension("state-tmp");
-        fs::write(&beside, text)?;
-        fs::rename(&beside, &state)
+        files::replace(&state, "state-tmp", text.as_bytes())
     }
 
     /// The record of a claim; none if there is none.
@@ -237,6 +257,11 @@ impl Ledger {
             for (device, state) in record.devices.iter_mut().zip(progress.states) {
                 device.state = state;
             }
+            for (at, lease) in progress.leases {
+                if let Some(device) = record.devices.get_mut(at) {
+                    device.source = Some(Source::Lease(lease));
+                }
+            }
         }
     }
 
@@ -251,9 +276,9 @@ impl Ledger {
             let _gone = fs::remove_file(place.with_extension(ending));
         }
         // First: a record without it is of devices that were not touched, which is so when it is removed.
-        forget(&place.with_extension("state"))?;
+        files::forget(&place.with_extension("state"))?;
         match fs::remove_file(place) {
-            Ok(()) => self.sync(),
+            Ok(()) => files::sync(&self.folder),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(e) => Err(e),
         }
@@ -309,16 +334,9 @@ impl Ledger {
         Ok(self.folder.join(format!("{uid}.claim")))
     }
 
-    fn sync(&self) -> io::Result<()> {
-        File::open(&self.folder)?.sync_all()
-    }
-}
-
-/// Takes a file away; one that is not there is no error.
-fn forget(place: &Path) -> io::Result<()> {
-    match fs::remove_file(place) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-        Ok(()) | Err(_) => Ok(()),
+    /// Where it is.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
     }
 }
 
@@ -383,6 +401,7 @@ mod tests {
             uid: uid.into(),
             pod_uid: "p".into(),
             pod_name: "pod".into(),
+            claim_name_in_pod: None,
             netns: None,
             devices: vec![],
             looked_at: vec![],
@@ -412,6 +431,7 @@ mod tests {
             uid: "a".into(),
             pod_uid: "p".into(),
             pod_name: "pod".into(),
+            claim_name_in_pod: None,
             netns,
             devices: vec![DeviceRecord {
                 state,
@@ -427,6 +447,7 @@ mod tests {
                     share: Default::default(),
                     rdma: None,
                 },
+                source: None,
             }],
             looked_at: vec![],
         }

@@ -25,7 +25,9 @@ fn device(
     place: &impl Fn(&str) -> Vec<(String, String)>,
 ) -> Option<DeviceStatus> {
     let plan = &device.plan;
+    let lost = device.lease().and_then(|lease| lease.lost.clone());
     let (holds, reason, message) = match device.state {
+        State::Verified if let Some(why) = lost => (false, "LeaseLost", why),
         State::Verified => (
             true,
             "Attached",
@@ -43,7 +45,7 @@ fn device(
         reason,
         message: message.clone(),
     };
-    let network = holds.then(|| NetworkData {
+    let network = (device.state == State::Verified).then(|| NetworkData {
         interface: plan.pod.name.clone(),
         mac: plan.pod.mac.map(|mac| mac.to_string()).unwrap_or_default(),
         ips: plan.pod.addresses.iter().map(ToString::to_string).collect(),
@@ -60,12 +62,14 @@ fn device(
 
 #[cfg(test)]
 mod tests {
-    use forebay_fabric::config::NetworkConfig;
+    use forebay_fabric::config::{Mac, NetworkConfig};
+    use forebay_fabric::dhcp::Lease;
     use forebay_fabric::plan::{Interface, plan};
 
     use super::*;
+    use crate::ipam::Source;
 
-    fn check(state: State, expected: &str) {
+    fn check(state: State, source: Option<Source>, expected: &str) {
         let host = Interface {
             name: "rail0".into(),
             mtu: 1500,
@@ -81,8 +85,13 @@ mod tests {
             uid: "u".into(),
             pod_uid: "p".into(),
             pod_name: "pod".into(),
+            claim_name_in_pod: None,
             netns: None,
-            devices: vec![DeviceRecord { state, plan }],
+            devices: vec![DeviceRecord {
+                state,
+                plan,
+                source,
+            }],
             looked_at: vec![],
         };
         let told = statuses(&[record], |_| Vec::new());
@@ -102,10 +111,31 @@ mod tests {
 
     #[test]
     fn only_what_is_certain_is_said() {
-        check(State::Planned, "");
-        check(State::Attaching, "");
-        check(State::Verified, r#"Ready=true net0 ["10.0.0.5/24"]"#);
-        check(State::Lost, "Ready=false  []");
-        check(State::Released, "");
+        check(State::Planned, None, "");
+        check(State::Attaching, None, "");
+        check(State::Verified, None, r#"Ready=true net0 ["10.0.0.5/24"]"#);
+        check(State::Lost, None, "Ready=false  []");
+        check(State::Released, None, "");
+    }
+
+    #[test]
+    fn a_nic_whose_lease_is_lost_is_in_the_pod_and_not_ready() {
+        let lease = |lost: Option<&str>| {
+            Some(Source::Lease(Lease {
+                address: "10.0.0.5/24".parse().unwrap(),
+                server: [10, 0, 0, 1].into(),
+                mac: Mac([2, 0, 0, 0, 0, 1]),
+                routes: vec![],
+                since_s: 0,
+                lasts_s: 60,
+                renew_s: 30,
+                rebind_s: 50,
+                lost: lost.map(str::to_owned),
+            }))
+        };
+        let there = r#"net0 ["10.0.0.5/24"]"#;
+        check(State::Verified, lease(None), &format!("Ready=true {there}"));
+        let lost = lease(Some("taken back"));
+        check(State::Verified, lost, &format!("Ready=false {there}"));
     }
 }

@@ -1,7 +1,7 @@
 //! Programs that come from Debian: looked for first, installed if they are missing.
 
 use crate::shell;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use std::process::Command;
 
 /// A program and the package that brings it.
@@ -15,7 +15,16 @@ const NEEDED: [(&str, &str); 3] = [
 
 /// Installs what nodes need and the machine lacks.
 pub(super) fn ensure() -> Result<()> {
-    let missing: Vec<&str> = NEEDED
+    add(&NEEDED).context("nodes need more than this machine has")
+}
+
+/// Installs a program that tests use, from its package, if the machine lacks it.
+pub(crate) fn installed(program: &str, package: &str) -> Result<()> {
+    add(&[(program, package)])
+}
+
+fn add(needed: &[(&str, &str)]) -> Result<()> {
+    let missing: Vec<&str> = needed
         .iter()
         .filter(|(program, _)| shell::which(program).is_none())
         .map(|(_, package)| *package)
@@ -23,19 +32,18 @@ pub(super) fn ensure() -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    eprintln!("installing {}", missing.join(", "));
+    let names = missing.join(", ");
+    if !shell::is_root() {
+        bail!("{names}: not installed, and installing needs root");
+    }
+    eprintln!("installing {names}");
     install(&missing)
         .or_else(|_| {
             // The lists of packages may be old or absent.
             shell::capture(apt_get().args(["update", "-qq"]))?;
             install(&missing)
         })
-        .with_context(|| {
-            format!(
-                "nodes need {}: install by hand what your system calls so",
-                missing.join(", ")
-            )
-        })
+        .with_context(|| format!("{names}: install by hand what your system calls so"))
 }
 
 fn install(packages: &[&str]) -> Result<()> {

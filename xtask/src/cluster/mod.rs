@@ -31,6 +31,7 @@ use crate::shell;
 use anyhow::{Context, Result};
 use binaries::Module;
 use clap::Subcommand;
+pub(crate) use debian::installed;
 pub(crate) use for_tests::TestBed;
 use std::path::{Path, PathBuf};
 

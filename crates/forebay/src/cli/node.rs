@@ -118,6 +118,10 @@ pub(crate) struct RunArgs {
     /// Where it is asked: http://host:port or unix:///path [default: the cloud's own address]
     #[arg(long, value_name = "URL")]
     pub(crate) cloud_url: Option<String>,
+    /// Server that profiles and ipam `webhook` of claims are asked of, in dranet's protocol: http://host:port or
+    /// unix:///path
+    #[arg(long, value_name = "URL")]
+    pub(crate) profile_url: Option<String>,
     /// Evict pods whose NIC has been unhealthy for so long [default: never]
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub(crate) evict_after: Option<Duration>,

@@ -15,13 +15,15 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use forebay_fabric::claim::{AllocatedClaim, ClaimRef};
-use forebay_fabric::plan::{self, AttachPlan};
+use forebay_fabric::dhcp::Lease;
+use forebay_fabric::plan::{self, AttachPlan, State};
 
 use crate::cdi::Cdi;
 use crate::driver::{DeviceHealth, Driver, DriverError, PreparedDevice, Sandbox};
+use crate::ipam::{Keeper, Nobody, Noted, Releases, Source, Sources};
 use crate::ledger::{ClaimRecord, Ledger};
 use crate::netlink::Links;
 use crate::sysfs::Parts;
@@ -72,8 +74,13 @@ pub struct Core<L, F = ()> {
     parts: Option<Parts>,
     /// Whether RDMA devices are of one namespace each.
     own_rdma: bool,
+    /// Who gives addresses that are not the node's.
+    sources: Box<dyn Sources>,
+    releases: Releases,
     /// Held by whoever works on devices.
     turn: Mutex<()>,
+    /// Held while somebody is told that what they gave is free, and by whoever has it again.
+    asking: Mutex<()>,
 }
 
 impl<C: ClaimSource, L: Links, F: Faults> HostDriver<C, L, F> {
@@ -88,6 +95,11 @@ impl<C: ClaimSource, L: Links, F: Faults> HostDriver<C, L, F> {
             core: Arc::new(core),
             health,
         }
+    }
+
+    /// Who keeps the leases of its claims, and gives back what they no longer have.
+    pub fn keeper(&self) -> Keeper<L, F> {
+        Keeper::new(self.core.clone())
     }
 
     /// Runs blocking work on a thread for it, and no longer than `limit`. The work goes on after that,
@@ -176,12 +188,83 @@ impl<L: Links, F: Faults> Core<L, F> {
         Core {
             links,
             faults,
+            releases: Releases::beside(ledger.folder()),
             ledger,
             cdi,
             parts: None,
             own_rdma: false,
+            sources: Box::new(Nobody),
             turn: Mutex::new(()),
+            asking: Mutex::new(()),
         }
+    }
+
+    /// With those who give addresses. Without, claims that name them are refused.
+    #[must_use]
+    pub fn with_sources(self, sources: impl Sources) -> Core<L, F> {
+        let sources = Box::new(sources);
+        Core { sources, ..self }
+    }
+
+    pub(crate) fn sources(&self) -> &dyn Sources {
+        &*self.sources
+    }
+
+    /// All records.
+    ///
+    /// # Errors
+    /// The ledger cannot be read.
+    pub(crate) fn records(&self) -> io::Result<Vec<ClaimRecord>> {
+        Ok(self.ledger.all()?.0)
+    }
+
+    /// Notes a lease of a device as it is now, if the device is still in its pod with that address.
+    ///
+    /// # Errors
+    /// The ledger is not to be had, or cannot be written.
+    pub(crate) fn note_lease(
+        &self,
+        uid: &str,
+        device: &str,
+        lease: &Lease,
+    ) -> Result<(), DriverError> {
+        let _turn = self.turn(Instant::now() + ATTACH_MAX)?;
+        let io = |e: io::Error| DriverError(e.to_string());
+        let Some(mut record) = self.ledger.read(uid).map_err(io)? else {
+            return Ok(());
+        };
+        let own = record.devices.iter_mut().find(|d| {
+            let had = d.lease().is_some_and(|had| had.address == lease.address);
+            had && d.plan.device == device && d.plan.pod.mac == Some(lease.mac)
+        });
+        let Some(own) = own.filter(|own| own.state == State::Verified) else {
+            return Ok(());
+        };
+        own.source = Some(Source::Lease(lease.clone()));
+        self.ledger.note(&record).map_err(io)
+    }
+
+    /// Tells those who gave something that it is free; what went wrong, and is tried again.
+    pub(crate) fn give_back(&self) -> Vec<String> {
+        let (all, mut told) = match self.releases.all() {
+            Ok(all) => all,
+            Err(error) => return vec![format!("what is to be given back: {error}")],
+        };
+        for Noted { uid, owed } in all {
+            let _turn = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
+            let failed = owed.iter().filter_map(|(interface, source)| {
+                let why = self.sources.release(interface, source).err()?;
+                // A lease ends by itself.
+                matches!(source, Source::Profile(_)).then_some(why)
+            });
+            let failed: Vec<String> = failed.collect();
+            if !failed.is_empty() {
+                told.push(format!("claim {uid}: {}", failed.join("; ")));
+            } else if let Err(error) = self.releases.forget(&uid) {
+                told.push(format!("claim {uid}: {error}"));
+            }
+        }
+        told
     }
 
     /// With what belongs to NICs beside their interfaces: virtual functions and RDMA devices, which go into the
@@ -233,6 +316,12 @@ pub fn verify(links: &impl Links, plans: &[&AttachPlan], netns: &File) -> io::Re
         }
     }
     Ok(told)
+}
+
+/// Seconds since 1970.
+fn now_s() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
 }
 
 fn said(claim: &ClaimRef, error: &io::Error) -> DriverError {

@@ -10,9 +10,11 @@ use forebay_fabric::plan::{AttachPlan, Interface, State};
 use forebay_fabric::publish;
 use forebay_fabric::share::{self, RdmaPart, Vf, Wanted};
 
+use super::addresses::Given;
 use super::{CALL_MAX, Core, FaultPoint, Faults, addresses, said};
 use crate::cdi;
 use crate::driver::{DriverError, PreparedDevice};
+use crate::ipam::Source;
 use crate::ledger::{ClaimRecord, DeviceRecord, LookedAt};
 use crate::netlink::Links;
 
@@ -40,6 +42,30 @@ impl<L: Links, F: Faults> Core<L, F> {
         claim: &AllocatedClaim,
         names: &BTreeMap<String, String>,
     ) -> Result<Vec<PreparedDevice>, DriverError> {
+        let mut configs = configs(claim);
+        let given = match &mut configs {
+            Ok(configs) => self.ask(claim, names, configs)?,
+            Err(_) => Given::new(),
+        };
+        let wanted = configs.map(|configs| configs.into_iter().zip(given.clone()).collect());
+        let prepared = self.prepare_with(claim, names, wanted);
+        if prepared.is_err() {
+            let had = claim.devices.iter().filter(|d| !d.admin_access);
+            let interfaces: Vec<String> = had
+                .map(|d| names.get(&d.device).cloned().unwrap_or_default())
+                .collect();
+            self.hand_back(&claim.claim, &interfaces, &given);
+        }
+        prepared
+    }
+
+    /// `wanted` is what each device shall be, or why that cannot be told.
+    fn prepare_with(
+        &self,
+        claim: &AllocatedClaim,
+        names: &BTreeMap<String, String>,
+        wanted: Result<Vec<(NetworkConfig, Option<Source>)>, String>,
+    ) -> Result<Vec<PreparedDevice>, DriverError> {
         let _turn = self.turn(Instant::now() + CALL_MAX)?;
         let of = |e: io::Error| said(&claim.claim, &e);
         let uid = &claim.claim.uid;
@@ -51,10 +77,7 @@ impl<L: Links, F: Faults> Core<L, F> {
             )));
         };
         let known = self.ledger.read(uid).map_err(of)?;
-        // One that was lost is planned for anew: after a reboot there may be another of its name.
-        let untouched = |d: &DeviceRecord| matches!(d.state, State::Planned | State::Lost);
-        let begun = known.clone().filter(|k| !k.devices.iter().all(untouched));
-        let record = match begun {
+        let record = match known.clone().filter(begun) {
             // The kubelet asks again after its restart, while the pod runs.
             Some(record) if record.pod_uid == pod.uid => record,
             Some(record) => {
@@ -65,13 +88,16 @@ impl<L: Links, F: Faults> Core<L, F> {
             }
             None => {
                 self.faults.at(FaultPoint::Plan).map_err(of)?;
-                let devices = self.plans(claim, names, known.as_ref())?;
+                let fail = |why| DriverError(format!("claim {}: {why}", claim.claim));
+                let wanted = wanted.map_err(fail)?;
+                let devices = self.plans(claim, names, (wanted, known.as_ref()))?;
                 let record = ClaimRecord {
                     namespace: claim.claim.namespace.clone(),
                     name: claim.claim.name.clone(),
                     uid: uid.clone(),
                     pod_uid: pod.uid.clone(),
                     pod_name: pod.name.clone(),
+                    claim_name_in_pod: claim.pod_name.clone(),
                     netns: None,
                     devices,
                     looked_at: looked_at(claim),
@@ -85,26 +111,28 @@ impl<L: Links, F: Faults> Core<L, F> {
         Ok(told(&record))
     }
 
-    /// Plans for the devices that the claim gets; `before` is what was planned for it earlier.
+    /// Plans for the devices that the claim gets as they are `wanted`; `before` is what was planned for it earlier.
     fn plans(
         &self,
         claim: &AllocatedClaim,
         names: &BTreeMap<String, String>,
-        before: Option<&ClaimRecord>,
+        (wanted, before): (Vec<(NetworkConfig, Option<Source>)>, Option<&ClaimRecord>),
     ) -> Result<Vec<DeviceRecord>, DriverError> {
         let fail = |why: String| DriverError(format!("claim {}: {why}", claim.claim));
         let (mut others, _) = self.ledger.all().map_err(|e| said(&claim.claim, &e))?;
         others.retain(|other| other.uid != claim.claim.uid);
         let mut asked: Vec<Asked<'_>> = Vec::new();
-        for device in claim.devices.iter().filter(|d| !d.admin_access) {
-            let one = self.asked(claim, device, names, &others, &asked);
+        let had = claim.devices.iter().filter(|d| !d.admin_access);
+        for (device, wanted) in had.zip(wanted) {
+            let one = self.asked(device, wanted, names, &others, &asked);
             asked.push(one.map_err(fail)?);
         }
         let interfaces: Vec<String> = asked.iter().map(|one| one.interface.clone()).collect();
         let hosts = self.links.snapshot(&interfaces);
         let hosts = hosts.map_err(|e| said(&claim.claim, &e))?;
         let mut devices: Vec<DeviceRecord> = Vec::new();
-        for (one, host) in asked.into_iter().zip(hosts) {
+        for (mut one, host) in asked.into_iter().zip(hosts) {
+            let source = one.source.take();
             let around = Around {
                 others: &others,
                 before,
@@ -114,6 +142,7 @@ impl<L: Links, F: Faults> Core<L, F> {
             devices.push(DeviceRecord {
                 state: State::Planned,
                 plan,
+                source,
             });
         }
         Ok(devices)
@@ -122,8 +151,8 @@ impl<L: Links, F: Faults> Core<L, F> {
     /// What is asked for a device, and which interface of the host that is about.
     fn asked<'a>(
         &self,
-        claim: &AllocatedClaim,
         device: &'a AllocatedDevice,
+        (config, source): (NetworkConfig, Option<Source>),
         names: &BTreeMap<String, String>,
         others: &[ClaimRecord],
         so_far: &[Asked<'_>],
@@ -131,7 +160,6 @@ impl<L: Links, F: Faults> Core<L, F> {
         let id = &device.device;
         let name = names.get(id);
         let name = name.ok_or_else(|| format!("{id} has no interface on this node"))?;
-        let config = config_of(&device.request, &claim.configs)?;
         let vf = match config.sub_interface {
             Some(SubInterface::Vf) => Some(self.vf(id, name, others, so_far)?),
             Some(SubInterface::Macvlan(_) | SubInterface::Ipvlan(_)) | None => None,
@@ -140,6 +168,7 @@ impl<L: Links, F: Faults> Core<L, F> {
             device,
             interface: vf.as_ref().map_or(name, |vf| &vf.interface).clone(),
             config,
+            source,
             vf,
         })
     }
@@ -155,6 +184,7 @@ impl<L: Links, F: Faults> Core<L, F> {
             device,
             interface: name,
             mut config,
+            source: _,
             vf,
         } = asked;
         let id = &device.device;
@@ -226,6 +256,7 @@ struct Asked<'a> {
     /// Of the host: its own, or that of its virtual function.
     interface: String,
     config: NetworkConfig,
+    source: Option<Source>,
     vf: Option<Vf>,
 }
 
@@ -274,14 +305,24 @@ fn looked_at(claim: &AllocatedClaim) -> Vec<LookedAt> {
     looks.map(one).collect()
 }
 
+/// Whether devices of a claim were touched. One that was lost is planned for anew: after a reboot there may be
+/// another of its name.
+pub(super) fn begun(record: &ClaimRecord) -> bool {
+    let untouched = |d: &DeviceRecord| matches!(d.state, State::Planned | State::Lost);
+    !record.devices.iter().all(untouched)
+}
+
+/// The parameters of each device that a claim gets.
+fn configs(claim: &AllocatedClaim) -> Result<Vec<NetworkConfig>, String> {
+    let had = claim.devices.iter().filter(|d| !d.admin_access);
+    had.map(|d| config_of(&d.request, &claim.configs)).collect()
+}
+
 /// The class's parameters for a request, with the claim's over them.
-pub(super) fn config_of(request: &str, configs: &[DeviceConfig]) -> Result<NetworkConfig, String> {
-    let parent = request.split('/').next().unwrap_or(request);
+fn config_of(request: &str, configs: &[DeviceConfig]) -> Result<NetworkConfig, String> {
     let mut merged = NetworkConfig::default();
     for (at, config) in configs.iter().enumerate() {
-        if !config.requests.is_empty()
-            && !config.requests.iter().any(|r| r == request || r == parent)
-        {
+        if !config.is_for(request) {
             continue;
         }
         let parsed = NetworkConfig::parse(&config.parameters).map_err(|errors| {

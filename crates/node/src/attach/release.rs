@@ -23,6 +23,12 @@ impl<L: Links, F: Faults> Core<L, F> {
         let io = |e: io::Error| DriverError(format!("claim {uid}: {e}"));
         if let Some(mut record) = self.ledger.read(uid).map_err(io)? {
             self.release(&mut record)?;
+            let owed = record.devices.iter();
+            let owed = owed.filter_map(|d| Some((d.plan.host.name.clone(), d.source.clone()?)));
+            let owed: Vec<_> = owed.collect();
+            if !owed.is_empty() {
+                self.releases.note(uid, &owed).map_err(io)?;
+            }
         }
         self.cdi.remove(uid).map_err(io)?;
         self.ledger.remove(uid).map_err(io)

@@ -1,47 +1,15 @@
 //! A driver whose claims are described to their containers.
 
-use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
 
-use forebay_fabric::claim::ClaimRef;
+use forebay_fabric::claim::{ClaimRef, parent};
 use tokio::sync::watch;
 
-use super::{Files, Subject, base};
+use super::{Files, Subject};
 use crate::driver::{DeviceHealth, Driver, DriverError, PreparedDevice, Sandbox};
 use crate::inventory::Known;
 use crate::ledger::{ClaimRecord, Ledger};
 use crate::report;
-
-/// The names that pods have for claims that were made from templates, by UID: noted when a claim is fetched.
-/// Clones are the same.
-#[derive(Clone, Debug, Default)]
-pub struct PodNames(Arc<Mutex<BTreeMap<String, Option<String>>>>);
-
-/// Names that are kept; claims of a node are fewer, and one that is dropped is noted again.
-const NAMES_MAX: usize = 4096;
-
-impl PodNames {
-    /// The claim's name in its pod; none for one that the pod names itself.
-    pub fn note(&self, uid: &str, name: Option<&str>) {
-        let mut names = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if names.len() >= NAMES_MAX {
-            names.pop_first();
-        }
-        names.insert(uid.to_owned(), name.map(str::to_owned));
-    }
-
-    fn forget(&self, uid: &str) {
-        let mut names = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        names.remove(uid);
-    }
-
-    /// None while nothing was noted: the claim was not fetched by this process.
-    fn of(&self, uid: &str) -> Option<Option<String>> {
-        let names = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        names.get(uid).cloned()
-    }
-}
 
 /// The driver, with metadata files for what it prepares.
 #[derive(Debug)]
@@ -50,22 +18,16 @@ pub struct Described<D> {
     files: Files,
     known: Known,
     ledger: Ledger,
-    names: PodNames,
 }
 
 impl<D: Driver> Described<D> {
     /// `driver` over `ledger`, whose devices are `known`.
-    pub fn new(
-        driver: D,
-        files: Files,
-        (known, ledger, names): (Known, Ledger, PodNames),
-    ) -> Described<D> {
+    pub fn new(driver: D, files: Files, (known, ledger): (Known, Ledger)) -> Described<D> {
         Described {
             driver,
             files,
             known,
             ledger,
-            names,
         }
     }
 
@@ -77,7 +39,10 @@ impl<D: Driver> Described<D> {
             let records: Vec<ClaimRecord> = records.into_iter().filter(of).collect();
             for status in report::statuses(&records, |_| Vec::new()) {
                 let devices = status.devices.into_iter();
-                let network = devices.filter_map(|d| Some(((d.pool, d.device), d.network?)));
+                let network = devices.filter_map(|d| {
+                    let key = (d.pool, d.device, d.share_id);
+                    Some((key, d.network?))
+                });
                 files.attached(&status.claim.uid, &network.collect())?;
             }
             Ok(())
@@ -105,22 +70,18 @@ impl<D: Driver> Driver for Described<D> {
                 request: request.clone(),
                 pool: device.pool.clone(),
                 device: device.device.clone(),
+                share_id: device.share_id.clone(),
                 attributes: self.known.attributes(&device.device).unwrap_or_default(),
             };
             subjects.extend(device.requests.iter().map(subject));
         }
-        let (files, own) = (self.files.clone(), claim.clone());
-        let name = self.names.of(&claim.uid);
-        let write = move || {
-            let there = match &name {
-                Some(_) => None,
-                // The server is away, and another process has written them.
-                None => files.names(&own.uid)?,
-            };
-            let written = || files.write(&own, name.flatten().as_deref(), &subjects);
-            there.map_or_else(written, Ok)
-        };
-        let written = blocking(write).await;
+        let (files, ledger, own) = (self.files.clone(), self.ledger.clone(), claim.clone());
+        let written = blocking(move || {
+            let record = ledger.read(&own.uid)?;
+            let name = record.and_then(|record| record.claim_name_in_pod);
+            files.write(&own, name.as_deref(), &subjects)
+        });
+        let written = written.await;
         let names = written.map_err(|error| {
             DriverError(format!(
                 "claim {claim}: its metadata files cannot be written: {error}"
@@ -130,7 +91,7 @@ impl<D: Driver> Driver for Described<D> {
             let own = device
                 .requests
                 .iter()
-                .filter_map(|r| names.get(base(r)).cloned());
+                .filter_map(|r| names.get(parent(r)).cloned());
             device.cdi_ids.extend(own);
         }
         // The kubelet asks again while the pod runs.
@@ -141,7 +102,6 @@ impl<D: Driver> Driver for Described<D> {
 
     async fn unprepare(&self, claim: &ClaimRef) -> Result<(), DriverError> {
         self.driver.unprepare(claim).await?;
-        self.names.forget(&claim.uid);
         let (files, uid) = (self.files.clone(), claim.uid.clone());
         blocking(move || files.remove(&uid)).await.map_err(|error| {
             DriverError(format!("claim {claim}: its metadata files stay: {error}"))

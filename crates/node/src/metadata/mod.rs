@@ -8,14 +8,16 @@
 mod driver;
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
-use forebay_fabric::claim::{ClaimRef, NetworkData};
+use forebay_fabric::claim::{ClaimRef, NetworkData, parent};
 use serde_json::{Map, Value, json};
 
-pub use driver::{Described, PodNames};
+pub use driver::Described;
+
+use crate::files::{forget, forget_folder, replace};
 
 /// The kind of the CDI devices, one for each request of a claim.
 pub const KIND: &str = "forebay.dev/metadata";
@@ -49,6 +51,8 @@ pub struct Subject {
     pub pool: String,
     /// Its name there.
     pub device: String,
+    /// Which share of it.
+    pub share_id: Option<String>,
     /// Its attributes, as in a ResourceSlice.
     pub attributes: Map<String, Value>,
 }
@@ -73,10 +77,10 @@ impl Files {
         }
         let (mut names, mut cdi) = (BTreeMap::new(), Vec::new());
         for (request, devices) in by_request {
-            let base = base(request);
+            let base = parent(request);
             let place = folder.join(format!("{}.json", word(base)?));
             let object = self.object(claim, pod_name, request, &devices);
-            replace(&place, &stream(&object))?;
+            replace(&place, "tmp", &stream(&object))?;
             let (kind, name) = match pod_name {
                 Some(name) => ("resourceclaimtemplates", name),
                 None => ("resourceclaims", claim.name.as_str()),
@@ -95,39 +99,18 @@ impl Files {
         }
         let spec = json!({ "cdiVersion": "0.5.0", "kind": KIND, "devices": cdi });
         fs::create_dir_all(&self.cdi)?;
-        replace(&self.cdi_file(&claim.uid), format!("{spec:#}\n").as_bytes())?;
+        // Runtimes read `.json` and `.yaml` only.
+        let place = self.cdi_file(&claim.uid);
+        replace(&place, "tmp", format!("{spec:#}\n").as_bytes())?;
         Ok(names)
     }
 
-    /// The CDI names of a claim whose files are there already.
-    ///
-    /// # Errors
-    /// Those of the file system.
-    pub fn names(&self, uid: &str) -> io::Result<Option<BTreeMap<String, String>>> {
-        word(uid)?;
-        let spec = match read(&self.cdi_file(uid)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            other => other?,
-        };
-        let devices = spec["devices"].as_array().into_iter().flatten();
-        let names = devices.filter_map(|device| {
-            let name = device["name"].as_str()?;
-            let base = name.strip_prefix(uid)?.strip_prefix('_')?;
-            Some((base.to_owned(), format!("{KIND}={name}")))
-        });
-        Ok(Some(names.collect()))
-    }
-
-    /// Says in the files of a claim how its devices look in the pod, by pool and device. A claim without files
+    /// Says in the files of a claim how its devices look in the pod, by pool, device and share. A claim without files
     /// was prepared by a driver that made none, and has none mounted.
     ///
     /// # Errors
     /// Those of the file system.
-    pub fn attached(
-        &self,
-        uid: &str,
-        network: &BTreeMap<(String, String), NetworkData>,
-    ) -> io::Result<()> {
+    pub fn attached(&self, uid: &str, network: &BTreeMap<Key, NetworkData>) -> io::Result<()> {
         let entries = match fs::read_dir(self.of_claim(uid)?) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -144,18 +127,20 @@ impl Files {
             let mut object = read(&place)?;
             let mut changed = false;
             for device in devices_of(&mut object) {
-                let text = |name: &str| device[name].as_str().unwrap_or_default().to_owned();
-                let Some(data) = network.get(&(text("pool"), text("name"))) else {
+                let said = |name: &str| device[name].as_str().map(str::to_owned);
+                let text = |name: &str| said(name).unwrap_or_default();
+                let key = (text("pool"), text("name"), said("shareID"));
+                let Some(data) = network.get(&key) else {
                     continue;
                 };
-                let data = network_data(data);
+                let data = data.json();
                 changed |= device["networkData"] != data;
                 device["networkData"] = data;
             }
             if changed {
                 let generation = object["metadata"]["generation"].as_u64().unwrap_or(0);
                 object["metadata"]["generation"] = json!(generation + 1);
-                replace(&place, &stream(&object))?;
+                replace(&place, "tmp", &stream(&object))?;
             }
         }
         Ok(())
@@ -166,14 +151,10 @@ impl Files {
     /// # Errors
     /// Those of the file system.
     pub fn remove(&self, uid: &str) -> io::Result<()> {
-        let there = |result: io::Result<()>| match result {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            Ok(()) | Err(_) => Ok(()),
-        };
         let folder = self.of_claim(uid)?;
         // Who reads the mount goes first.
-        there(fs::remove_file(self.cdi_file(uid)))?;
-        there(fs::remove_dir_all(folder))
+        forget(&self.cdi_file(uid))?;
+        forget_folder(&folder)
     }
 
     fn of_claim(&self, uid: &str) -> io::Result<PathBuf> {
@@ -193,10 +174,14 @@ impl Files {
         devices: &[&Subject],
     ) -> Value {
         let device = |device: &&Subject| {
-            json!({
+            let mut one = json!({
                 "driver": self.driver, "pool": device.pool, "name": device.device,
                 "attributes": device.attributes,
-            })
+            });
+            if let Some(share) = &device.share_id {
+                one["shareID"] = json!(share);
+            }
+            one
         };
         let devices: Vec<Value> = devices.iter().map(device).collect();
         let mut object = json!({
@@ -213,9 +198,8 @@ impl Files {
     }
 }
 
-fn base(request: &str) -> &str {
-    request.split('/').next().unwrap_or(request)
-}
+/// A device of a claim: pool, name, share.
+pub(crate) type Key = (String, String, Option<String>);
 
 /// A name that may be part of a path: those of Kubernetes' objects and requests all may.
 fn word(name: &str) -> io::Result<&str> {
@@ -232,17 +216,6 @@ fn word(name: &str) -> io::Result<&str> {
 fn devices_of(object: &mut Value) -> impl Iterator<Item = &mut Value> {
     let requests = object["requests"].as_array_mut().into_iter().flatten();
     requests.flat_map(|request| request["devices"].as_array_mut().into_iter().flatten())
-}
-
-fn network_data(data: &NetworkData) -> Value {
-    let mut json = json!({ "interfaceName": data.interface });
-    if !data.mac.is_empty() {
-        json["hardwareAddress"] = json!(data.mac);
-    }
-    if !data.ips.is_empty() {
-        json["ips"] = json!(data.ips);
-    }
-    json
 }
 
 /// The object once in each version, one after the other.
@@ -271,14 +244,6 @@ fn read(place: &Path) -> io::Result<Value> {
     first.map_err(|error| wrong(error.to_string()))
 }
 
-/// Whole or as before for who reads it. It is not synced: after the host's end the kubelet prepares anew.
-fn replace(place: &Path, content: &[u8]) -> io::Result<()> {
-    // Runtimes read `.json` and `.yaml` only.
-    let beside = place.with_extension("tmp");
-    File::create(&beside)?.write_all(content)?;
-    fs::rename(&beside, place)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -297,6 +262,7 @@ mod tests {
             request: request.into(),
             pool: "n1".into(),
             device: name.into(),
+            share_id: None,
             attributes: attributes.as_object().unwrap().clone(),
         }
     }
@@ -320,8 +286,6 @@ mod tests {
         ];
         let names = files.write(&claim(), Some("nics"), &devices).unwrap();
         assert_eq!(names["fast"], "forebay.dev/metadata=u-1_fast");
-        assert_eq!(files.names("u-1").unwrap(), Some(names));
-        assert_eq!(files.names("u-2").unwrap(), None);
         let spec = fs::read_to_string(folder.path().join("cdi/forebay.dev-metadata_u-1.json"));
         let spec: Value = serde_json::from_str(&spec.unwrap()).unwrap();
         let mount = &spec["devices"][0]["containerEdits"]["mounts"][0];
@@ -357,7 +321,7 @@ mod tests {
             mac: "02:00:00:00:00:01".into(),
             ips: vec!["10.0.0.5/24".into()],
         };
-        let network = BTreeMap::from([(("n1".to_owned(), "a".to_owned()), data)]);
+        let network = BTreeMap::from([(("n1".to_owned(), "a".to_owned(), None), data)]);
         files.attached("u-1", &network).unwrap();
         files.attached("u-1", &network).unwrap();
         let place = files.folder.join("u-1/nic.json");
@@ -382,6 +346,34 @@ mod tests {
                     .is_none()
         );
         files.attached("u-1", &network).unwrap();
+    }
+
+    #[test]
+    fn two_shares_of_one_device_are_told_apart() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = files(&folder);
+        let share = |id: &str| Subject {
+            share_id: Some(id.into()),
+            ..device("nic", "a")
+        };
+        files
+            .write(&claim(), None, &[share("s-1"), share("s-2")])
+            .unwrap();
+        let one = |id: &str, interface: &str| {
+            let data = NetworkData {
+                interface: interface.into(),
+                ..NetworkData::default()
+            };
+            (("n1".to_owned(), "a".to_owned(), Some(id.to_owned())), data)
+        };
+        let network = BTreeMap::from([one("s-1", "net0"), one("s-2", "net1")]);
+        files.attached("u-1", &network).unwrap();
+        let object = read(&files.folder.join("u-1/nic.json")).unwrap();
+        let devices = &object["requests"][0]["devices"];
+        for (at, (share, interface)) in [("s-1", "net0"), ("s-2", "net1")].iter().enumerate() {
+            assert_eq!(devices[at]["shareID"], *share);
+            assert_eq!(devices[at]["networkData"]["interfaceName"], *interface);
+        }
     }
 
     #[test]

@@ -30,7 +30,7 @@ use crate::netns;
 use ethtool::Talk;
 pub use facts::{facts, follow};
 pub use messages::Link;
-use messages::{enslaved, moved, rule_message, without_xdp};
+use messages::{enslaved, moved, rule_message, updown, without_xdp};
 use socket::Socket;
 use work::Work;
 
@@ -363,6 +363,37 @@ impl KernelLinks {
             }
             work.carry_out(&mut socket, plans.len())
         })
+    }
+}
+
+/// An interface of this thread's namespace that is up for a while, and down again after that if it was.
+#[derive(Debug)]
+pub(crate) struct Raised(Option<u32>);
+
+impl Raised {
+    /// Has it up. If the process ends meanwhile, it stays up.
+    pub(crate) fn raise(name: &str) -> io::Result<Raised> {
+        let mut socket = Socket::open()?;
+        let link = socket.named(&[name.to_owned()])?.pop().flatten();
+        let none = || io::Error::new(io::ErrorKind::NotFound, format!("there is no `{name}`"));
+        let link = link.ok_or_else(none)?;
+        if link.interface.up {
+            return Ok(Raised(None));
+        }
+        socket.request(&Message::SetLink(updown(link.index, true)), 0)?;
+        Ok(Raised(Some(link.index)))
+    }
+}
+
+impl Drop for Raised {
+    fn drop(&mut self) {
+        if let Some(index) = self.0 {
+            let down = Message::SetLink(updown(index, false));
+            let done = Socket::open().and_then(|mut socket| socket.request(&down, 0));
+            if let Err(error) = done {
+                tracing::warn!("an interface stays up that was down: {error}");
+            }
+        }
     }
 }
 

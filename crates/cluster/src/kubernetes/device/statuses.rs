@@ -171,15 +171,7 @@ fn entries(status: &ClaimStatus, driver: &str, there: &Value, now: &str) -> Vec<
             entry["shareID"] = json!(share);
         }
         if let Some(network) = &device.network {
-            entry["networkData"] = json!({ "interfaceName": network.interface });
-            if !network.mac.is_empty() {
-                entry["networkData"]["hardwareAddress"] = json!(network.mac);
-            }
-            if !network.ips.is_empty() {
-                // As Kubernetes has it.
-                let ips = &network.ips[..network.ips.len().min(16)];
-                entry["networkData"]["ips"] = json!(ips);
-            }
+            entry["networkData"] = network.json();
         }
         if !device.place.is_empty() {
             let place = device.place.iter();

@@ -14,7 +14,6 @@ use forebay_node::cloud::{self, Provider};
 use forebay_node::driver::{DriverError, Sandbox};
 use forebay_node::held::Held;
 use forebay_node::inventory::Known;
-use forebay_node::metadata::PodNames;
 use forebay_node::observed::{Call, Observer, Took};
 use tokio::sync::{Notify, watch};
 
@@ -32,16 +31,14 @@ pub(super) struct Source {
     claims: Claims,
     known: Known,
     held: Held,
-    names: PodNames,
 }
 
 impl Source {
-    pub(super) fn new(claims: Claims, known: Known, held: Held, names: PodNames) -> Source {
+    pub(super) fn new(claims: Claims, known: Known, held: Held) -> Source {
         Source {
             claims,
             known,
             held,
-            names,
         }
     }
 
@@ -64,7 +61,6 @@ impl ClaimSource for Source {
         })?;
         self.keep(&fetched)
             .map_err(|error| NoClaim::Refused(said(format!("its NICs cannot be kept: {error}"))))?;
-        self.names.note(&claim.uid, fetched.pod_name.as_deref());
         Ok(fetched)
     }
 
@@ -78,14 +74,21 @@ impl ClaimSource for Source {
 pub(super) struct Teller {
     events: Events,
     changed: Arc<Notify>,
+    freed: Arc<Notify>,
     traces: Option<Traces>,
 }
 
 impl Teller {
-    pub(super) fn new(events: Events, changed: Arc<Notify>, traces: Option<Traces>) -> Teller {
+    /// Whoever looks waits for `changed`, and who gives back what claims had for `freed`.
+    pub(super) fn new(
+        events: Events,
+        (changed, freed): (Arc<Notify>, Arc<Notify>),
+        traces: Option<Traces>,
+    ) -> Teller {
         Teller {
             events,
             changed,
+            freed,
             traces,
         }
     }
@@ -94,6 +97,9 @@ impl Teller {
 impl Observer for Teller {
     fn after(&self, call: Call<'_>, done: Result<(), &DriverError>, took: Took) {
         self.changed.notify_one();
+        if matches!(call, Call::Unprepare(_)) {
+            self.freed.notify_one();
+        }
         if let Some(traces) = &self.traces {
             traces.tell(call, done, took);
         }

@@ -6,6 +6,7 @@
 
 mod cluster;
 mod guard_program;
+mod leases;
 mod look;
 mod ready;
 mod traces;
@@ -18,11 +19,14 @@ use forebay_cluster::kubernetes::Server;
 use forebay_cluster::kubernetes::device::{Claims, DeviceMetrics, Events, Slices, Statuses};
 use forebay_node::attach::{Core, HostDriver};
 use forebay_node::cdi::Cdi;
+use forebay_node::cloud::http::{ANSWER_TIME, Http};
 use forebay_node::held::Held;
 use forebay_node::inventory::{Inventory, Known};
+use forebay_node::ipam::webhook::Profiles;
+use forebay_node::ipam::{Elsewhere, Keeper};
 use forebay_node::kubelet::{self, Kubelet, Registration};
 use forebay_node::ledger::Ledger;
-use forebay_node::metadata::{self, Described, PodNames};
+use forebay_node::metadata::{self, Described};
 use forebay_node::netlink::KernelLinks;
 use forebay_node::observed::{Metrics, Observed};
 use forebay_node::page::{self, Listener, Pages};
@@ -89,8 +93,10 @@ async fn serve(args: &RunArgs) -> Result<(), Failure> {
     let claims = Claims::new(server.clone(), &args.driver, device_metrics.clone());
     tokio::spawn(claims.clone().keep_connection());
     let about = (claims, known.clone(), events);
-    let driver = host.driver(args, about, (&told, &changed, &metrics))?;
+    let freed = Arc::new(Notify::new());
+    let (driver, keeper) = host.driver(args, about, (&told, (&changed, &freed), &metrics))?;
     let driver = Arc::new(driver);
+    tokio::spawn(leases::keep(keeper, freed, Arc::clone(&changed)));
 
     let (facts, facts_known) = watch::channel(None);
     let looker = Looker::new(inventory, told.clone(), facts_known, Arc::clone(&changed));
@@ -198,10 +204,9 @@ impl Host {
         self,
         args: &RunArgs,
         (claims, known, events): (Claims, Known, Events),
-        (told, changed, metrics): (&Told, &Arc<Notify>, &Metrics),
-    ) -> Result<OwnDriver, Failure> {
-        let names = PodNames::default();
-        let source = Source::new(claims, known.clone(), self.held, names.clone());
+        (told, (changed, freed), metrics): (&Told, (&Arc<Notify>, &Arc<Notify>), &Metrics),
+    ) -> Result<(OwnDriver, OwnKeeper), Failure> {
+        let source = Source::new(claims, known.clone(), self.held);
         let files = metadata::Files {
             folder: args.state_dir.join("metadata"),
             cdi: args.cdi_dir.clone(),
@@ -213,12 +218,26 @@ impl Host {
             traces.map_err(|why| Failure::usage(format!("--otlp-endpoint: {why}")))
         });
         let core = Core::new(self.links, steps, self.ledger.clone(), self.cdi)
-            .with_parts(Parts::new(&args.sysfs_root), self.own_rdma);
+            .with_parts(Parts::new(&args.sysfs_root), self.own_rdma)
+            .with_sources(elsewhere(args, known.clone())?);
         let driver = HostDriver::new(source, core, told.health());
-        let driver = Described::new(driver, files, (known, self.ledger, names));
-        let teller = Teller::new(events, Arc::clone(changed), traces.transpose()?);
-        Ok(Observed::new(driver, teller, metrics.clone()))
+        let keeper = driver.keeper();
+        let driver = Described::new(driver, files, (known, self.ledger));
+        let notify = (Arc::clone(changed), Arc::clone(freed));
+        let teller = Teller::new(events, notify, traces.transpose()?);
+        Ok((Observed::new(driver, teller, metrics.clone()), keeper))
     }
+}
+
+/// Who gives addresses that are not the node's.
+fn elsewhere(args: &RunArgs, known: Known) -> Result<Elsewhere, Failure> {
+    let host = opened(&args.host_netns, std::fs::File::open(&args.host_netns))?;
+    let profiles = args.profile_url.as_deref().map(|url| {
+        let service = Http::new(url, ANSWER_TIME);
+        let service = service.map_err(|why| Failure::usage(format!("--profile-url: {why}")))?;
+        Ok(Profiles::new(service, tokio::runtime::Handle::current()))
+    });
+    Ok(Elsewhere::new(host, known, profiles.transpose()?))
 }
 
 fn opened<T>(path: &Path, result: std::io::Result<T>) -> Result<T, Failure> {
@@ -234,6 +253,7 @@ fn kubelet_settings(args: &RunArgs) -> kubelet::Settings {
 }
 
 type OwnLinks = WithRdma<KernelLinks, KernelNamespaces>;
+type OwnKeeper = Keeper<OwnLinks, Steps>;
 type OwnDriver = Observed<Described<HostDriver<Source, OwnLinks, Steps>>, Teller>;
 
 /// Serves the container runtime until it is to stop.

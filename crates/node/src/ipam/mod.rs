@@ -1,0 +1,172 @@
+//! Addresses that are not the node's own to give: leases of a DHCP server on the NIC's network ([`dhcp`]), and
+//! profiles of a server of the operator's ([`webhook`]). Behind a seam, [`Sources`], which [`Elsewhere`] is and
+//! tests can be.
+//!
+//! They are asked for before a claim is planned, without the turn to work on devices: a server that is slow
+//! keeps no other pod waiting. What was given is in the claim's record, and goes back when the claim is forgotten.
+
+pub mod dhcp;
+mod keep;
+pub mod message;
+mod releases;
+pub mod webhook;
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+
+use forebay_fabric::claim::{AllocatedClaim, AllocatedDevice};
+use forebay_fabric::config::{Mac, NetworkConfig};
+use forebay_fabric::dhcp::{Due, Lease};
+use serde::{Deserialize, Serialize};
+
+pub use keep::Keeper;
+pub(crate) use releases::Noted;
+pub use releases::Releases;
+
+use crate::cloud::identifiers;
+use crate::inventory::Known;
+use message::Answer;
+use webhook::Profiles;
+
+/// What is asked for one device.
+#[derive(Clone, Copy, Debug)]
+pub struct Ask<'a> {
+    /// For which claim.
+    pub claim: &'a AllocatedClaim,
+    /// Which of its devices.
+    pub device: &'a AllocatedDevice,
+    /// The host's interface.
+    pub interface: &'a str,
+    /// The Ethernet address that it has in the pod.
+    pub mac: Option<Mac>,
+}
+
+/// From whom something of a device is, who is told when it is free.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Source {
+    /// A DHCP server.
+    Lease(Lease),
+    /// The operator's server.
+    Profile(Profile),
+}
+
+/// What the operator's server is told at the end: the body of its release.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Profile(pub String);
+
+/// Who can be asked. Each call blocks, for some seconds at most.
+pub trait Sources: fmt::Debug + Send + Sync + 'static {
+    /// A lease for a device.
+    ///
+    /// # Errors
+    /// A sentence on why there is none.
+    fn lease(&self, ask: &Ask<'_>) -> Result<Lease, String>;
+
+    /// What a profile has for a device.
+    ///
+    /// # Errors
+    /// A sentence on why there is nothing.
+    fn profile(&self, ask: &Ask<'_>) -> Result<(NetworkConfig, Profile), String>;
+
+    /// Asks for the lease of a pod's interface to go on; none if nobody answered.
+    ///
+    /// # Errors
+    /// The pod's interface cannot be used.
+    fn renew(
+        &self,
+        netns: &File,
+        interface: &str,
+        lease: &Lease,
+        whom: Due,
+    ) -> io::Result<Option<Answer>>;
+
+    /// Tells whoever gave it that it is free. `interface` is the host's.
+    ///
+    /// # Errors
+    /// A sentence on why they could not be told.
+    fn release(&self, interface: &str, source: &Source) -> Result<(), String>;
+}
+
+/// The real ones.
+#[derive(Debug)]
+pub struct Elsewhere {
+    host: File,
+    known: Known,
+    profiles: Option<Profiles>,
+}
+
+impl Elsewhere {
+    /// With the host's network namespace, and the operator's server if there is one.
+    pub fn new(host: File, known: Known, profiles: Option<Profiles>) -> Elsewhere {
+        Elsewhere {
+            host,
+            known,
+            profiles,
+        }
+    }
+
+    fn profiles(&self) -> Result<&Profiles, String> {
+        let none = "this node's driver knows no server for profiles; give it --profile-url, or leave \
+                    out `profile` and ipam `webhook`";
+        self.profiles.as_ref().ok_or_else(|| none.to_owned())
+    }
+}
+
+impl Sources for Elsewhere {
+    fn lease(&self, ask: &Ask<'_>) -> Result<Lease, String> {
+        let interface = ask.interface;
+        let none = || format!("`{interface}` has no Ethernet address, and DHCP needs one");
+        let mac = ask.mac.ok_or_else(none)?;
+        let lease = dhcp::ask(&self.host, interface, mac);
+        lease.map_err(|error| format!("on `{interface}`: {error}"))
+    }
+
+    fn profile(&self, ask: &Ask<'_>) -> Result<(NetworkConfig, Profile), String> {
+        let nic = self.known.nic(&ask.device.device);
+        let nic = nic.ok_or_else(|| format!("`{}` is not on this node", ask.interface))?;
+        self.profiles()?.get(ask, identifiers(&nic))
+    }
+
+    fn renew(
+        &self,
+        netns: &File,
+        interface: &str,
+        lease: &Lease,
+        whom: Due,
+    ) -> io::Result<Option<Answer>> {
+        dhcp::renew(netns, interface, lease, whom)
+    }
+
+    fn release(&self, interface: &str, source: &Source) -> Result<(), String> {
+        match source {
+            Source::Lease(lease) => {
+                let told = dhcp::release(&self.host, interface, lease);
+                told.map_err(|error| format!("DHCP on `{interface}`: {error}"))
+            }
+            Source::Profile(profile) => self.profiles()?.release(profile),
+        }
+    }
+}
+
+/// Nobody can be asked.
+#[derive(Clone, Copy, Debug)]
+pub struct Nobody;
+
+impl Sources for Nobody {
+    fn lease(&self, _: &Ask<'_>) -> Result<Lease, String> {
+        Err("this driver asks no DHCP servers".to_owned())
+    }
+
+    fn profile(&self, _: &Ask<'_>) -> Result<(NetworkConfig, Profile), String> {
+        Err("this driver asks no server for profiles".to_owned())
+    }
+
+    fn renew(&self, _: &File, _: &str, _: &Lease, _: Due) -> io::Result<Option<Answer>> {
+        Ok(None)
+    }
+
+    fn release(&self, _: &str, _: &Source) -> Result<(), String> {
+        Ok(())
+    }
+}
