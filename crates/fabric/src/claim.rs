@@ -90,6 +90,13 @@ pub struct AllocatedClaim {
     pub configs: Vec<DeviceConfig>,
 }
 
+impl AllocatedClaim {
+    /// The devices that it gets, in order: those that it only looks at left out.
+    pub fn had(&self) -> impl Iterator<Item = &AllocatedDevice> {
+        self.devices.iter().filter(|device| !device.admin_access)
+    }
+}
+
 /// What is said of a claim's devices in its status.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ClaimStatus {

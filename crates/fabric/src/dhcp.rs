@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Cidr, Mac, Route};
+use crate::config::{Cidr, Mac, Route, TABLE_MAIN};
 
 /// A time of this many seconds is forever (RFC 2131, 3.3).
 pub const FOREVER_S: u32 = u32::MAX;
@@ -13,8 +13,6 @@ pub const FOREVER_S: u32 = u32::MAX;
 pub const ROUTES_MAX: usize = 64;
 /// Shortest time between two questions for one lease (RFC 2131, 4.4.5).
 const RETRY_S: u64 = 60;
-/// The main table.
-const MAIN_TABLE: u32 = 254;
 
 /// An address that a server gave for a time.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -117,7 +115,7 @@ pub fn classless_routes(option: &[u8]) -> Option<Vec<Route>> {
             gateway: (!gateway.is_unspecified()).then_some(gateway.into()),
             source: None,
             on_link: gateway.is_unspecified(),
-            table: MAIN_TABLE,
+            table: TABLE_MAIN,
             metric: None,
         });
         rest = behind;

@@ -11,14 +11,14 @@ use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
-use forebay_node::attach::HostDriver;
+use forebay_node::attach::{FaultPoint, Faults, HostDriver};
 use forebay_node::cloud::http::Http;
 use forebay_node::driver::Driver as _;
 use forebay_node::inventory::Known;
 use forebay_node::ipam::webhook::Profiles;
-use forebay_node::ipam::{Ask, Elsewhere, Keeper};
+use forebay_node::ipam::{Ask, Elsewhere, Keeper, now_s};
 use forebay_node::ledger::Ledger;
 use forebay_node::netlink::{KernelLinks, Links};
 use serde_json::{Value, json};
@@ -94,16 +94,23 @@ fn elsewhere(world: &World) -> Elsewhere {
     Elsewhere::new(host, Known::default(), None)
 }
 
-fn now_s() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.unwrap().as_secs()
-}
-
 fn soon() -> Instant {
     Instant::now() + Duration::from_secs(30)
 }
 
 const BY_DHCP: &str = r#"{"interface": {"name": "net0", "dhcp": true}}"#;
+
+/// Fails before a plan is made.
+struct NoPlan;
+
+impl Faults for NoPlan {
+    fn at(&self, point: FaultPoint) -> std::io::Result<()> {
+        match point {
+            FaultPoint::Plan => Err(std::io::Error::other("no plan")),
+            _ => Ok(()),
+        }
+    }
+}
 
 /// Claims of one host, without those who ask for them.
 struct NoClaims;
@@ -236,9 +243,18 @@ fn shares_are_stations_of_their_own() {
         first,
         "asked again it is the same, and nobody is asked"
     );
+    let failing = world.core(NoPlan).with_sources(elsewhere(&world));
+    failing.prepare(&claim, &names).unwrap_err();
+    assert_eq!(device(), first);
+    let owed = world
+        .folder
+        .join("state/releases")
+        .join(format!("{UID}.owed"));
+    assert!(!owed.exists(), "what is planned for is not given back");
     core.attach(&world.sandbox(), soon()).unwrap();
     assert_eq!(world.guard(), Ok(()));
     core.unprepare(UID).unwrap();
+    assert!(owed.exists());
     let ipvlan = r#"{"subInterface": {"type": "ipvlan", "mode": "l2"}, "ipam": {"type": "dhcp"}}"#;
     let (claim, names) = world.claim_of(|_| ipvlan.into());
     let why = core.prepare(&claim, &names).unwrap_err().0;

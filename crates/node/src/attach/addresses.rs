@@ -3,20 +3,25 @@
 //! two claims never get the same.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::PoisonError;
+use std::time::Instant;
 
-use forebay_fabric::claim::{AllocatedClaim, AllocatedDevice, ClaimRef};
+use forebay_fabric::claim::{AllocatedClaim, AllocatedDevice};
 use forebay_fabric::config::{Cidr, NetworkConfig};
-use forebay_fabric::dhcp::Due;
+use forebay_fabric::dhcp::{Due, Lease};
 use forebay_fabric::ipam::{Ipam, Taken};
+use forebay_fabric::plan::State;
 use forebay_fabric::share::{self, Wanted};
 
 use super::prepare::{Around, begun};
-use super::{Core, Faults, now_s, said};
+use super::{ATTACH_MAX, Core, Faults, said};
 use crate::driver::DriverError;
-use crate::ipam::{Ask, Source};
+use crate::ipam::message::Answer;
+use crate::ipam::{Ask, Noted, Source, now_s};
 use crate::ledger::{ClaimRecord, DeviceRecord};
 use crate::netlink::Links;
+use crate::netns;
 
 /// What others gave, for each device that a claim gets; none for those whose addresses are the node's matter.
 pub(super) type Given = Vec<Option<Source>>;
@@ -45,132 +50,205 @@ impl<L: Links, F: Faults> Core<L, F> {
             self.releases.forget(&claim.claim.uid)
         };
         gone.map_err(|e| said(&claim.claim, &e))?;
-        let devices: Vec<_> = claim.devices.iter().filter(|d| !d.admin_access).collect();
-        let interfaces: Vec<String> = (devices.iter())
-            .map(|d| names.get(&d.device).cloned().unwrap_or_default())
-            .collect();
+        let devices: Vec<_> = claim.had().collect();
+        let interfaces: Vec<String> = devices.iter().map(|d| interface(d, names)).collect();
         let hosts = self.links.snapshot(&interfaces);
         let hosts = hosts.map_err(|e| said(&claim.claim, &e))?;
-        let each = std::thread::scope(|scope| {
+        let each: Vec<Result<Option<Source>, String>> = std::thread::scope(|scope| {
             let all = devices.iter().zip(&interfaces).zip(hosts).zip(configs);
             let asked: Vec<_> = all
                 .map(|(((device, interface), host), config)| {
+                    let ask = Ask {
+                        claim,
+                        device,
+                        interface,
+                        mac: host.and_then(|host| host.mac),
+                    };
                     let known = known.as_ref();
-                    let mac = host.and_then(|host| host.mac);
-                    scope.spawn(move || {
-                        let one = Asking {
-                            claim,
-                            device,
-                            interface,
-                            known,
-                        };
-                        let given = self.ask_for(one, mac, config);
-                        given.map_err(|why| format!("{}: {why}", device.device))
-                    })
+                    scope.spawn(move || self.ask_for(ask, known, config))
                 })
                 .collect();
             let joined = asked.into_iter().map(|thread| {
                 let panicked = || Err("the driver panicked; see its log".to_owned());
                 thread.join().unwrap_or_else(|_| panicked())
             });
-            joined.collect::<Vec<_>>()
+            joined.collect()
         });
-        let wrong: Vec<&str> = (each.iter().filter_map(|one| one.as_ref().err()))
-            .map(String::as_str)
-            .collect();
-        if wrong.is_empty() {
-            return Ok(each.into_iter().map(|one| one.ok().flatten()).collect());
+        let (mut given, mut wrong) = (Given::new(), Vec::new());
+        for (one, device) in each.into_iter().zip(devices) {
+            let why = one.as_ref().err();
+            wrong.extend(why.map(|why| format!("{}: {why}", device.device)));
+            given.push(one.ok().flatten());
         }
-        let why = wrong.join("; ");
-        let why = DriverError(format!("claim {}: {why}", claim.claim));
+        if wrong.is_empty() {
+            return Ok(given);
+        }
         // All or none.
-        let given: Given = each.into_iter().map(|one| one.ok().flatten()).collect();
-        self.hand_back(&claim.claim, &interfaces, &given);
-        Err(why)
+        self.hand_back(claim, names, given);
+        let why = wrong.join("; ");
+        Err(DriverError(format!("claim {}: {why}", claim.claim)))
     }
 
     fn ask_for(
         &self,
-        one: Asking<'_>,
-        host: Option<forebay_fabric::config::Mac>,
+        ask: Ask<'_>,
+        known: Option<&ClaimRecord>,
         config: &mut NetworkConfig,
     ) -> Result<Option<Source>, String> {
         if !asks(config) {
             return Ok(None);
         }
-        let Asking {
-            claim,
-            device,
-            interface,
-            known,
-        } = one;
-        if interface.is_empty() {
+        if ask.interface.is_empty() {
             return Err("has no interface on this node".to_owned());
         }
-        let ask = |mac| Ask {
-            claim,
-            device,
-            interface,
-            mac,
+        let source = match config.ipam {
+            Some(Ipam::Dhcp) => self.lease_for(ask, known, config),
+            Some(Ipam::Webhook | Ipam::Range(_)) | None => self.profile_for(&ask, config),
         };
-        if config.ipam == Some(Ipam::Dhcp) {
-            let wanted = Wanted {
-                claim: &claim.claim.uid,
-                share_id: device.share_id.as_deref(),
-                bandwidth_bps: None,
-                vf: None,
-            };
-            let mac = share::mac_in_pod(&device.device, config, host, wanted)?;
-            let now = now_s();
-            let had = known.and_then(|known| same(known, device)?.lease().cloned());
-            let had = had.filter(|had| Some(had.mac) == mac && had.due(now) == Due::Nobody);
-            let lease = match had {
-                Some(had) => had,
-                None => {
-                    let mut lease = self.sources.lease(&ask(mac))?;
-                    lease.since_s = now;
-                    lease
-                }
-            };
-            config.ipam = None;
-            config.interface.addresses = vec![lease.address];
-            config.routes.extend(lease.routes.iter().cloned());
-            return Ok(Some(Source::Lease(lease)));
-        }
-        let (profile, source) = self.sources.profile(&ask(None))?;
+        source.map(Some)
+    }
+
+    /// The lease that it had, or one from a server; `ask` has the host's Ethernet address.
+    fn lease_for(
+        &self,
+        ask: Ask<'_>,
+        known: Option<&ClaimRecord>,
+        config: &mut NetworkConfig,
+    ) -> Result<Source, String> {
+        let device = ask.device;
+        let wanted = Wanted {
+            claim: &ask.claim.claim.uid,
+            share_id: device.share_id.as_deref(),
+            bandwidth_bps: None,
+            vf: None,
+        };
+        let mac = share::mac_in_pod(&device.device, config, ask.mac, wanted)?;
+        let now = now_s();
+        let had = known.and_then(|known| same(known, device)?.lease().cloned());
+        let had = had.filter(|had| Some(had.mac) == mac && had.due(now) == Due::Nobody);
+        let lease = match had {
+            Some(had) => had,
+            None => Lease {
+                since_s: now,
+                ..self.sources.lease(&Ask { mac, ..ask })?
+            },
+        };
+        config.ipam = None;
+        config.interface.addresses = vec![lease.address];
+        config.routes.extend(lease.routes.iter().cloned());
+        Ok(Source::Lease(lease))
+    }
+
+    /// What the operator's server has for it, below what the claim says.
+    fn profile_for(&self, ask: &Ask<'_>, config: &mut NetworkConfig) -> Result<Source, String> {
+        let (profile, source) = self.sources.profile(ask)?;
         let addresses = config.ipam == Some(Ipam::Webhook);
-        config.ipam = config.ipam.take().filter(|ipam| *ipam != Ipam::Webhook);
-        let merged = NetworkConfig::merged(profile, std::mem::take(config));
-        if addresses && merged.interface.addresses.is_empty() {
+        if addresses {
+            config.ipam = None;
+        }
+        *config = NetworkConfig::merged(profile, std::mem::take(config));
+        if addresses && config.interface.addresses.is_empty() {
             return Err("the profile's server gave it no address".to_owned());
         }
-        if matches!(merged.ipam, Some(Ipam::Dhcp | Ipam::Webhook)) {
+        if matches!(config.ipam, Some(Ipam::Dhcp | Ipam::Webhook)) {
             return Err("a profile has addresses, and does not send for them elsewhere".to_owned());
         }
-        *config = merged;
-        Ok(Some(Source::Profile(source)))
+        Ok(Source::Profile(source))
     }
 
     /// Gives back what was given for nothing: those who gave it are told now or later.
-    pub(super) fn hand_back(&self, claim: &ClaimRef, interfaces: &[String], given: &Given) {
-        let owed = interfaces.iter().cloned().zip(given.iter().cloned());
-        let owed: Vec<_> = owed.filter_map(|(i, source)| Some((i, source?))).collect();
-        if owed.is_empty() {
+    pub(super) fn hand_back(
+        &self,
+        claim: &AllocatedClaim,
+        names: &BTreeMap<String, String>,
+        given: Given,
+    ) {
+        let owed = claim.had().zip(given);
+        let owed = owed.filter_map(|(device, source)| Some((interface(device, names), source?)));
+        let (claim, owed) = (&claim.claim, owed.collect::<Vec<_>>());
+        // A claim that is planned for has it still, and gives it back when it is forgotten.
+        if owed.is_empty() || !matches!(self.ledger.read(&claim.uid), Ok(None)) {
             return;
         }
         if let Err(error) = self.releases.note(&claim.uid, &owed) {
             tracing::warn!("claim {claim}: what it was given is not noted as free: {error}");
         }
     }
+
+    /// Tells those who gave something that it is free; what went wrong, and is tried again.
+    pub(crate) fn give_back(&self) -> Vec<String> {
+        let (all, mut told) = match self.releases.all() {
+            Ok(all) => all,
+            Err(error) => return vec![format!("what is to be given back: {error}")],
+        };
+        for Noted { uid, owed } in all {
+            let _turn = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
+            // The claim may have come again since.
+            if !self.releases.is_noted(&uid) {
+                continue;
+            }
+            let failed = owed.iter().filter_map(|(interface, source)| {
+                let why = self.sources.release(interface, source).err()?;
+                // A lease ends by itself.
+                matches!(source, Source::Profile(_)).then_some(why)
+            });
+            let failed: Vec<String> = failed.collect();
+            if !failed.is_empty() {
+                told.push(format!("claim {uid}: {}", failed.join("; ")));
+            } else if let Err(error) = self.releases.forget(&uid) {
+                told.push(format!("claim {uid}: {error}"));
+            }
+        }
+        told
+    }
+
+    /// All records, and a sentence about each file of the ledger that was none.
+    pub(crate) fn records(&self) -> io::Result<(Vec<ClaimRecord>, Vec<String>)> {
+        self.ledger.all()
+    }
+
+    /// Asks for the lease of a device in its pod to go on; none if nobody answered, or the pod has ended.
+    pub(crate) fn renew(
+        &self,
+        record: &ClaimRecord,
+        name: &str,
+        lease: &Lease,
+        whom: Due,
+    ) -> io::Result<Option<Answer>> {
+        let place = record.netns.as_deref();
+        let netns = place.map(netns::open).transpose()?.flatten();
+        netns.map_or(Ok(None), |netns| {
+            self.sources.renew(&netns, name, lease, whom)
+        })
+    }
+
+    /// Notes a lease of a device as it is now, if the device is still in its pod with that address.
+    pub(crate) fn note_lease(
+        &self,
+        uid: &str,
+        device: &str,
+        lease: &Lease,
+    ) -> Result<(), DriverError> {
+        let _turn = self.turn(Instant::now() + ATTACH_MAX)?;
+        let io = |e: io::Error| DriverError(e.to_string());
+        let Some(mut record) = self.ledger.read(uid).map_err(io)? else {
+            return Ok(());
+        };
+        let own = record.devices.iter_mut().find(|d| {
+            let had = d.lease().is_some_and(|had| had.address == lease.address);
+            had && d.plan.device == device && d.plan.pod.mac == Some(lease.mac)
+        });
+        let Some(own) = own.filter(|own| own.state == State::Verified) else {
+            return Ok(());
+        };
+        own.source = Some(Source::Lease(lease.clone()));
+        self.ledger.note(&record).map_err(io)
+    }
 }
 
-/// A device that is asked for.
-#[derive(Clone, Copy)]
-struct Asking<'a> {
-    claim: &'a AllocatedClaim,
-    device: &'a AllocatedDevice,
-    interface: &'a str,
-    known: Option<&'a ClaimRecord>,
+/// The host's interface of a device; empty for one that has none.
+fn interface(device: &AllocatedDevice, names: &BTreeMap<String, String>) -> String {
+    names.get(&device.device).cloned().unwrap_or_default()
 }
 
 /// Whether somebody else has to be asked.

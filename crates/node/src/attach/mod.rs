@@ -15,15 +15,14 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use forebay_fabric::claim::{AllocatedClaim, ClaimRef};
-use forebay_fabric::dhcp::Lease;
-use forebay_fabric::plan::{self, AttachPlan, State};
+use forebay_fabric::plan::{self, AttachPlan};
 
 use crate::cdi::Cdi;
 use crate::driver::{DeviceHealth, Driver, DriverError, PreparedDevice, Sandbox};
-use crate::ipam::{Keeper, Nobody, Noted, Releases, Source, Sources};
+use crate::ipam::{Keeper, Nobody, Releases, Sources};
 use crate::ledger::{ClaimRecord, Ledger};
 use crate::netlink::Links;
 use crate::sysfs::Parts;
@@ -206,67 +205,6 @@ impl<L: Links, F: Faults> Core<L, F> {
         Core { sources, ..self }
     }
 
-    pub(crate) fn sources(&self) -> &dyn Sources {
-        &*self.sources
-    }
-
-    /// All records.
-    ///
-    /// # Errors
-    /// The ledger cannot be read.
-    pub(crate) fn records(&self) -> io::Result<Vec<ClaimRecord>> {
-        Ok(self.ledger.all()?.0)
-    }
-
-    /// Notes a lease of a device as it is now, if the device is still in its pod with that address.
-    ///
-    /// # Errors
-    /// The ledger is not to be had, or cannot be written.
-    pub(crate) fn note_lease(
-        &self,
-        uid: &str,
-        device: &str,
-        lease: &Lease,
-    ) -> Result<(), DriverError> {
-        let _turn = self.turn(Instant::now() + ATTACH_MAX)?;
-        let io = |e: io::Error| DriverError(e.to_string());
-        let Some(mut record) = self.ledger.read(uid).map_err(io)? else {
-            return Ok(());
-        };
-        let own = record.devices.iter_mut().find(|d| {
-            let had = d.lease().is_some_and(|had| had.address == lease.address);
-            had && d.plan.device == device && d.plan.pod.mac == Some(lease.mac)
-        });
-        let Some(own) = own.filter(|own| own.state == State::Verified) else {
-            return Ok(());
-        };
-        own.source = Some(Source::Lease(lease.clone()));
-        self.ledger.note(&record).map_err(io)
-    }
-
-    /// Tells those who gave something that it is free; what went wrong, and is tried again.
-    pub(crate) fn give_back(&self) -> Vec<String> {
-        let (all, mut told) = match self.releases.all() {
-            Ok(all) => all,
-            Err(error) => return vec![format!("what is to be given back: {error}")],
-        };
-        for Noted { uid, owed } in all {
-            let _turn = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
-            let failed = owed.iter().filter_map(|(interface, source)| {
-                let why = self.sources.release(interface, source).err()?;
-                // A lease ends by itself.
-                matches!(source, Source::Profile(_)).then_some(why)
-            });
-            let failed: Vec<String> = failed.collect();
-            if !failed.is_empty() {
-                told.push(format!("claim {uid}: {}", failed.join("; ")));
-            } else if let Err(error) = self.releases.forget(&uid) {
-                told.push(format!("claim {uid}: {error}"));
-            }
-        }
-        told
-    }
-
     /// With what belongs to NICs beside their interfaces: virtual functions and RDMA devices, which go into the
     /// pod with their NIC if `own_rdma`. Without, they are as if there were none.
     #[must_use]
@@ -316,12 +254,6 @@ pub fn verify(links: &impl Links, plans: &[&AttachPlan], netns: &File) -> io::Re
         }
     }
     Ok(told)
-}
-
-/// Seconds since 1970.
-fn now_s() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |since| since.as_secs())
 }
 
 fn said(claim: &ClaimRef, error: &io::Error) -> DriverError {

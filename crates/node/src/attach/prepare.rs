@@ -50,11 +50,7 @@ impl<L: Links, F: Faults> Core<L, F> {
         let wanted = configs.map(|configs| configs.into_iter().zip(given.clone()).collect());
         let prepared = self.prepare_with(claim, names, wanted);
         if prepared.is_err() {
-            let had = claim.devices.iter().filter(|d| !d.admin_access);
-            let interfaces: Vec<String> = had
-                .map(|d| names.get(&d.device).cloned().unwrap_or_default())
-                .collect();
-            self.hand_back(&claim.claim, &interfaces, &given);
+            self.hand_back(claim, names, given);
         }
         prepared
     }
@@ -122,17 +118,16 @@ impl<L: Links, F: Faults> Core<L, F> {
         let (mut others, _) = self.ledger.all().map_err(|e| said(&claim.claim, &e))?;
         others.retain(|other| other.uid != claim.claim.uid);
         let mut asked: Vec<Asked<'_>> = Vec::new();
-        let had = claim.devices.iter().filter(|d| !d.admin_access);
-        for (device, wanted) in had.zip(wanted) {
-            let one = self.asked(device, wanted, names, &others, &asked);
+        let (configs, sources): (Vec<_>, Vec<_>) = wanted.into_iter().unzip();
+        for (device, config) in claim.had().zip(configs) {
+            let one = self.asked(device, config, names, &others, &asked);
             asked.push(one.map_err(fail)?);
         }
         let interfaces: Vec<String> = asked.iter().map(|one| one.interface.clone()).collect();
         let hosts = self.links.snapshot(&interfaces);
         let hosts = hosts.map_err(|e| said(&claim.claim, &e))?;
         let mut devices: Vec<DeviceRecord> = Vec::new();
-        for (mut one, host) in asked.into_iter().zip(hosts) {
-            let source = one.source.take();
+        for ((one, host), source) in asked.into_iter().zip(hosts).zip(sources) {
             let around = Around {
                 others: &others,
                 before,
@@ -152,7 +147,7 @@ impl<L: Links, F: Faults> Core<L, F> {
     fn asked<'a>(
         &self,
         device: &'a AllocatedDevice,
-        (config, source): (NetworkConfig, Option<Source>),
+        config: NetworkConfig,
         names: &BTreeMap<String, String>,
         others: &[ClaimRecord],
         so_far: &[Asked<'_>],
@@ -168,7 +163,6 @@ impl<L: Links, F: Faults> Core<L, F> {
             device,
             interface: vf.as_ref().map_or(name, |vf| &vf.interface).clone(),
             config,
-            source,
             vf,
         })
     }
@@ -184,7 +178,6 @@ impl<L: Links, F: Faults> Core<L, F> {
             device,
             interface: name,
             mut config,
-            source: _,
             vf,
         } = asked;
         let id = &device.device;
@@ -256,7 +249,6 @@ struct Asked<'a> {
     /// Of the host: its own, or that of its virtual function.
     interface: String,
     config: NetworkConfig,
-    source: Option<Source>,
     vf: Option<Vf>,
 }
 
@@ -314,8 +306,9 @@ pub(super) fn begun(record: &ClaimRecord) -> bool {
 
 /// The parameters of each device that a claim gets.
 fn configs(claim: &AllocatedClaim) -> Result<Vec<NetworkConfig>, String> {
-    let had = claim.devices.iter().filter(|d| !d.admin_access);
-    had.map(|d| config_of(&d.request, &claim.configs)).collect()
+    (claim.had())
+        .map(|d| config_of(&d.request, &claim.configs))
+        .collect()
 }
 
 /// The class's parameters for a request, with the claim's over them.

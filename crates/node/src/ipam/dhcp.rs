@@ -58,6 +58,8 @@ fn take(wire: &mut Wire, mac: Mac) -> io::Result<Lease> {
             Some(Answer::Refused(words)) => {
                 refused = Some(words);
                 say = Say::Discover;
+                // One that offers and refuses is not asked as fast as it answers.
+                std::thread::sleep(AGAIN);
             }
             None => {}
         }

@@ -12,7 +12,6 @@ use super::message::Answer;
 use crate::attach::{Core, Faults};
 use crate::ledger::{ClaimRecord, DeviceRecord};
 use crate::netlink::Links;
-use crate::netns;
 
 /// Does it, and remembers whom it asked when.
 #[derive(Debug)]
@@ -35,7 +34,8 @@ impl<L: Links, F: Faults> Keeper<L, F> {
     pub fn work(&mut self, now_s: u64) -> Vec<String> {
         let mut told = self.core.give_back();
         match self.core.records() {
-            Ok(records) => {
+            Ok((records, problems)) => {
+                told.extend(problems);
                 self.again_s
                     .retain(|(uid, _), _| records.iter().any(|record| record.uid == *uid));
                 for record in &records {
@@ -60,7 +60,7 @@ impl<L: Links, F: Faults> Keeper<L, F> {
             return None;
         }
         let of = |why: String| format!("claim {}, NIC {}: {why}", record.claim(), key.1);
-        let answer = match self.ask(record, device, lease, whom) {
+        let answer = match (self.core).renew(record, &device.plan.pod.name, lease, whom) {
             Ok(answer) => answer,
             // Its pod ends just now, or the interface is not as the driver left it.
             Err(error) => {
@@ -82,21 +82,6 @@ impl<L: Links, F: Faults> Keeper<L, F> {
             return Some(of(format!("its lease is not noted: {error}")));
         }
         lost.map(of)
-    }
-
-    fn ask(
-        &self,
-        record: &ClaimRecord,
-        device: &DeviceRecord,
-        lease: &Lease,
-        whom: Due,
-    ) -> std::io::Result<Option<Answer>> {
-        let place = record.netns.as_deref();
-        let Some(netns) = place.map(netns::open).transpose()?.flatten() else {
-            return Ok(None);
-        };
-        let name = &device.plan.pod.name;
-        self.core.sources().renew(&netns, name, lease, whom)
     }
 }
 

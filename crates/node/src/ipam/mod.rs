@@ -14,6 +14,7 @@ pub mod webhook;
 use std::fmt;
 use std::fs::File;
 use std::io;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use forebay_fabric::claim::{AllocatedClaim, AllocatedDevice};
 use forebay_fabric::config::{Mac, NetworkConfig};
@@ -147,6 +148,12 @@ impl Sources for Elsewhere {
             Source::Profile(profile) => self.profiles()?.release(profile),
         }
     }
+}
+
+/// The time, seconds since 1970.
+pub fn now_s() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
 }
 
 /// Nobody can be asked.

@@ -50,6 +50,11 @@ impl Releases {
         files::replace_synced(&self.place(uid), "tmp", &serde_json::to_vec(owed)?)
     }
 
+    /// Whether something is.
+    pub(crate) fn is_noted(&self, uid: &str) -> bool {
+        self.place(uid).exists()
+    }
+
     /// They were told, or the claim is there again.
     ///
     /// # Errors

@@ -1,8 +1,9 @@
 //! Keeps the leases of pods' NICs, and gives back what claims no longer have.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
+use forebay_node::ipam::now_s;
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
@@ -16,10 +17,8 @@ const EVERY: Duration = Duration::from_secs(20);
 pub(super) async fn keep(mut keeper: OwnKeeper, freed: Arc<Notify>, seen: Arc<Notify>) {
     let mut before = Vec::new();
     loop {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH);
-        let now_s = since.map_or(0, |since| since.as_secs());
         let worked = tokio::task::spawn_blocking(move || {
-            let told = keeper.work(now_s);
+            let told = keeper.work(now_s());
             (keeper, told)
         });
         let told = match worked.await {
