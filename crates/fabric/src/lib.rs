@@ -7,6 +7,7 @@ pub mod claim;
 pub mod cloud;
 pub mod config;
 pub mod dhcp;
+pub mod gpu;
 pub mod health;
 pub mod ipam;
 pub mod machine;

@@ -54,6 +54,11 @@ impl Machine {
         }
     }
 
+    /// Whether there is a GPU of NVIDIA's.
+    pub fn has_nvidia(&self) -> bool {
+        self.accelerators.iter().any(|a| a.pci.vendor == NVIDIA)
+    }
+
     /// The distance of two NUMA nodes as firmware gives it (SLIT: 10 is the node itself); none where it
     /// does not say.
     pub fn numa_distance(&self, from: u16, to: u16) -> Option<u16> {
@@ -309,6 +314,8 @@ pub struct Accelerator {
     pub pci: PciFunction,
     /// What it is.
     pub kind: AcceleratorKind,
+    /// Its name; sysfs has none, see [`crate::gpu`].
+    pub model: String,
     /// How its memory is reached from the host.
     pub attachment: Attachment,
 }
@@ -338,7 +345,8 @@ const INTEL: u16 = 0x8086;
 const GOOGLE: u16 = 0x1ae0;
 
 /// Device ids of NVIDIA GPUs behind NVLink-C2C: GH200 (three memory sizes), GB200, GB300. Sysfs does not
-/// tell of the link; a GPU that is missing here counts as one on PCIe, and its NICs as `numa`, not `c2c`.
+/// tell of the link; where [`crate::gpu`] does not either, a GPU that is missing here counts as one on PCIe,
+/// and its NICs as `numa`, not `c2c`.
 const C2C_DEVICES: [u16; 5] = [0x2342, 0x2345, 0x2348, 0x2941, 0x31c2];
 
 /// Device ids of TPUs: v3, v4 (two), v5p, v5e, v6e, 7x.
@@ -365,6 +373,7 @@ impl Accelerator {
         Some(Accelerator {
             pci: pci.clone(),
             kind,
+            model: String::new(),
             attachment,
         })
     }

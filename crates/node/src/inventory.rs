@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use forebay_fabric::cloud::CloudFacts;
+use forebay_fabric::gpu::{self, GpuFacts};
 use forebay_fabric::health::{self, Damping, Monitor, Seen};
 use forebay_fabric::machine::{Machine, Nic};
 use forebay_fabric::plan::State;
@@ -171,16 +172,35 @@ impl Inventory {
         self.known.clone()
     }
 
-    /// Looks. `now_ms` is on any clock that does not go back, `today_s` seconds since 1970.
+    /// Looks, with what is told of the machine elsewhere. `now_ms` is on any clock that does not go back,
+    /// `today_s` seconds since 1970.
     ///
     /// # Errors
     /// What keeps it from being known which NICs are the host's own, or which ones claims have: all
     /// stays as it was then.
-    pub fn look(&mut self, cloud: &CloudFacts, now_ms: u64, today_s: i64) -> io::Result<Look> {
+    pub fn look(
+        &mut self,
+        mut cloud: CloudFacts,
+        gpus: &[GpuFacts],
+        (now_ms, today_s): (u64, i64),
+    ) -> io::Result<Look> {
         let keep = uplinks::read(&self.settings.proc)?;
         let found = sysfs::read(&self.settings.sysfs, &keep);
         let mut machine = found.machine;
         machine.tell(&netlink::facts()?);
+        machine.tell_of_gpus(gpus);
+        let no_domain = match gpu::nvlink_domain(gpus) {
+            Ok(Some(domain)) => {
+                // They know best: a cloud tells of racks, which may be partitioned.
+                domain.clone_into(&mut cloud.place.nvlink_domain);
+                None
+            }
+            Ok(None) => None,
+            Err(problem) => {
+                cloud.place.nvlink_domain.clear();
+                Some(problem)
+            }
+        };
         self.settings.leave_out(&mut machine);
         let (records, broken) = self.ledger.all()?;
         let claimed = records.iter().flat_map(|record| &record.devices);
@@ -208,7 +228,7 @@ impl Inventory {
         }
         let mut told = broken;
         told.extend(found.problems.iter().map(ToString::to_string));
-        told.extend(problems.iter().map(ToString::to_string));
+        told.extend(problems.iter().chain(&no_domain).map(ToString::to_string));
         self.remember(&machine, &held, &devices);
         Ok(Look {
             health: self.health(&devices, today_s),

@@ -17,6 +17,7 @@ pub mod ledger;
 pub mod metadata;
 pub mod netlink;
 pub mod netns;
+pub mod nvidia;
 pub mod observed;
 pub mod page;
 pub mod rdma;

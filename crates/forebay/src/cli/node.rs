@@ -15,6 +15,8 @@ use super::{LogArgs, duration};
 
 /// Name of the driver whose claims are ours, which is upstream dranet's too.
 const DRIVER: &str = "dra.net";
+/// The program that comes with NVIDIA's driver.
+const NVIDIA_SMI: &str = "nvidia-smi";
 
 #[derive(Args, Debug)]
 pub(crate) struct NodeArgs {
@@ -118,6 +120,10 @@ pub(crate) struct RunArgs {
     /// Where it is asked: http://host:port or unix:///path [default: the cloud's own address]
     #[arg(long, value_name = "URL")]
     pub(crate) cloud_url: Option<String>,
+    /// The program that tells of NVIDIA's GPUs: their NVLink domain, and who is behind NVLink-C2C; an empty
+    /// value asks nobody
+    #[arg(long, value_name = "PROGRAM", default_value = NVIDIA_SMI)]
+    pub(crate) nvidia_smi: PathBuf,
     /// Server that profiles and ipam `webhook` of claims are asked of, in dranet's protocol: http://host:port or
     /// unix:///path
     #[arg(long, value_name = "URL")]
@@ -254,8 +260,11 @@ pub(crate) struct InventoryArgs {
     /// What /proc is to the host: interfaces of its default routes are left out
     #[arg(long, value_name = "DIR", default_value = "/proc")]
     pub(crate) proc_root: PathBuf,
+    /// As for `forebay node run`
+    #[arg(long, value_name = "PROGRAM", default_value = NVIDIA_SMI)]
+    pub(crate) nvidia_smi: PathBuf,
     /// A description to read in place of a host (SIMULATED hardware)
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["sysfs_root", "proc_root"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["sysfs_root", "proc_root", "nvidia_smi"])]
     pub(crate) machine: Option<PathBuf>,
     /// Name of the node, and of its pool of devices
     #[arg(long, value_name = "NAME", default_value = "node")]

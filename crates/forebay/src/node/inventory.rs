@@ -1,12 +1,15 @@
 //! `forebay node inventory`: reads a host, or a description of one, and prints what would be published.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
 use forebay_fabric::cloud::{CloudFacts, Place};
+use forebay_fabric::gpu;
+use forebay_fabric::machine::{Machine, Problem};
 use forebay_fabric::publish::{self, Attribute, Input, PublishedDevice, QualifiedName, Slice};
 use forebay_fabric::synth;
+use forebay_node::nvidia;
 use forebay_node::sysfs::{self, Found};
 use forebay_node::uplinks;
 use serde_json::{Value, json};
@@ -21,7 +24,9 @@ pub(crate) fn run(args: &InventoryArgs) -> Result<(), Failure> {
         Some(file) => described(file)?,
         None => {
             let keep = uplinks::read(&args.proc_root).map_err(|e| Failure::world(e.to_string()))?;
-            (sysfs::read(&args.sysfs_root, &keep), Place::default())
+            let mut found = sysfs::read(&args.sysfs_root, &keep);
+            let place = ask_gpus(&args.nvidia_smi, &mut found)?;
+            (found, place)
         }
     };
     let cloud = CloudFacts {
@@ -45,6 +50,33 @@ pub(crate) fn run(args: &InventoryArgs) -> Result<(), Failure> {
         Output::Text => text(&found, &devices),
         Output::Json => format!("{:#}\n", list(args, &devices)),
     })
+}
+
+/// Adds what NVIDIA's driver tells of the GPUs; what it says of the machine's place is given back.
+fn ask_gpus(program: &Path, found: &mut Found) -> Result<Place, Failure> {
+    let mut place = Place::default();
+    if program.as_os_str().is_empty() || !found.machine.has_nvidia() {
+        return Ok(place);
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::world(format!("no runtime: {error}")))?;
+    match runtime.block_on(nvidia::ask(program, nvidia::ANSWER_TIME)) {
+        Ok((gpus, problems)) => {
+            found.problems.extend(problems);
+            found.machine.tell_of_gpus(&gpus);
+            match gpu::nvlink_domain(&gpus) {
+                Ok(domain) => place.nvlink_domain = domain.unwrap_or_default().to_owned(),
+                Err(problem) => found.problems.push(problem),
+            }
+        }
+        Err(why) => found.problems.push(Problem {
+            path: program.display().to_string(),
+            reason: format!("{why}; of the GPUs only sysfs tells"),
+        }),
+    }
+    Ok(place)
 }
 
 /// A machine of a description: its files are made in a folder, and read as a host's would be.
@@ -86,11 +118,29 @@ fn text(found: &Found, devices: &[PublishedDevice]) -> String {
         text += &format!("left out: {name}: {why}\n");
     }
     text + &format!(
-        "{} devices, {} accelerators, {} NUMA nodes\n",
+        "{} devices, {} accelerators{}, {} NUMA nodes\n",
         devices.len(),
         found.machine.accelerators.len(),
+        models(&found.machine),
         found.machine.numa.len()
     )
+}
+
+/// What the accelerators are, where that is known: ` (8 NVIDIA H100 80GB HBM3)`.
+fn models(machine: &Machine) -> String {
+    let mut models: BTreeMap<&str, usize> = BTreeMap::new();
+    for accelerator in &machine.accelerators {
+        *models.entry(&accelerator.model).or_default() += 1;
+    }
+    models.remove("");
+    let named = models
+        .iter()
+        .map(|(model, count)| format!("{count} {model}"));
+    let named: Vec<String> = named.collect();
+    match named.is_empty() {
+        true => String::new(),
+        false => format!(" ({})", named.join(", ")),
+    }
 }
 
 /// An attribute as people read it; what is not known is a dash.

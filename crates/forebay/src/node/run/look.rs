@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use forebay_fabric::claim::ClaimStatus;
 use forebay_fabric::cloud::CloudFacts;
+use forebay_fabric::gpu::GpuFacts;
 use forebay_fabric::health::Damping;
 use forebay_fabric::publish::Slice;
 use forebay_node::driver::DeviceHealth;
@@ -77,12 +78,30 @@ impl Told {
     }
 }
 
+/// What is told of the machine by others than the kernel, once they did: slices wait for it.
+#[derive(Clone, Debug)]
+pub(super) struct Facts {
+    pub(super) cloud: watch::Receiver<Option<CloudFacts>>,
+    pub(super) gpus: watch::Receiver<Option<Vec<GpuFacts>>>,
+}
+
+impl Facts {
+    /// Waits until more is known; for ever, once nobody will know more.
+    async fn changed(&mut self) {
+        tokio::select! {
+            Ok(()) = self.cloud.changed() => {}
+            Ok(()) = self.gpus.changed() => {}
+            else => std::future::pending().await,
+        }
+    }
+}
+
 /// Looks at the host.
 pub(super) struct Looker {
     inventory: Inventory,
     known: Known,
     told: Told,
-    facts: watch::Receiver<Option<CloudFacts>>,
+    facts: Facts,
     changed: Arc<Notify>,
     since: Instant,
     /// Found, and not handed on before the facts are known.
@@ -91,11 +110,11 @@ pub(super) struct Looker {
 }
 
 impl Looker {
-    /// `facts` are what is known of the machine from outside of it, once that is known: slices wait for them.
+    /// Nothing has been looked at yet.
     pub(super) fn new(
         inventory: Inventory,
         told: Told,
-        facts: watch::Receiver<Option<CloudFacts>>,
+        facts: Facts,
         changed: Arc<Notify>,
     ) -> Looker {
         Looker {
@@ -140,8 +159,7 @@ impl Looker {
             sleep(PACE).await;
             tokio::select! {
                 () = self.changed.notified() => {}
-                // An error is that nobody will know more.
-                Ok(()) = self.facts.changed() => {}
+                () = self.facts.changed() => {}
                 () = sleep(wait) => {}
             }
         }
@@ -149,13 +167,15 @@ impl Looker {
 
     /// How long it is until the next one; none if this one failed.
     async fn look(&mut self) -> Option<Duration> {
-        let facts = self.facts.borrow_and_update().clone();
+        let cloud = self.facts.cloud.borrow_and_update().clone();
+        let gpus = self.facts.gpus.borrow_and_update().clone();
+        let all_told = cloud.is_some() && gpus.is_some();
         let now_ms = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX);
         let today = SystemTime::now().duration_since(UNIX_EPOCH);
         let today_s = today.map_or(0, |time| i64::try_from(time.as_secs()).unwrap_or(i64::MAX));
-        let cloud = facts.clone().unwrap_or_default();
+        let (cloud, gpus) = (cloud.unwrap_or_default(), gpus.unwrap_or_default());
         // A few hundred small files of sysfs: milliseconds.
-        let look = match self.inventory.look(&cloud, now_ms, today_s) {
+        let look = match self.inventory.look(cloud, &gpus, (now_ms, today_s)) {
             Ok(look) => look,
             Err(error) => {
                 tracing::warn!("the host cannot be read, all stays as it was: {error}");
@@ -165,11 +185,11 @@ impl Looker {
         let due = look
             .due_ms
             .map(|at| Duration::from_millis(at.saturating_sub(now_ms)));
-        self.hand_on(look, facts.is_some());
+        self.hand_on(look, all_told);
         Some(due.map_or(EVERY, |due| due.clamp(PACE, EVERY)))
     }
 
-    fn hand_on(&mut self, look: Look, facts_known: bool) {
+    fn hand_on(&mut self, look: Look, all_told: bool) {
         for problem in &look.problems {
             if !self.problems.contains(problem) {
                 tracing::warn!("{problem}");
@@ -178,7 +198,7 @@ impl Looker {
         self.problems = look.problems;
         self.told.metrics.set_devices(look.devices, look.tainted);
         self.slices = look.slices.or_else(|| self.slices.take());
-        if facts_known && let Some(slices) = self.slices.take() {
+        if all_told && let Some(slices) = self.slices.take() {
             self.told.slices.send_replace(Some(slices));
         }
         let statuses = report::statuses(&look.records, |device| self.known.place(device));

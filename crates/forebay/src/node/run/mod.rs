@@ -5,6 +5,7 @@
 //! to be written there waits.
 
 mod cluster;
+mod gpus;
 mod guard_program;
 mod leases;
 mod look;
@@ -40,7 +41,7 @@ use tokio::sync::{Notify, watch};
 use crate::cli::node::RunArgs;
 use crate::{Failure, logging};
 use cluster::{Source, Teller};
-use look::{Looker, Told};
+use look::{Facts, Looker, Told};
 pub(crate) use ready::run as ready;
 use ready::{Part, Readiness};
 use traces::{Steps, Traces};
@@ -98,8 +99,10 @@ async fn serve(args: &RunArgs) -> Result<(), Failure> {
     let driver = Arc::new(driver);
     tokio::spawn(leases::keep(keeper, freed, Arc::clone(&changed)));
 
-    let (facts, facts_known) = watch::channel(None);
-    let looker = Looker::new(inventory, told.clone(), facts_known, Arc::clone(&changed));
+    let (of_cloud, cloud) = watch::channel(None);
+    let (of_gpus, gpus) = watch::channel(None);
+    let facts = Facts { cloud, gpus };
+    let looker = Looker::new(inventory, told.clone(), facts, Arc::clone(&changed));
     // Nothing is promised before it is known which NICs there are.
     let looking = tokio::select! {
         looking = looker.first() => looking,
@@ -114,8 +117,10 @@ async fn serve(args: &RunArgs) -> Result<(), Failure> {
         args.node.clone(),
         (args.cloud.0, args.cloud_url.clone()),
         known,
-        facts,
+        of_cloud,
     ));
+    let program = (!args.nvidia_smi.as_os_str().is_empty()).then(|| args.nvidia_smi.clone());
+    tokio::spawn(gpus::follow(program, args.sysfs_root.clone(), of_gpus));
     let slices = Slices::new(
         server.clone(),
         &args.driver,
