@@ -1,9 +1,12 @@
 //! `forebay node` as a program: what people and container runtimes call by hand and by hook.
 
+use std::fs;
 use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use forebay_fabric::synth;
 use serde_json::Value;
 
 /// Runs `forebay node ARGUMENTS` with `input`; its exit status, standard output and standard error.
@@ -91,6 +94,59 @@ fn a_described_machine_has_an_inventory_and_slices() {
         .expect("devices");
     let rdma = |device: &&Value| device["attributes"]["dra.net/rdma"]["bool"] == true;
     assert_eq!(devices.iter().filter(rdma).count(), 8);
+}
+
+#[test]
+fn what_gpus_say_of_their_nvlink_domain_is_published() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let machine = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../machines/a4x-highgpu-4g.yaml");
+    let machine = fs::read_to_string(machine).expect("its description");
+    let description = synth::parse(&machine).expect("a description");
+    let tree = synth::tree(&description).expect("files");
+    let sysfs = folder.path().join("sys");
+    forebay_node::sysfs::plant(&tree, &sysfs).expect("planted");
+    let program = folder.path().join("nvidia-smi");
+    let says = ["0008", "0009", "0018", "0019"].map(|domain| {
+        let fabric = "Completed, Success, 1E3A6B52-0C4D-4F7E-8A91-5D2C7B6F8E90, 7";
+        format!("echo 0000{domain}:01:00.0, NVIDIA GB200, Enabled, {fabric}\n")
+    });
+    fs::write(&program, format!("#!/bin/sh\n{}", says.concat())).expect("a program");
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("can be run");
+    let sysfs = sysfs.to_str().expect("UTF-8");
+    let inventory = |program: &Path, output: &str| {
+        let program = program.to_str().expect("UTF-8");
+        let asked = [
+            "--sysfs-root",
+            sysfs,
+            "--nvidia-smi",
+            program,
+            "--output",
+            output,
+        ];
+        node(&[&["inventory"], &asked[..]].concat(), "")
+    };
+    let domains = |out: &str| {
+        let list: Value = serde_json::from_str(out).expect("JSON");
+        let devices = list["items"][0]["spec"]["devices"].as_array();
+        let devices = devices.expect("devices").iter();
+        let domain =
+            |device: &Value| device["attributes"]["forebay.dev/nvlinkDomain"]["string"].clone();
+        devices.map(domain).collect::<Vec<_>>()
+    };
+    let (code, out, err) = inventory(&program, "json");
+    assert_eq!((code, &*err), (0, ""));
+    let said = "1e3a6b52-0c4d-4f7e-8a91-5d2c7b6f8e90.7";
+    let all = domains(&out);
+    assert!(all.len() >= 4 && all.iter().all(|d| d == said), "{all:?}");
+    let (_, out, _) = inventory(&program, "text");
+    assert!(out.contains("4 accelerators (4 NVIDIA GB200)"), "{out}");
+    let (code, out, err) = inventory(Path::new("/nowhere/nvidia-smi"), "json");
+    assert_eq!(code, 0, "{err}");
+    assert!(
+        err.contains("warning: /nowhere/nvidia-smi: No such file"),
+        "{err}"
+    );
+    assert!(domains(&out).iter().all(|domain| domain == ""), "{out}");
 }
 
 #[test]
