@@ -147,6 +147,9 @@ fn what_gpus_say_of_their_nvlink_domain_is_published() {
         "{err}"
     );
     assert!(domains(&out).iter().all(|domain| domain == ""), "{out}");
+    let (code, out, err) = inventory(Path::new("none"), "json");
+    assert_eq!((code, &*err), (0, ""));
+    assert!(domains(&out).iter().all(|domain| domain == ""), "{out}");
 }
 
 #[test]

@@ -120,10 +120,10 @@ pub(crate) struct RunArgs {
     /// Where it is asked: http://host:port or unix:///path [default: the cloud's own address]
     #[arg(long, value_name = "URL")]
     pub(crate) cloud_url: Option<String>,
-    /// The program that tells of NVIDIA's GPUs: their NVLink domain, and who is behind NVLink-C2C; an empty
-    /// value asks nobody
-    #[arg(long, value_name = "PROGRAM", default_value = NVIDIA_SMI)]
-    pub(crate) nvidia_smi: PathBuf,
+    /// The program that tells of NVIDIA's GPUs: their NVLink domain, and who is behind NVLink-C2C; `none` asks
+    /// nobody
+    #[arg(long, value_name = "PROGRAM", default_value = NVIDIA_SMI, value_parser = nvidia_smi)]
+    pub(crate) nvidia_smi: NvidiaSmi,
     /// Server that profiles and ipam `webhook` of claims are asked of, in dranet's protocol: http://host:port or
     /// unix:///path
     #[arg(long, value_name = "URL")]
@@ -205,6 +205,18 @@ fn provider(text: &str) -> Result<Cloud, String> {
     }))
 }
 
+/// The program that is asked of GPUs, if one is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct NvidiaSmi(pub(crate) Option<PathBuf>);
+
+fn nvidia_smi(text: &str) -> Result<NvidiaSmi, String> {
+    match text {
+        "" => Err("no program; `none` asks nobody".to_owned()),
+        "none" => Ok(NvidiaSmi(None)),
+        program => Ok(NvidiaSmi(Some(program.into()))),
+    }
+}
+
 fn optional(text: &str) -> Result<Optional, String> {
     Ok(match text.strip_prefix("dra.net/").unwrap_or(text) {
         "numaNode" => Optional::NumaNode,
@@ -261,8 +273,8 @@ pub(crate) struct InventoryArgs {
     #[arg(long, value_name = "DIR", default_value = "/proc")]
     pub(crate) proc_root: PathBuf,
     /// As for `forebay node run`
-    #[arg(long, value_name = "PROGRAM", default_value = NVIDIA_SMI)]
-    pub(crate) nvidia_smi: PathBuf,
+    #[arg(long, value_name = "PROGRAM", default_value = NVIDIA_SMI, value_parser = nvidia_smi)]
+    pub(crate) nvidia_smi: NvidiaSmi,
     /// A description to read in place of a host (SIMULATED hardware)
     #[arg(long, value_name = "FILE", conflicts_with_all = ["sysfs_root", "proc_root", "nvidia_smi"])]
     pub(crate) machine: Option<PathBuf>,

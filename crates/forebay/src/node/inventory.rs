@@ -25,7 +25,7 @@ pub(crate) fn run(args: &InventoryArgs) -> Result<(), Failure> {
         None => {
             let keep = uplinks::read(&args.proc_root).map_err(|e| Failure::world(e.to_string()))?;
             let mut found = sysfs::read(&args.sysfs_root, &keep);
-            let place = ask_gpus(&args.nvidia_smi, &mut found)?;
+            let place = ask_gpus(args.nvidia_smi.0.as_deref(), &mut found)?;
             (found, place)
         }
     };
@@ -53,11 +53,11 @@ pub(crate) fn run(args: &InventoryArgs) -> Result<(), Failure> {
 }
 
 /// Adds what NVIDIA's driver tells of the GPUs; what it says of the machine's place is given back.
-fn ask_gpus(program: &Path, found: &mut Found) -> Result<Place, Failure> {
+fn ask_gpus(program: Option<&Path>, found: &mut Found) -> Result<Place, Failure> {
     let mut place = Place::default();
-    if program.as_os_str().is_empty() || !found.machine.has_nvidia() {
+    let Some(program) = program.filter(|_| found.machine.has_nvidia()) else {
         return Ok(place);
-    }
+    };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

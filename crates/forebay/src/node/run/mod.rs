@@ -119,8 +119,11 @@ async fn serve(args: &RunArgs) -> Result<(), Failure> {
         known,
         of_cloud,
     ));
-    let program = (!args.nvidia_smi.as_os_str().is_empty()).then(|| args.nvidia_smi.clone());
-    tokio::spawn(gpus::follow(program, args.sysfs_root.clone(), of_gpus));
+    tokio::spawn(gpus::follow(
+        args.nvidia_smi.0.clone(),
+        args.sysfs_root.clone(),
+        of_gpus,
+    ));
     let slices = Slices::new(
         server.clone(),
         &args.driver,
