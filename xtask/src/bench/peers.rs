@@ -179,6 +179,7 @@ impl Peer {
         fs::write(folder.join("conf/pool.yaml"), configs::pool(mocks))?;
         let mut command = ending_with_us(&other(Self::ForebayEpp)?);
         command.args(["epp", "--bind", "127.0.0.1", "--pool-name", "mock"]);
+        command.args(["--workers", "2"]);
         command.args(["--secure-serving=false", "--grpc-port"]);
         command.arg(picker.port().to_string());
         command.args(["--grpc-health-port", &health.port().to_string()]);
@@ -267,7 +268,7 @@ impl Peer {
                 command.arg("gateway").arg("--config").arg(config);
                 command.arg("--admin").arg(free_address()?.to_string());
                 // As for every other peer.
-                command.args(["--access-log", "off"]);
+                command.args(["--access-log", "off", "--workers", "2"]);
             }
         }
         Ok(command)
