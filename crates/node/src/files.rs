@@ -15,7 +15,8 @@ pub(crate) fn replace(place: &Path, ending: &str, content: &[u8]) -> io::Result<
     fs::rename(&beside, place)
 }
 
-/// As [`replace`], and on disk when this is back.
+/// As [`replace`], and on disk when this is back. If the machine ends before, what was there stays; where
+/// nothing was there, a torn file may be, and its reader has to see that.
 ///
 /// # Errors
 /// Those of the file system.
@@ -23,8 +24,15 @@ pub(crate) fn replace_synced(place: &Path, ending: &str, content: &[u8]) -> io::
     let beside = place.with_extension(ending);
     let mut file = File::create(&beside)?;
     file.write_all(content)?;
-    file.sync_all()?;
+    // Content and name go to the disk together where nothing can be lost by that: one wait, not two.
+    let together = !place.try_exists()?;
+    if !together {
+        file.sync_all()?;
+    }
     fs::rename(&beside, place)?;
+    if together {
+        file.sync_all()?;
+    }
     place.parent().map_or(Ok(()), sync)
 }
 
