@@ -26,6 +26,10 @@ const WARM_UPS: usize = 2;
 /// At this verbosity the kubelet logs its calls of drivers.
 const CALLS_ARE_LOGGED: &str = "4";
 const VERBOSITY: &str = "2";
+/// What goes with our driver, so that the other is alone.
+const CONTROLLER: &str = "deployment/forebay-node-controller";
+const WEBHOOKS: &str = "validatingwebhookconfigurations,mutatingwebhookconfigurations";
+const CONFIGURATION: &str = "forebay-node.forebay-node";
 
 /// A driver that is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,7 +132,17 @@ fn remove_ours(world: &World<'_>) -> Result<()> {
         "app=device-network",
         "--timeout=90s",
     ])?;
-    let delete = ["delete", "-n", NAMESPACE, DAEMON_SET, "--ignore-not-found"];
+    let delete = [
+        "delete",
+        "-n",
+        NAMESPACE,
+        DAEMON_SET,
+        CONTROLLER,
+        "--ignore-not-found",
+    ];
+    bed.kubectl(&delete)?;
+    // Nobody would answer them.
+    let delete = ["delete", WEBHOOKS, CONFIGURATION, "--ignore-not-found"];
     bed.kubectl(&delete)?;
     wait("our driver to be gone", || {
         let pods = get(bed, &["pods", "-n", NAMESPACE])?;
