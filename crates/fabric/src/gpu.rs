@@ -4,6 +4,7 @@
 //! Pure: the answer of `nvidia-smi` is an argument; who runs it is `forebay-node`. Why the program and not
 //! the library: docs/decisions/014-gpus-by-nvidia-smi.md.
 
+use crate::cloud::Place;
 use crate::machine::{Attachment, Machine, PciAddress, Problem};
 
 /// What is asked: `nvidia-smi --query-gpu=FIELDS --format=csv,noheader`.
@@ -85,11 +86,28 @@ fn is_cluster(uuid: &str) -> bool {
         && digits.into_iter().any(|b| b != b'0')
 }
 
+/// Adds what is told of GPUs to the machine, and to its place the NVLink domain: GPUs know best, since a cloud
+/// tells of racks, which may be partitioned. The answer is why there is no domain though they are in some.
+pub fn tell(machine: &mut Machine, place: &mut Place, gpus: &[GpuFacts]) -> Option<Problem> {
+    machine.tell_of_gpus(gpus);
+    match nvlink_domain(gpus) {
+        Ok(Some(domain)) => {
+            domain.clone_into(&mut place.nvlink_domain);
+            None
+        }
+        Ok(None) => None,
+        Err(problem) => {
+            place.nvlink_domain.clear();
+            Some(problem)
+        }
+    }
+}
+
 /// The NVLink domain of the machine: that of all its GPUs that are in one.
 ///
 /// # Errors
 /// They are in several: a NIC is near GPUs of more than one of them, so none can be published for it.
-pub fn nvlink_domain(gpus: &[GpuFacts]) -> Result<Option<&str>, Problem> {
+fn nvlink_domain(gpus: &[GpuFacts]) -> Result<Option<&str>, Problem> {
     let mut domains = gpus.iter().filter_map(|gpu| match &gpu.fabric {
         Fabric::In(domain) => Some(domain.as_str()),
         Fabric::None | Fabric::Joining => None,
@@ -109,7 +127,7 @@ pub fn nvlink_domain(gpus: &[GpuFacts]) -> Result<Option<&str>, Problem> {
 
 impl Machine {
     /// Adds what is told of its GPUs. Those that sysfs does not have are not added.
-    pub fn tell_of_gpus(&mut self, gpus: &[GpuFacts]) {
+    fn tell_of_gpus(&mut self, gpus: &[GpuFacts]) {
         for accelerator in &mut self.accelerators {
             let told = gpus.iter().find(|g| g.address == accelerator.pci.address);
             let Some(told) = told else { continue };

@@ -188,19 +188,7 @@ impl Inventory {
         let found = sysfs::read(&self.settings.sysfs, &keep);
         let mut machine = found.machine;
         machine.tell(&netlink::facts()?);
-        machine.tell_of_gpus(gpus);
-        let no_domain = match gpu::nvlink_domain(gpus) {
-            Ok(Some(domain)) => {
-                // They know best: a cloud tells of racks, which may be partitioned.
-                domain.clone_into(&mut cloud.place.nvlink_domain);
-                None
-            }
-            Ok(None) => None,
-            Err(problem) => {
-                cloud.place.nvlink_domain.clear();
-                Some(problem)
-            }
-        };
+        let no_domain = gpu::tell(&mut machine, &mut cloud.place, gpus);
         self.settings.leave_out(&mut machine);
         let (records, broken) = self.ledger.all()?;
         let claimed = records.iter().flat_map(|record| &record.devices);

@@ -1,6 +1,5 @@
 //! Asks `nvidia-smi` of the GPUs.
 
-use std::ffi::OsStr;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -37,10 +36,8 @@ pub async fn ask(
 async fn query(program: &Path, fields: &str, limit: Duration) -> Result<String, NoAnswer> {
     let failed = |error: std::io::Error| NoAnswer(error.to_string());
     let mut child = Command::new(program)
-        .args([
-            OsStr::new(&format!("--query-gpu={fields}")),
-            OsStr::new("--format=csv,noheader"),
-        ])
+        .arg(format!("--query-gpu={fields}"))
+        .arg("--format=csv,noheader")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())

@@ -7,6 +7,9 @@ use std::fmt::Write;
 use std::net::SocketAddr;
 use std::path::Path;
 
+/// Workers that every peer gets, also where there are more cores.
+pub(super) const WORKERS: &str = "2";
+
 /// nginx: two workers, 256 pooled upstream connections, requests held in memory.
 pub(super) fn nginx(listen: SocketAddr, mocks: &[SocketAddr], folder: &Path) -> String {
     let servers = mocks.iter().fold(String::new(), |mut text, mock| {
@@ -20,7 +23,7 @@ pub(super) fn nginx(listen: SocketAddr, mocks: &[SocketAddr], folder: &Path) -> 
         ""
     };
     format!(
-        "{user}worker_processes 2;
+        "{user}worker_processes {WORKERS};
 daemon off;
 pid {folder}/nginx.pid;
 error_log {folder}/nginx-error.log warn;

@@ -179,7 +179,7 @@ impl Peer {
         fs::write(folder.join("conf/pool.yaml"), configs::pool(mocks))?;
         let mut command = ending_with_us(&other(Self::ForebayEpp)?);
         command.args(["epp", "--bind", "127.0.0.1", "--pool-name", "mock"]);
-        command.args(["--workers", "2"]);
+        command.args(["--workers", configs::WORKERS]);
         command.args(["--secure-serving=false", "--grpc-port"]);
         command.arg(picker.port().to_string());
         command.args(["--grpc-health-port", &health.port().to_string()]);
@@ -194,7 +194,7 @@ impl Peer {
         command.arg("-c").arg(file);
         command.args([
             "--concurrency",
-            "2",
+            configs::WORKERS,
             "-l",
             "warning",
             "--disable-hot-restart",
@@ -241,7 +241,7 @@ impl Peer {
                 command.arg("-c").arg(file);
                 command.args([
                     "--concurrency",
-                    "2",
+                    configs::WORKERS,
                     "-l",
                     "warning",
                     "--disable-hot-restart",
@@ -268,7 +268,7 @@ impl Peer {
                 command.arg("gateway").arg("--config").arg(config);
                 command.arg("--admin").arg(free_address()?.to_string());
                 // As for every other peer.
-                command.args(["--access-log", "off", "--workers", "2"]);
+                command.args(["--access-log", "off", "--workers", configs::WORKERS]);
             }
         }
         Ok(command)

@@ -65,11 +65,8 @@ fn ask_gpus(program: Option<&Path>, found: &mut Found) -> Result<Place, Failure>
     match runtime.block_on(nvidia::ask(program, nvidia::ANSWER_TIME)) {
         Ok((gpus, problems)) => {
             found.problems.extend(problems);
-            found.machine.tell_of_gpus(&gpus);
-            match gpu::nvlink_domain(&gpus) {
-                Ok(domain) => place.nvlink_domain = domain.unwrap_or_default().to_owned(),
-                Err(problem) => found.problems.push(problem),
-            }
+            let no_domain = gpu::tell(&mut found.machine, &mut place, &gpus);
+            found.problems.extend(no_domain);
         }
         Err(why) => found.problems.push(Problem {
             path: program.display().to_string(),

@@ -21,8 +21,8 @@ pub(super) async fn follow(
     sysfs: PathBuf,
     facts: watch::Sender<Option<Vec<GpuFacts>>>,
 ) {
-    let there = sysfs::read(&sysfs, &BTreeSet::new()).machine.has_nvidia();
-    let Some(program) = program.filter(|_| there) else {
+    let are_there = || sysfs::read(&sysfs, &BTreeSet::new()).machine.has_nvidia();
+    let Some(program) = program.filter(|_| are_there()) else {
         facts.send_replace(Some(Vec::new()));
         return;
     };
