@@ -2,7 +2,7 @@
 //! it, in order, and attributes within theirs; nothing is read twice or beyond the end.
 #![no_main]
 
-use forebay_node::netlink::reader::{Says, attributes, parts, text};
+use forebay_netlink_frames::{Says, attributes, parts, text};
 use libfuzzer_sys::fuzz_target;
 
 /// Nested deeper than any answer of the kernel is.
@@ -36,6 +36,13 @@ fuzz_target!(|datagram: &[u8]| {
                 Says::Done | Says::Nothing => {}
             },
             Err(_) => ended = true,
+        }
+    }
+    // Of one that speaks of itself as an answer about RDMA, what it tells is taken or refused.
+    let mut answers = Vec::new();
+    if forebay_rdma_netlink::message::take(datagram, 1, &mut answers).is_ok() {
+        for answer in answers {
+            drop((answer.netns_mode(), answer.clone().into_port(), answer.into_device()));
         }
     }
 });

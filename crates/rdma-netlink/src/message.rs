@@ -5,7 +5,7 @@
 use std::fmt;
 use std::io;
 
-use crate::bad;
+use forebay_netlink_frames::{Says, attributes, parts, text};
 
 /// `RDMA_NL_NLDEV` in the upper bits of a message's type.
 const NLDEV: u16 = 5 << 10;
@@ -27,15 +27,10 @@ const ATTR_NDEV_NAME: u16 = 51;
 const ATTR_NETNS_MODE: u16 = 66;
 const ATTR_PROTOCOL: u16 = 67;
 const ATTR_NET_NS_FD: u16 = 68;
-/// The bits of an attribute's type that say how it is coded.
-const TYPE_MASK: u16 = 0x3fff;
 
 const NLM_F_REQUEST: u16 = 1;
 const NLM_F_ACK: u16 = 4;
 const NLM_F_DUMP: u16 = 0x300;
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
-const HEADER_BYTES: usize = 16;
 
 /// Whether namespaces share devices.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -173,9 +168,7 @@ impl Answer {
     }
 
     fn text(&self, kind: u16) -> Option<String> {
-        let value = self.value(kind)?;
-        let end = value.iter().position(|b| *b == 0).unwrap_or(value.len());
-        Some(String::from_utf8_lossy(&value[..end]).into_owned())
+        self.value(kind).map(text)
     }
 
     /// The device that it tells of; none if it tells of none.
@@ -225,55 +218,22 @@ impl Answer {
 /// # Errors
 /// The kernel refused, or what came is cut off.
 pub fn take(bytes: &[u8], sequence: u32, answers: &mut Vec<Answer>) -> io::Result<bool> {
-    let mut rest = bytes;
-    while !rest.is_empty() {
-        let cut_off = || bad("a message of RDMA netlink is cut off");
-        let head = rest.get(..HEADER_BYTES).ok_or_else(cut_off)?;
-        let length = usize::try_from(u32_at(head, 0)).unwrap_or(usize::MAX);
-        let body = rest.get(HEADER_BYTES..length).ok_or_else(cut_off)?;
-        let (kind, number) = (u16_at(head, 4), u32_at(head, 8));
-        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-        if number != sequence {
+    for part in parts(bytes) {
+        let part = part?;
+        if part.sequence != sequence {
             continue;
         }
-        match kind {
-            NLMSG_DONE => return Ok(true),
-            NLMSG_ERROR => {
-                let code = body.get(..4).ok_or_else(cut_off)?;
-                let code = i32::from_ne_bytes([code[0], code[1], code[2], code[3]]);
-                return match code {
-                    0 => Ok(true),
-                    _ => Err(io::Error::from_raw_os_error(code.saturating_abs())),
-                };
-            }
-            kind if kind & !0x3ff == NLDEV => answers.push(Answer {
+        match part.says {
+            Says::Done => return Ok(true),
+            Says::Refused(refusal) => return Err(refusal.into()),
+            Says::Answer(kind, body) if kind & !0x3ff == NLDEV => answers.push(Answer {
                 command: kind & 0x3ff,
-                attributes: attributes(body)?,
+                attributes: attributes(body)
+                    .map(|(kind, value)| (kind, value.to_vec()))
+                    .collect(),
             }),
-            _ => {}
+            Says::Answer(..) | Says::Nothing => {}
         }
     }
     Ok(false)
-}
-
-fn attributes(body: &[u8]) -> io::Result<Vec<(u16, Vec<u8>)>> {
-    let mut found = Vec::new();
-    let mut rest = body;
-    while rest.len() >= 4 {
-        let (length, kind) = (usize::from(u16_at(rest, 0)), u16_at(rest, 2));
-        let value = rest.get(4..length);
-        let value = value.ok_or_else(|| bad("an attribute of RDMA netlink is cut off"))?;
-        found.push((kind & TYPE_MASK, value.to_vec()));
-        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-    }
-    Ok(found)
-}
-
-/// Two bytes that the caller has seen to be there.
-fn u16_at(bytes: &[u8], at: usize) -> u16 {
-    u16::from_ne_bytes([bytes[at], bytes[at + 1]])
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }

@@ -15,8 +15,8 @@ use netlink_packet_route::link::{
 };
 
 use super::messages::{Link, shaped, updown};
-use super::reader::errno;
 use super::socket::Socket;
+use forebay_netlink_frames::errno;
 
 /// Makes the child of a plan. `host` is a conversation in the host's namespace.
 pub(super) fn make(

@@ -9,8 +9,8 @@ use netlink_packet_core::NLM_F_ACK;
 use netlink_sys::protocols::NETLINK_GENERIC;
 use rustix::io::Errno;
 
-use super::reader::{Refusal, attributes, text};
 use super::socket::{Ends, Request, Socket};
+use forebay_netlink_frames::{Refusal, attributes, text};
 
 /// The family that tells of families, its one question here, and attributes of that.
 const CONTROL: u16 = 16;

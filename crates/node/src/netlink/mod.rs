@@ -10,7 +10,6 @@ mod child;
 mod ethtool;
 mod facts;
 mod messages;
-pub mod reader;
 mod settings;
 mod shape;
 mod socket;

@@ -17,8 +17,8 @@ use netlink_packet_route::tc::{
 };
 
 use super::messages::updown;
-use super::reader::errno;
 use super::socket::Socket;
+use forebay_netlink_frames::errno;
 
 /// Attributes of tbf in `linux/pkt_sched.h`.
 const TBF_PARMS: u16 = 1;

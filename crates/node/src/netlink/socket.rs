@@ -14,7 +14,7 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 
-use super::reader::{self, Refusal, Says};
+use forebay_netlink_frames::{Refusal, Says, parts};
 
 /// The kernel answers in microseconds, or waits for a lock that a driver holds; after this the request
 /// fails, and what it did is found out by looking.
@@ -183,7 +183,7 @@ impl Socket {
         let mut interrupted = false;
         while open.contains(&true) {
             self.receive()?;
-            for part in reader::parts(&self.datagram) {
+            for part in parts(&self.datagram) {
                 let part = part?;
                 let at = usize::try_from(part.sequence.wrapping_sub(first)).unwrap_or(usize::MAX);
                 // Of a batch that was given up.

@@ -1,5 +1,5 @@
-//! The frame of the kernel's answers: a datagram to its parts, whatever its bytes are. Nothing is copied,
-//! and what is cut off or makes no sense is an error, never a panic.
+//! The frame of what a kernel answers over netlink: a datagram to its parts, whatever its bytes are. Nothing is
+//! copied, and what is cut off or makes no sense is an error, never a panic.
 
 use std::fmt;
 use std::io;
@@ -32,6 +32,7 @@ pub struct Refusal {
 
 impl Refusal {
     /// Whether it is this one.
+    #[must_use]
     pub fn is(&self, errno: rustix::io::Errno) -> bool {
         self.errno == errno.raw_os_error()
     }
@@ -58,11 +59,16 @@ impl std::error::Error for Refusal {}
 
 impl From<Refusal> for io::Error {
     fn from(refusal: Refusal) -> io::Error {
-        io::Error::new(refusal.error().kind(), refusal)
+        let error = refusal.error();
+        match refusal.told.is_none() && refusal.about.is_empty() {
+            true => error,
+            false => io::Error::new(error.kind(), refusal),
+        }
     }
 }
 
 /// The kernel's number of an error, also where it is a refusal with words.
+#[must_use]
 pub fn errno(error: &io::Error) -> Option<i32> {
     let refusal = error
         .get_ref()
@@ -180,12 +186,16 @@ pub fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
 }
 
 /// A text up to its end mark.
+#[must_use]
 pub fn text(bytes: &[u8]) -> String {
     let end = bytes.iter().position(|b| *b == 0).unwrap_or(bytes.len());
     String::from_utf8_lossy(&bytes[..end]).into_owned()
 }
 
 /// A number of four bytes, as this machine has them.
+///
+/// # Errors
+/// There are no four bytes.
 pub fn word(bytes: &[u8], at: usize) -> io::Result<u32> {
     let bytes = bytes.get(at..at + 4).and_then(|b| b.try_into().ok());
     bytes.map(u32::from_ne_bytes).ok_or_else(wrong)
