@@ -30,7 +30,7 @@ pub(crate) use access_log::{ending, rfc3339};
 pub use bounded::{LABEL_VALUES_MAX, OTHER};
 pub use connections::{Counted, WorkerConnections};
 pub use metrics::{Metrics, to_prometheus_text};
-pub use otlp::{SPANS_QUEUED_MAX, Settings as OtlpSettings, TraceContext};
+pub use otlp::{SPANS_QUEUED_MAX, Settings as OtlpSettings, TraceContext, exporter};
 
 /// Bytes that are kept of a text that the client chose (path, host, model, id). A path may be as
 /// long as a head; thousands of records wait in queues.

@@ -34,6 +34,9 @@ pub const SPANS_QUEUED_MAX: usize = 2_048;
 /// Spans in one export.
 const BATCH_MAX: usize = 512;
 
+/// How long the collector may take for a batch.
+const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// How long a batch gathers; a trace shows up in the collector about this much later.
 const GATHER: Duration = Duration::from_secs(1);
 
@@ -129,7 +132,7 @@ impl Tracing {
                 };
                 runtime.block_on(async move {
                     // The channel to the collector belongs to the runtime that it is built in.
-                    match exporter(&wanted) {
+                    match exporter(&wanted.endpoint, &wanted.service_name, []) {
                         Ok(exporter) => {
                             drop(ready.send(Ok(())));
                             export(exchanges, exporter, &counted).await;
@@ -210,16 +213,25 @@ fn random() -> u64 {
     })
 }
 
-fn exporter(settings: &Settings) -> io::Result<SpanExporter> {
+/// A way to the collector at `endpoint` for the spans of a service; must be made within the runtime that exports.
+///
+/// # Errors
+/// `endpoint` is no URL.
+pub fn exporter(
+    endpoint: &str,
+    service_name: &str,
+    attributes: impl IntoIterator<Item = KeyValue>,
+) -> io::Result<SpanExporter> {
     let mut exporter = SpanExporter::builder()
         .with_tonic()
-        .with_endpoint(&settings.endpoint)
-        .with_timeout(Duration::from_secs(5))
+        .with_endpoint(endpoint)
+        .with_timeout(EXPORT_TIMEOUT)
         .build()
         .map_err(io::Error::other)?;
     let resource = Resource::builder()
-        .with_service_name(settings.service_name.clone())
+        .with_service_name(service_name.to_owned())
         .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
+        .with_attributes(attributes)
         .build();
     exporter.set_resource(&resource);
     Ok(exporter)

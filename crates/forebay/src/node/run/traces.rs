@@ -8,9 +8,10 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use forebay_fabric::claim::ClaimRef;
+use forebay_gateway::telemetry::exporter;
 use forebay_node::attach::{FaultPoint, Faults};
 use forebay_node::driver::DriverError;
 use forebay_node::ledger::Ledger;
@@ -19,8 +20,7 @@ use opentelemetry::trace::{
     SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState,
 };
 use opentelemetry::{InstrumentationScope, KeyValue};
-use opentelemetry_otlp::{SpanExporter, WithExportConfig as _};
-use opentelemetry_sdk::Resource;
+use opentelemetry_otlp::SpanExporter;
 use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanExporter as _, SpanLinks};
 use tokio::sync::mpsc;
 
@@ -28,8 +28,6 @@ use tokio::sync::mpsc;
 const QUEUED_MAX: usize = 512;
 /// Spans in one export.
 const BATCH_MAX: usize = 128;
-/// How long the collector may take.
-const EXPORT_MAX: Duration = Duration::from_secs(5);
 /// Claims whose first prepare is remembered until they are verified.
 const BEGUN_MAX: usize = 1024;
 
@@ -86,18 +84,9 @@ impl Traces {
         node: &str,
         (steps, ledger): (Steps, Ledger),
     ) -> Result<Traces, String> {
-        let mut exporter = SpanExporter::builder()
-            .with_tonic()
-            .with_endpoint(endpoint)
-            .with_timeout(EXPORT_MAX)
-            .build()
+        let of_node = KeyValue::new("k8s.node.name", node.to_owned());
+        let exporter = exporter(endpoint, "forebay-node", [of_node])
             .map_err(|error| format!("{endpoint}: {error}"))?;
-        let resource = Resource::builder()
-            .with_service_name("forebay-node")
-            .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
-            .with_attribute(KeyValue::new("k8s.node.name", node.to_owned()))
-            .build();
-        exporter.set_resource(&resource);
         let (queue, spans) = mpsc::channel(QUEUED_MAX);
         tokio::spawn(export(spans, exporter));
         Ok(Traces {
@@ -297,6 +286,8 @@ impl Span {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn claim(uid: &str) -> ClaimRef {
