@@ -82,10 +82,7 @@ pub struct DeviceRecord {
 impl DeviceRecord {
     /// The lease of its address, if it has one.
     pub fn lease(&self) -> Option<&Lease> {
-        match &self.source {
-            Some(Source::Lease(lease)) => Some(lease),
-            Some(Source::Profile(_)) | None => None,
-        }
+        self.source.as_ref()?.lease.as_ref()
     }
 }
 
@@ -259,7 +256,7 @@ impl Ledger {
             }
             for (at, lease) in progress.leases {
                 if let Some(device) = record.devices.get_mut(at) {
-                    device.source = Some(Source::Lease(lease));
+                    device.source.get_or_insert_default().lease = Some(lease);
                 }
             }
         }

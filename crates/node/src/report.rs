@@ -121,7 +121,7 @@ mod tests {
     #[test]
     fn a_nic_whose_lease_is_lost_is_in_the_pod_and_not_ready() {
         let lease = |lost: Option<&str>| {
-            Some(Source::Lease(Lease {
+            let lease = Lease {
                 address: "10.0.0.5/24".parse().unwrap(),
                 server: [10, 0, 0, 1].into(),
                 mac: Mac([2, 0, 0, 0, 0, 1]),
@@ -131,7 +131,9 @@ mod tests {
                 renew_s: 30,
                 rebind_s: 50,
                 lost: lost.map(str::to_owned),
-            }))
+            };
+            let (lease, profile) = (Some(lease), None);
+            Some(Source { lease, profile })
         };
         let there = r#"net0 ["10.0.0.5/24"]"#;
         check(State::Verified, lease(None), &format!("Ready=true {there}"));

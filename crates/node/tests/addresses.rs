@@ -13,12 +13,15 @@ use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use forebay_node::attach::{FaultPoint, Faults, HostDriver};
+use forebay_fabric::config::NetworkConfig;
+use forebay_fabric::dhcp::{Due, Lease};
+use forebay_node::attach::{Core, FaultPoint, Faults, HostDriver};
 use forebay_node::cloud::http::Http;
 use forebay_node::driver::Driver as _;
 use forebay_node::inventory::Known;
+use forebay_node::ipam::message::Answer;
 use forebay_node::ipam::webhook::Profiles;
-use forebay_node::ipam::{Ask, Elsewhere, Keeper, now_s};
+use forebay_node::ipam::{Ask, Elsewhere, Keeper, Profile, Sources, now_s};
 use forebay_node::ledger::Ledger;
 use forebay_node::netlink::{KernelLinks, Links};
 use serde_json::{Value, json};
@@ -124,16 +127,23 @@ impl forebay_node::attach::ClaimSource for NoClaims {
         Err(forebay_node::attach::NoClaim::Refused(why))
     }
 
+    fn keep(&self, _: &forebay_fabric::claim::AllocatedClaim) -> std::io::Result<()> {
+        Ok(())
+    }
+
     fn interface(&self, _: &str) -> Option<String> {
         None
     }
 }
 
+fn driver(core: Core<KernelLinks>) -> HostDriver<NoClaims, KernelLinks> {
+    let (_, health) = tokio::sync::watch::channel(Vec::new());
+    HostDriver::new(NoClaims, core, health)
+}
+
 /// Who keeps the leases of a driver that has the same ledger.
 fn keeper(world: &World) -> Keeper<KernelLinks, ()> {
-    let core = world.core(()).with_sources(elsewhere(world));
-    let (_, health) = tokio::sync::watch::channel(Vec::new());
-    let driver = HostDriver::new(NoClaims, core, health);
+    let driver = driver(world.core(()).with_sources(elsewhere(world)));
     assert!(driver.health().borrow().is_empty());
     driver.keeper()
 }
@@ -259,6 +269,96 @@ fn shares_are_stations_of_their_own() {
     let (claim, names) = world.claim_of(|_| ipvlan.into());
     let why = core.prepare(&claim, &names).unwrap_err().0;
     assert!(why.contains("no Ethernet address of its own"), "{why}");
+}
+
+/// A server for profiles beside the DHCP servers, of devices that are not looked up.
+#[derive(Debug)]
+struct Both {
+    leases: Elsewhere,
+    profiles: Profiles,
+}
+
+impl Sources for Both {
+    fn lease(&self, ask: &Ask<'_>) -> Result<Lease, String> {
+        self.leases.lease(ask)
+    }
+
+    fn profile(&self, ask: &Ask<'_>) -> Result<(NetworkConfig, Profile), String> {
+        (self.profiles).get(ask, json!({ "name": ask.device.device }))
+    }
+
+    fn renew(
+        &self,
+        netns: &File,
+        interface: &str,
+        lease: &Lease,
+        whom: Due,
+    ) -> std::io::Result<Option<Answer>> {
+        self.leases.renew(netns, interface, lease, whom)
+    }
+
+    fn release_lease(&self, interface: &str, lease: &Lease) {
+        self.leases.release_lease(interface, lease);
+    }
+
+    fn release_profile(&self, profile: &Profile) -> Result<(), String> {
+        self.profiles.release(profile)
+    }
+}
+
+#[test]
+fn a_profile_lies_below_a_lease_and_both_are_given_back() {
+    let Some(world) = world("dp", 1) else { return };
+    let far = format!("-n {} addr add 10.0.0.1/24 dev peer0", world.host);
+    assert!(ip(&far));
+    let Some(_server) = Server::start(&world) else {
+        return;
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let service = Http::new(&url, Duration::from_secs(5)).unwrap();
+    let core = world.core(()).with_sources(Both {
+        leases: elsewhere(&world),
+        profiles: Profiles::new(service, runtime.handle().clone()),
+    });
+    let ledger = Ledger::open(&world.folder.join("state")).unwrap();
+    let asks = r#"{"profile": "fast", "interface": {"name": "net0", "dhcp": true}}"#;
+    let (claim, names) = world.claim_of(|_| asks.into());
+    let given = r#"{"interface": {"mtu": 1400, "addresses": ["192.0.2.7/24"],
+        "hardwareAddr": "02:00:00:00:00:07"}}"#;
+    let served = std::thread::scope(|scope| {
+        let answers = [(200, given), (503, "later\n"), (200, "")];
+        let served = scope.spawn(move || serve(&listener, &answers));
+        core.prepare(&claim, &names).unwrap();
+        let device = ledger.read(UID).unwrap().unwrap().devices.remove(0);
+        let lease = device.lease().cloned().unwrap();
+        let pod = &device.plan.pod;
+        assert_eq!((pod.mtu, &pod.name), (1400, &"net0".to_owned()));
+        assert_eq!(pod.addresses, [lease.address], "the claim asks for a lease");
+        assert_eq!(Some(lease.mac), pod.mac);
+        assert_eq!(lease.mac.to_string(), "02:00:00:00:00:07");
+
+        core.unprepare(UID).unwrap();
+        let driver = driver(core);
+        let mut keeper = driver.keeper();
+        let owed = || {
+            let owed = world.folder.join("state/releases");
+            fs::read_to_string(owed.join(format!("{UID}.owed"))).unwrap_or_default()
+        };
+        assert!(owed().contains("Lease") && owed().contains("Profile"));
+        let told = keeper.work(now_s());
+        assert!(told[0].contains("refuses (503): later"), "{told:?}");
+        assert!(
+            !owed().contains("Lease") && owed().contains("Profile"),
+            "the lease is not given back twice: {}",
+            owed()
+        );
+        assert_eq!(keeper.work(now_s()), [] as [&str; 0]);
+        assert_eq!(owed(), "");
+        served.join().unwrap()
+    });
+    assert_eq!(served[2].0, "POST /ReleaseProfileConfig HTTP/1.1");
 }
 
 #[test]

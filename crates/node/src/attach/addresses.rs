@@ -18,7 +18,7 @@ use super::prepare::{Around, begun};
 use super::{ATTACH_MAX, Core, Faults, said};
 use crate::driver::DriverError;
 use crate::ipam::message::Answer;
-use crate::ipam::{Ask, Noted, Source, now_s};
+use crate::ipam::{Ask, Noted, Owed, Profile, Source, now_s};
 use crate::ledger::{ClaimRecord, DeviceRecord};
 use crate::netlink::Links;
 use crate::netns;
@@ -54,7 +54,7 @@ impl<L: Links, F: Faults> Core<L, F> {
         let interfaces: Vec<String> = devices.iter().map(|d| interface(d, names)).collect();
         let hosts = self.links.snapshot(&interfaces);
         let hosts = hosts.map_err(|e| said(&claim.claim, &e))?;
-        let each: Vec<Result<Option<Source>, String>> = std::thread::scope(|scope| {
+        let each: Vec<(Source, Result<(), String>)> = std::thread::scope(|scope| {
             let all = devices.iter().zip(&interfaces).zip(hosts).zip(configs);
             let asked: Vec<_> = all
                 .map(|(((device, interface), host), config)| {
@@ -65,20 +65,25 @@ impl<L: Links, F: Faults> Core<L, F> {
                         mac: host.and_then(|host| host.mac),
                     };
                     let known = known.as_ref();
-                    scope.spawn(move || self.ask_for(ask, known, config))
+                    scope.spawn(move || {
+                        let mut source = Source::default();
+                        let done = self.ask_for(ask, known, config, &mut source);
+                        (source, done)
+                    })
                 })
                 .collect();
             let joined = asked.into_iter().map(|thread| {
                 let panicked = || Err("the driver panicked; see its log".to_owned());
-                thread.join().unwrap_or_else(|_| panicked())
+                let joined = thread.join();
+                joined.unwrap_or_else(|_| (Source::default(), panicked()))
             });
             joined.collect()
         });
         let (mut given, mut wrong) = (Given::new(), Vec::new());
-        for (one, device) in each.into_iter().zip(devices) {
-            let why = one.as_ref().err();
+        for ((source, done), device) in each.into_iter().zip(devices) {
+            let why = done.err();
             wrong.extend(why.map(|why| format!("{}: {why}", device.device)));
-            given.push(one.ok().flatten());
+            given.push(Some(source).filter(|source| *source != Source::default()));
         }
         if wrong.is_empty() {
             return Ok(given);
@@ -89,23 +94,29 @@ impl<L: Links, F: Faults> Core<L, F> {
         Err(DriverError(format!("claim {}: {why}", claim.claim)))
     }
 
+    /// Puts what is given for one device in its parameters, and from whom it is in `source`, also when it fails
+    /// after that.
     fn ask_for(
         &self,
         ask: Ask<'_>,
         known: Option<&ClaimRecord>,
         config: &mut NetworkConfig,
-    ) -> Result<Option<Source>, String> {
+        source: &mut Source,
+    ) -> Result<(), String> {
         if !asks(config) {
-            return Ok(None);
+            return Ok(());
         }
         if ask.interface.is_empty() {
             return Err("has no interface on this node".to_owned());
         }
-        let source = match config.ipam {
-            Some(Ipam::Dhcp) => self.lease_for(ask, known, config),
-            Some(Ipam::Webhook | Ipam::Range(_)) | None => self.profile_for(&ask, config),
-        };
-        source.map(Some)
+        // First: it may say which Ethernet address asks for a lease.
+        if config.profile.is_some() || config.ipam == Some(Ipam::Webhook) {
+            self.profile_for(&ask, config, &mut source.profile)?;
+        }
+        if config.ipam == Some(Ipam::Dhcp) {
+            source.lease = Some(self.lease_for(ask, known, config)?);
+        }
+        Ok(())
     }
 
     /// The lease that it had, or one from a server; `ask` has the host's Ethernet address.
@@ -114,7 +125,7 @@ impl<L: Links, F: Faults> Core<L, F> {
         ask: Ask<'_>,
         known: Option<&ClaimRecord>,
         config: &mut NetworkConfig,
-    ) -> Result<Source, String> {
+    ) -> Result<Lease, String> {
         let device = ask.device;
         let wanted = Wanted {
             claim: &ask.claim.claim.uid,
@@ -136,24 +147,31 @@ impl<L: Links, F: Faults> Core<L, F> {
         config.ipam = None;
         config.interface.addresses = vec![lease.address];
         config.routes.extend(lease.routes.iter().cloned());
-        Ok(Source::Lease(lease))
+        Ok(lease)
     }
 
     /// What the operator's server has for it, below what the claim says.
-    fn profile_for(&self, ask: &Ask<'_>, config: &mut NetworkConfig) -> Result<Source, String> {
-        let (profile, source) = self.sources.profile(ask)?;
+    fn profile_for(
+        &self,
+        ask: &Ask<'_>,
+        config: &mut NetworkConfig,
+        source: &mut Option<Profile>,
+    ) -> Result<(), String> {
+        let (profile, given) = self.sources.profile(ask)?;
+        *source = Some(given);
+        let elsewhere = matches!(profile.ipam, Some(Ipam::Dhcp | Ipam::Webhook));
         let addresses = config.ipam == Some(Ipam::Webhook);
         if addresses {
             config.ipam = None;
         }
         *config = NetworkConfig::merged(profile, std::mem::take(config));
+        if elsewhere {
+            return Err("a profile has addresses, and does not send for them elsewhere".to_owned());
+        }
         if addresses && config.interface.addresses.is_empty() {
             return Err("the profile's server gave it no address".to_owned());
         }
-        if matches!(config.ipam, Some(Ipam::Dhcp | Ipam::Webhook)) {
-            return Err("a profile has addresses, and does not send for them elsewhere".to_owned());
-        }
-        Ok(Source::Profile(source))
+        Ok(())
     }
 
     /// Gives back what was given for nothing: those who gave it are told now or later.
@@ -187,16 +205,27 @@ impl<L: Links, F: Faults> Core<L, F> {
             if !self.releases.is_noted(&uid) {
                 continue;
             }
-            let failed = owed.iter().filter_map(|(interface, source)| {
-                let why = self.sources.release(interface, source).err()?;
-                // A lease ends by itself.
-                matches!(source, Source::Profile(_)).then_some(why)
-            });
-            let failed: Vec<String> = failed.collect();
+            let (mut failed, mut left) = (Vec::new(), Owed::new());
+            for (interface, mut source) in owed {
+                if let Some(lease) = source.lease.take() {
+                    self.sources.release_lease(&interface, &lease);
+                }
+                let Some(profile) = &source.profile else {
+                    continue;
+                };
+                if let Err(why) = self.sources.release_profile(profile) {
+                    failed.push(why);
+                    left.push((interface, source));
+                }
+            }
+            // A lease that was given back may be somebody else's when the rest is tried again.
+            let noted = match left.is_empty() {
+                true => self.releases.forget(&uid),
+                false => self.releases.note_left(&uid, &left),
+            };
+            failed.extend(noted.err().map(|error| error.to_string()));
             if !failed.is_empty() {
                 told.push(format!("claim {uid}: {}", failed.join("; ")));
-            } else if let Err(error) = self.releases.forget(&uid) {
-                told.push(format!("claim {uid}: {error}"));
             }
         }
         told
@@ -241,7 +270,7 @@ impl<L: Links, F: Faults> Core<L, F> {
         let Some(own) = own.filter(|own| own.state == State::Verified) else {
             return Ok(());
         };
-        own.source = Some(Source::Lease(lease.clone()));
+        own.source.get_or_insert_default().lease = Some(lease.clone());
         self.ledger.note(&record).map_err(io)
     }
 }

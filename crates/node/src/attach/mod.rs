@@ -17,7 +17,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use forebay_fabric::claim::{AllocatedClaim, ClaimRef};
+use forebay_fabric::claim::{AllocatedClaim, AllocatedDevice, ClaimRef};
 use forebay_fabric::plan::{self, AttachPlan};
 
 use crate::cdi::Cdi;
@@ -41,6 +41,13 @@ pub trait ClaimSource: Send + Sync + 'static {
         claim: &ClaimRef,
     ) -> impl Future<Output = Result<AllocatedClaim, NoClaim>> + Send;
 
+    /// Has what is published of the claim's devices stay so while a pod has them, before a plan gives them away.
+    /// May block.
+    ///
+    /// # Errors
+    /// It cannot be written down.
+    fn keep(&self, claim: &AllocatedClaim) -> io::Result<()>;
+
     /// The name that the interface of a published device has on the host; none if there is no such
     /// device, or it has no interface.
     fn interface(&self, device: &str) -> Option<String>;
@@ -58,7 +65,7 @@ pub enum NoClaim {
 /// The driver of a host.
 #[derive(Debug)]
 pub struct HostDriver<C, L, F = ()> {
-    claims: C,
+    claims: Arc<C>,
     core: Arc<Core<L, F>>,
     health: tokio::sync::watch::Receiver<Vec<DeviceHealth>>,
 }
@@ -90,7 +97,7 @@ impl<C: ClaimSource, L: Links, F: Faults> HostDriver<C, L, F> {
         health: tokio::sync::watch::Receiver<Vec<DeviceHealth>>,
     ) -> HostDriver<C, L, F> {
         HostDriver {
-            claims,
+            claims: Arc::new(claims),
             core: Arc::new(core),
             health,
         }
@@ -137,13 +144,20 @@ impl<C: ClaimSource, L: Links, F: Faults> Driver for HostDriver<C, L, F> {
                 return known.ok_or(why);
             }
         };
-        let names: BTreeMap<String, String> = allocated
-            .devices
-            .iter()
-            .filter_map(|d| Some((d.device.clone(), self.claims.interface(&d.device)?)))
-            .collect();
-        self.blocking(CALL_MAX, move |core| core.prepare(&allocated, &names))
-            .await
+        let claims = self.claims.clone();
+        self.blocking(CALL_MAX, move |core| {
+            let kept = claims.keep(&allocated);
+            kept.map_err(|error| {
+                let claim = &allocated.claim;
+                DriverError(format!("claim {claim}: its NICs cannot be kept: {error}"))
+            })?;
+            let devices = allocated.devices.iter();
+            let named =
+                |d: &AllocatedDevice| Some((d.device.clone(), claims.interface(&d.device)?));
+            let names: BTreeMap<String, String> = devices.filter_map(named).collect();
+            core.prepare(&allocated, &names)
+        })
+        .await
     }
 
     async fn unprepare(&self, claim: &ClaimRef) -> Result<(), DriverError> {

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use forebay_fabric::dhcp::{Due, Lease};
 use forebay_fabric::plan::State;
 
-use super::Source;
 use super::message::Answer;
 use crate::attach::{Core, Faults};
 use crate::ledger::{ClaimRecord, DeviceRecord};
@@ -50,9 +49,7 @@ impl<L: Links, F: Faults> Keeper<L, F> {
     }
 
     fn keep(&mut self, record: &ClaimRecord, device: &DeviceRecord, now_s: u64) -> Option<String> {
-        let Some(Source::Lease(lease)) = &device.source else {
-            return None;
-        };
+        let lease = device.lease()?;
         let key = (record.uid.clone(), device.plan.device.clone());
         let whom = lease.due(now_s);
         let waits = self.again_s.get(&key).is_some_and(|at| now_s < *at);

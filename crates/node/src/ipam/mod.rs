@@ -22,8 +22,8 @@ use forebay_fabric::dhcp::{Due, Lease};
 use serde::{Deserialize, Serialize};
 
 pub use keep::Keeper;
-pub(crate) use releases::Noted;
 pub use releases::Releases;
+pub(crate) use releases::{Noted, Owed};
 
 use crate::cloud::identifiers;
 use crate::inventory::Known;
@@ -43,13 +43,16 @@ pub struct Ask<'a> {
     pub mac: Option<Mac>,
 }
 
-/// From whom something of a device is, who is told when it is free.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub enum Source {
+/// From whom something of a device is, who are told when it is free: one of them at least, or both.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Source {
     /// A DHCP server.
-    Lease(Lease),
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<Lease>,
     /// The operator's server.
-    Profile(Profile),
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub profile: Option<Profile>,
 }
 
 /// What the operator's server is told at the end: the body of its release.
@@ -82,11 +85,14 @@ pub trait Sources: fmt::Debug + Send + Sync + 'static {
         whom: Due,
     ) -> io::Result<Option<Answer>>;
 
-    /// Tells whoever gave it that it is free. `interface` is the host's.
+    /// Tells the DHCP server, if it listens, that a lease is free. `interface` is the host's.
+    fn release_lease(&self, interface: &str, lease: &Lease);
+
+    /// Tells the operator's server that what it gave is free.
     ///
     /// # Errors
-    /// A sentence on why they could not be told.
-    fn release(&self, interface: &str, source: &Source) -> Result<(), String>;
+    /// A sentence on why it could not be told.
+    fn release_profile(&self, profile: &Profile) -> Result<(), String>;
 }
 
 /// The real ones.
@@ -139,14 +145,15 @@ impl Sources for Elsewhere {
         dhcp::renew(netns, interface, lease, whom)
     }
 
-    fn release(&self, interface: &str, source: &Source) -> Result<(), String> {
-        match source {
-            Source::Lease(lease) => {
-                let told = dhcp::release(&self.host, interface, lease);
-                told.map_err(|error| format!("DHCP on `{interface}`: {error}"))
-            }
-            Source::Profile(profile) => self.profiles()?.release(profile),
+    fn release_lease(&self, interface: &str, lease: &Lease) {
+        if let Err(error) = dhcp::release(&self.host, interface, lease) {
+            // It ends by itself.
+            tracing::debug!("a DHCP server on `{interface}` is not told of a free lease: {error}");
         }
+    }
+
+    fn release_profile(&self, profile: &Profile) -> Result<(), String> {
+        self.profiles()?.release(profile)
     }
 }
 
@@ -173,7 +180,9 @@ impl Sources for Nobody {
         Ok(None)
     }
 
-    fn release(&self, _: &str, _: &Source) -> Result<(), String> {
+    fn release_lease(&self, _: &str, _: &Lease) {}
+
+    fn release_profile(&self, _: &Profile) -> Result<(), String> {
         Ok(())
     }
 }

@@ -50,6 +50,21 @@ impl Releases {
         files::replace_synced(&self.place(uid), "tmp", &serde_json::to_vec(owed)?)
     }
 
+    /// Notes what is still owed of a claim for which something was; it is tried no longer for that.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub(crate) fn note_left(&self, uid: &str, owed: &Owed) -> io::Result<()> {
+        let place = self.place(uid);
+        let json = serde_json::to_vec(owed)?;
+        if fs::read(&place)? == json {
+            return Ok(());
+        }
+        let since = fs::metadata(&place)?.modified()?;
+        files::replace_synced(&place, "tmp", &json)?;
+        fs::File::open(&place)?.set_modified(since)
+    }
+
     /// Whether something is.
     pub(crate) fn is_noted(&self, uid: &str) -> bool {
         self.place(uid).exists()

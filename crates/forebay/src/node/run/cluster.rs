@@ -41,27 +41,23 @@ impl Source {
             held,
         }
     }
+}
 
-    /// How the claim's NICs are, on disk, before a plan says that they are given away.
+impl ClaimSource for Source {
+    async fn fetch(&self, claim: &ClaimRef) -> Result<AllocatedClaim, NoClaim> {
+        let said = |why: String| DriverError(format!("claim {claim}: {why}"));
+        self.claims.fetch(claim).await.map_err(|none| match none {
+            device::NoClaim::Refused(why) => NoClaim::Refused(said(why)),
+            device::NoClaim::Away(why) => NoClaim::Away(said(why)),
+        })
+    }
+
     fn keep(&self, claim: &AllocatedClaim) -> std::io::Result<()> {
         let nics = claim.devices.iter();
         for nic in nics.filter_map(|device| self.known.nic(&device.device)) {
             self.held.keep(&nic)?;
         }
         Ok(())
-    }
-}
-
-impl ClaimSource for Source {
-    async fn fetch(&self, claim: &ClaimRef) -> Result<AllocatedClaim, NoClaim> {
-        let said = |why: String| DriverError(format!("claim {claim}: {why}"));
-        let fetched = self.claims.fetch(claim).await.map_err(|none| match none {
-            device::NoClaim::Refused(why) => NoClaim::Refused(said(why)),
-            device::NoClaim::Away(why) => NoClaim::Away(said(why)),
-        })?;
-        self.keep(&fetched)
-            .map_err(|error| NoClaim::Refused(said(format!("its NICs cannot be kept: {error}"))))?;
-        Ok(fetched)
     }
 
     fn interface(&self, device: &str) -> Option<String> {
