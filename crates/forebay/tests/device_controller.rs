@@ -386,6 +386,13 @@ fn an_object_takes_the_place_of_what_is_derived(controller: &Controller) {
         let accepted = object["status"]["conditions"][0]["status"] == "True";
         (accepted && object["status"]["nodes"] == 1).then_some(())
     });
+    wait_for("people are told on the node", || {
+        let field = format!("--field-selector=involvedObject.name={NODE},reason=NetworkProfile");
+        let path = "-o=jsonpath={.items[*].message}";
+        let told = cluster.kubectl(&["get", "events", "-n", "default", &field, path]);
+        told.contains("it has the network profile pairs, from its NetworkProfile")
+            .then_some(())
+    });
     let mut asking = server(&json!({ PROFILE: "pairs" }));
     asking["metadata"]["name"] = json!("asks-for-pairs");
     let made = controller.dry(&asking).expect("a pod");

@@ -28,7 +28,7 @@ pub struct Subject {
     pub api_version: &'static str,
     /// `Pod`, …
     pub kind: &'static str,
-    /// Its namespace.
+    /// Its namespace; empty for an object of the whole cluster.
     pub namespace: String,
     /// Its name.
     pub name: String,
@@ -80,6 +80,14 @@ impl Events {
     }
 }
 
+/// Where an event is: one about an object of the whole cluster is where people look for it.
+fn place(subject: &Subject) -> &str {
+    match subject.namespace.as_str() {
+        "" => "default",
+        namespace => namespace,
+    }
+}
+
 struct Sender {
     server: Server,
     component: String,
@@ -96,7 +104,7 @@ impl Sender {
             if self.said.iter().any(|(said, _)| *said == event) {
                 continue;
             }
-            let path = format!("/api/v1/namespaces/{}/events", event.subject.namespace);
+            let path = format!("/api/v1/namespaces/{}/events", place(&event.subject));
             let document = self.document(&event, &super::statuses::time());
             let done = self.server.write(Write::Create, &path, &document).await;
             if let Err(error) = &done {
@@ -123,7 +131,7 @@ impl Sender {
         json!({
             "apiVersion": "v1",
             "kind": "Event",
-            "metadata": { "generateName": format!("{name}."), "namespace": namespace },
+            "metadata": { "generateName": format!("{name}."), "namespace": place(&event.subject) },
             "involvedObject": {
                 "apiVersion": api_version, "kind": kind,
                 "namespace": namespace, "name": name, "uid": uid,

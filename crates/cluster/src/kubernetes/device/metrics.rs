@@ -56,16 +56,20 @@ impl DeviceMetrics {
             "Statuses of claims sent to the API server",
             self.statuses.clone(),
         );
-        registry.register(
-            "forebay_node_events",
-            "Events sent to the API server; those that did not fit into the queue are failures",
-            self.events.clone(),
-        );
+        self.register_events(registry);
         registry.register_with_unit(
             "forebay_node_claim_fetch_duration",
             "How long the API server took to tell of a claim that is to be prepared",
             Unit::Seconds,
             self.fetch.clone(),
+        );
+    }
+
+    fn register_events(&self, registry: &mut Registry) {
+        registry.register(
+            "forebay_node_events",
+            "Events sent to the API server; those that did not fit into the queue are failures",
+            self.events.clone(),
         );
     }
 
@@ -80,6 +84,7 @@ impl DeviceMetrics {
             "Network profiles written to labels of nodes",
             self.labels.clone(),
         );
+        self.register_events(registry);
     }
 
     pub(in crate::kubernetes) fn label(&self, done: bool) {

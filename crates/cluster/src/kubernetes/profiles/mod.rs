@@ -51,14 +51,23 @@ struct Slice {
     devices: Vec<Seen>,
 }
 
+/// How a NetworkProfile stands.
+#[derive(Clone, PartialEq, Debug, Default)]
+struct Standing {
+    uid: String,
+    generation: i64,
+    /// What is said of it now.
+    status: Value,
+    wrong: Vec<FieldError>,
+}
+
 /// What is known of the nodes' profiles.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Known {
     nodes: BTreeMap<String, (NodeFacts, Option<Profile>)>,
     uids: BTreeMap<String, String>,
     objects: BTreeMap<String, NetworkProfile>,
-    /// Generation, the status that stands there, and what is wrong.
-    statuses: BTreeMap<String, (i64, Value, Vec<FieldError>)>,
+    statuses: BTreeMap<String, Standing>,
     is_complete: bool,
 }
 
@@ -139,9 +148,14 @@ impl Profiles {
         let _seen = known.wait_for(|known| known.is_complete).await;
     }
 
-    /// Labels nodes and writes statuses for ever, while `leads` says so.
-    pub async fn keep(self, leads: watch::Receiver<bool>, metrics: super::device::DeviceMetrics) {
-        write::keep(self.server, self.known, leads, metrics).await;
+    /// Labels nodes and writes statuses for ever, while `leads` says so; people are told by `events`.
+    pub async fn keep(
+        self,
+        leads: watch::Receiver<bool>,
+        events: device::Events,
+        metrics: device::DeviceMetrics,
+    ) {
+        write::keep(self.server, self.known, leads, (events, metrics)).await;
     }
 
     /// Sees to it that a template is in `namespace`.
@@ -205,12 +219,16 @@ fn node(object: &Value) -> Node {
     let labels = object["metadata"]["labels"].as_object();
     let labels = labels.into_iter().flatten();
     let labels = labels.filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned())));
-    let uid = object["metadata"]["uid"].as_str();
     Node {
-        uid: uid.unwrap_or_default().to_owned(),
+        uid: uid(object),
         labels: labels.collect(),
         accelerators: inject::accelerators(&object["status"]["capacity"]),
     }
+}
+
+fn uid(object: &Value) -> String {
+    let uid = object["metadata"]["uid"].as_str();
+    uid.unwrap_or_default().to_owned()
 }
 
 fn slice(object: &Value) -> Slice {
@@ -290,10 +308,13 @@ fn known(
             }
             Err(errors) => errors,
         };
-        let status = object["status"].clone();
-        known
-            .statuses
-            .insert(name.clone(), (generation, status, wrong));
+        let standing = Standing {
+            uid: uid(object),
+            generation,
+            status: object["status"].clone(),
+            wrong,
+        };
+        known.statuses.insert(name.clone(), standing);
     }
     for (name, node) in &nodes.objects {
         let facts = NodeFacts {

@@ -14,9 +14,10 @@ use tokio::time::sleep;
 
 use super::Known;
 use crate::kubernetes::backoff::{Backoff, random};
-use crate::kubernetes::device::DeviceMetrics;
+use crate::kubernetes::device::{DeviceMetrics, Event, Events, Subject};
 use crate::kubernetes::server::{Failure, Server, Write};
 
+const API_VERSION: &str = "forebay.dev/v1alpha1";
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_LONGEST: Duration = Duration::from_secs(60);
 
@@ -25,11 +26,12 @@ pub(super) async fn keep(
     server: Server,
     mut known: watch::Receiver<Arc<Known>>,
     mut leads: watch::Receiver<bool>,
-    metrics: DeviceMetrics,
+    (events, metrics): (Events, DeviceMetrics),
 ) {
     let mut backoff = Backoff::new(RETRY_FIRST, RETRY_LONGEST);
     let mut desk = Desk {
         server,
+        events,
         metrics,
         labelled: BTreeMap::new(),
     };
@@ -69,6 +71,7 @@ pub(super) async fn keep(
 
 struct Desk {
     server: Server,
+    events: Events,
     metrics: DeviceMetrics,
     /// What was applied to a node, by its UID: our part of its labels cannot be told from others'.
     labelled: BTreeMap<String, BTreeMap<&'static str, String>>,
@@ -95,13 +98,15 @@ impl Desk {
             match self.label(name, uid, &labels).await {
                 Ok(()) => {
                     self.metrics.label(true);
-                    match found.as_ref().filter(|_| !labels.is_empty()) {
-                        Some(found) => tracing::info!(
-                            "node {name} has the network profile {}, from {}",
-                            found.name,
-                            found.source
-                        ),
-                        None => tracing::info!("node {name} has no network profile any more"),
+                    if facts.labels.get(profile::LABEL) != labels.get(profile::LABEL) {
+                        let what = match found.as_ref().filter(|_| !labels.is_empty()) {
+                            Some(found) => {
+                                format!("the network profile {}, from {}", found.name, found.source)
+                            }
+                            None => "no network profile any more".to_owned(),
+                        };
+                        tracing::info!("node {name} has {what}");
+                        self.tell(("v1", "Node", name, uid), false, format!("it has {what}"));
                     }
                     self.labelled.insert(uid.to_owned(), labels);
                 }
@@ -110,22 +115,30 @@ impl Desk {
                     if failure.is(StatusCode::NOT_FOUND) || failure.is(StatusCode::CONFLICT) => {}
                 Err(failure) => {
                     self.metrics.label(false);
+                    let why = format!("its network profile cannot be written: {failure}");
+                    self.tell(("v1", "Node", name, uid), true, why);
                     wrong = Err(format!("node {name} is not labelled: {failure}"));
                 }
             }
         }
-        for (name, (generation, status, errors)) in &known.statuses {
+        for (name, standing) in &known.statuses {
             let profiles = known
                 .nodes
                 .values()
                 .filter_map(|(_, profile)| profile.as_ref());
             let nodes = profiles.filter(|p| p.source == Source::Object && p.name == *name);
-            let status = status_of(*generation, status, errors, nodes.count());
+            let errors = &standing.wrong;
+            let count = nodes.count();
+            let status = status_of(standing.generation, &standing.status, errors, count);
             if let Some(status) = status {
                 let path = format!("/apis/forebay.dev/v1alpha1/networkprofiles/{name}/status");
                 let patch = json!({ "status": status });
                 match self.server.write(Write::Merge, &path, &patch).await {
-                    Ok(_) => {}
+                    Ok(_) if errors.is_empty() => {}
+                    Ok(_) => {
+                        let own = (API_VERSION, "NetworkProfile", name.as_str(), &*standing.uid);
+                        self.tell(own, true, all(errors));
+                    }
                     Err(failure) if failure.is(StatusCode::NOT_FOUND) => {}
                     Err(failure) => {
                         wrong = Err(format!("NetworkProfile {name} has no status: {failure}"));
@@ -134,6 +147,31 @@ impl Desk {
             }
         }
         wrong
+    }
+
+    /// Tells people about an object of the cluster: version, kind, name, UID.
+    fn tell(
+        &self,
+        (api_version, kind, name, uid): (&'static str, &'static str, &str, &str),
+        warning: bool,
+        message: String,
+    ) {
+        self.events.tell(Event {
+            subject: Subject {
+                api_version,
+                kind,
+                namespace: String::new(),
+                name: name.to_owned(),
+                uid: uid.to_owned(),
+            },
+            warning,
+            reason: if warning {
+                "NetworkProfileFailed"
+            } else {
+                "NetworkProfile"
+            },
+            message,
+        });
     }
 
     async fn label(
@@ -154,6 +192,11 @@ impl Desk {
     }
 }
 
+fn all(errors: &[FieldError]) -> String {
+    let all: Vec<String> = errors.iter().map(ToString::to_string).collect();
+    all.join("; ")
+}
+
 /// The status that a NetworkProfile is to have; none if it has it.
 fn status_of(
     generation: i64,
@@ -167,10 +210,7 @@ fn status_of(
             "Valid",
             "nodes of it are labelled with its name".to_owned(),
         ),
-        errors => {
-            let all: Vec<String> = errors.iter().map(ToString::to_string).collect();
-            ("False", "Invalid", all.join("; "))
-        }
+        errors => ("False", "Invalid", all(errors)),
     };
     let old = &before["conditions"][0];
     let same = old["status"] == holds

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use forebay_cluster::kubernetes::admission::{self, Keeper, Reviews};
-use forebay_cluster::kubernetes::device::DeviceMetrics;
+use forebay_cluster::kubernetes::device::{DeviceMetrics, Events};
 use forebay_cluster::kubernetes::profiles::{self, Profiles};
 use forebay_cluster::kubernetes::{Election, Metrics, Server};
 use forebay_node::page::{self, Listener, Pages};
@@ -75,7 +75,14 @@ async fn serve(args: &ControllerArgs) -> Result<(), Failure> {
             unready: unready(shown.clone(), profiles.clone()),
         }),
     ));
-    tokio::spawn(profiles.clone().keep(led, device_metrics));
+    let identity = kubernetes::identity();
+    let events = Events::start(
+        server.clone(),
+        "forebay-node-controller",
+        &identity,
+        device_metrics.clone(),
+    );
+    tokio::spawn(profiles.clone().keep(led, events, device_metrics));
     let desk = Desk {
         driver: args.driver.clone(),
         profiles,
@@ -84,7 +91,7 @@ async fn serve(args: &ControllerArgs) -> Result<(), Failure> {
     let election = Election {
         namespace,
         lease: LEASE.to_owned(),
-        identity: kubernetes::identity(),
+        identity,
     };
     let (stop, stopped) = oneshot::channel::<()>();
     let electing = tokio::spawn(profiles::elect(server, election, leads, metrics, async {
