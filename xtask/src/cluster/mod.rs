@@ -33,6 +33,7 @@ use binaries::Module;
 use clap::Subcommand;
 pub(crate) use debian::installed;
 pub(crate) use for_tests::TestBed;
+pub(crate) use process::enter;
 use std::path::{Path, PathBuf};
 
 /// The name of the bed that is meant when none is given.

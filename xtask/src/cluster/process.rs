@@ -93,14 +93,19 @@ pub(super) fn this_program() -> Result<PathBuf> {
         .map_or_else(|| path.clone(), PathBuf::from))
 }
 
+/// This thread's network is that of a namespace from now on.
+pub(crate) fn enter(netns: &Path) -> Result<()> {
+    let file = File::open(netns)
+        .with_context(|| format!("cannot open the network namespace {}", netns.display()))?;
+    rustix::thread::move_into_link_name_space(file.as_fd(), None)
+        .with_context(|| format!("cannot join the network namespace {}", netns.display()))
+}
+
 /// Becomes the program; returns only if that fails.
 pub(super) fn launch(args: &LaunchArgs) -> Result<()> {
     cgroup::join(&args.group)?;
     rustix::process::setsid().context("cannot leave the terminal's session")?;
-    let netns = File::open(&args.netns)
-        .with_context(|| format!("cannot open the network namespace {}", args.netns.display()))?;
-    rustix::thread::move_into_link_name_space(netns.as_fd(), None)
-        .with_context(|| format!("cannot join the network namespace {}", args.netns.display()))?;
+    enter(&args.netns)?;
     let (program, arguments) = args.program.split_first().context("no program to start")?;
     let error = Command::new(program).args(arguments).exec();
     Err(anyhow!(error).context(format!("cannot start {}", program.to_string_lossy())))

@@ -2,7 +2,7 @@
 
 use super::objects::{apply, claim_of, delete, exec, named, pod, ready, request, template};
 use super::world::{Node, RAILS, World};
-use super::{Table, get, wait};
+use super::{Table, wait};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -27,8 +27,8 @@ pub(super) fn run(world: &World<'_>, table: &mut Table) {
         parameters(world, two)
     });
     table.check(
-        "a typo in parameters is told on the pod, with its path",
-        || typo(world, one),
+        "a container is told of its NICs, and others of the pod are not",
+        || told(world, one),
     );
 }
 
@@ -245,32 +245,42 @@ fn parameters(world: &World<'_>, node: &Node) -> Result<String> {
     Ok("name, MTU, MAC, addresses, segment sizes, routes, rules, neighbours, sysctls".to_owned())
 }
 
-fn typo(world: &World<'_>, node: &Node) -> Result<String> {
+/// Files of KEP-5304, and who has them.
+fn told(world: &World<'_>, node: &Node) -> Result<String> {
     let bed = world.bed;
-    let wrong = json!({ "interface": { "nmae": "net0" } });
-    apply(
-        bed,
-        &[
-            template(
-                "typo",
-                &[request("nic", "dra.net", &named("rail1"))],
-                &[("", wrong)],
-            ),
-            pod("typo", &node.name, "typo"),
-        ],
-    )?;
-    let message = wait("an event on the pod", || {
-        let field =
-            "--field-selector=involvedObject.name=typo,reason=FailedPrepareDynamicResources";
-        let events = get(bed, &["events", field])?;
-        let messages = events["items"].as_array().into_iter().flatten();
-        let mut messages = messages.filter_map(|event| event["message"].as_str());
-        Ok(messages
-            .find(|message| message.contains("interface.nmae"))
-            .map(str::to_owned))
-    });
-    delete(bed, &["typo"])?;
-    let message = message?;
-    let at = message.find("parameters").unwrap_or(0);
-    Ok(message[at..].to_owned())
+    let before = node.link("rail5").context("no rail5")?;
+    let own = json!({ "interface": { "name": "net0" } });
+    let mut pod = pod("told", &node.name, "told");
+    let mut other = pod["spec"]["containers"][0].clone();
+    other["name"] = json!("other");
+    other["resources"] = json!({});
+    if let Some(containers) = pod["spec"]["containers"].as_array_mut() {
+        containers.push(other);
+    }
+    let request = request("nic", "dra.net", &named("rail5"));
+    apply(bed, &[template("told", &[request], &[("", own)]), pod])?;
+    ready(bed, "told")?;
+    let folder = "/var/run/kubernetes.io/dra-device-attributes";
+    let file = format!("{folder}/resourceclaimtemplates/nics/nic/dra.net-metadata.json");
+    let text = exec(bed, "told", &["cat", &file])?;
+    // A stream of versions, of which a reader takes the first that it knows.
+    let mut versions = serde_json::Deserializer::from_str(&text).into_iter::<Value>();
+    let first = versions.next().context("the file is empty")??;
+    let device = &first["requests"][0]["devices"][0];
+    let address = format!("{}/24", node.rail_address(5));
+    ensure!(device["networkData"]["interfaceName"] == "net0", "{first}");
+    ensure!(device["networkData"]["ips"] == json!([address]), "{first}");
+    let named = &device["attributes"]["dra.net/ifName"];
+    ensure!(named.to_string().contains("rail5"), "{first}");
+    let other = bed.kubectl(&["exec", "told", "-c", "other", "--", "ls", folder]);
+    ensure!(other.is_err(), "the other container has files: {other:?}");
+    delete(bed, &["told"])?;
+    node.wait_back("rail5", &before)?;
+    let version = first["apiVersion"].as_str().unwrap_or_default();
+    Ok(format!(
+        "{version}: net0, {address}, {} attributes",
+        device["attributes"]
+            .as_object()
+            .map_or(0, serde_json::Map::len)
+    ))
 }

@@ -7,7 +7,7 @@
 use super::objects::{apply, exec, named, ready, request, template};
 use super::witness::{Place, Witness, between, started};
 use super::world::{Node, RAILS, World};
-use super::{DAEMON_SET, NAMESPACE, get, install, rolled_out, upstream, wait};
+use super::{DAEMON_SET, NAMESPACE, gone, install, rolled_out, upstream, wait};
 use crate::bench::{procfs, report, stats};
 use crate::shell;
 use anyhow::{Context, Result, bail, ensure};
@@ -144,13 +144,7 @@ fn remove_ours(world: &World<'_>) -> Result<()> {
     // Nobody would answer them.
     let delete = ["delete", WEBHOOKS, CONFIGURATION, "--ignore-not-found"];
     bed.kubectl(&delete)?;
-    wait("our driver to be gone", || {
-        let pods = get(bed, &["pods", "-n", NAMESPACE])?;
-        Ok(pods["items"]
-            .as_array()
-            .is_some_and(Vec::is_empty)
-            .then_some(()))
-    })?;
+    gone(bed, "our driver and controllers to be gone", &[])?;
     bed.kubectl(&["delete", "resourceslices", "--all"])
         .map(drop)
 }

@@ -2,7 +2,7 @@
 
 use super::objects::{apply, delete, exec, named, pod, ready, request, template};
 use super::world::{Node, World, kill, sandbox_of};
-use super::{DAEMON_SET, NAMESPACE, Table, get, install, rolled_out, wait};
+use super::{DAEMON_SET, DRIVERS, NAMESPACE, Table, get, gone, install, rolled_out, wait};
 use anyhow::{Context, Result, anyhow, ensure};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::ScopedJoinHandle;
@@ -98,13 +98,7 @@ fn down(world: &World<'_>, node: &Node) -> Result<String> {
     };
     patch(NOWHERE)?;
     let seen = (|| {
-        wait("no driver", || {
-            let pods = get(bed, &["pods", "-n", NAMESPACE])?;
-            Ok(pods["items"]
-                .as_array()
-                .is_some_and(Vec::is_empty)
-                .then_some(()))
-        })?;
+        gone(bed, "no driver", &["-l", DRIVERS])?;
         let uid = get(bed, &["pod", "alone"])?["metadata"]["uid"].clone();
         kill(sandbox_of(uid.as_str().context("no UID")?)?)?;
         wait(
@@ -138,7 +132,7 @@ fn unheard(world: &World<'_>, node: &Node) -> Result<String> {
     let seen = (|| {
         // The old ones stay while the new ones are not ready.
         wait("none but drivers that the runtime does not know", || {
-            let pods = get(bed, &["pods", "-n", NAMESPACE])?;
+            let pods = get(bed, &["pods", "-n", NAMESPACE, "-l", DRIVERS])?;
             let pods = pods["items"].as_array().context("no pods")?;
             let old = pods
                 .iter()

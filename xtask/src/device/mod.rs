@@ -3,18 +3,21 @@
 //! fails when something did not hold.
 //!
 //! `world` makes NICs and knows what the kernel lacks, `objects` writes manifests, `checks` holds what is
-//! promised against what is seen, `cases` does so with upstream's own manifests, `faults` and `storms` do so while parts die, `measure` reads what was measured.
+//! promised against what is seen and `managed` what is promised of the controller, `cases` does so with upstream's
+//! own manifests, `faults` and `storms` do so while parts die, `measure` reads what was measured.
 //! `compare` measures ours and upstream's (`upstream`) by what `witness` sees of the container runtime.
 
 mod cases;
 mod checks;
 mod compare;
 mod faults;
+mod managed;
 mod measure;
 mod objects;
 mod process;
 mod stage;
 mod storms;
+mod traces;
 mod upstream;
 mod witness;
 mod world;
@@ -75,6 +78,8 @@ pub(crate) struct Args {
 /// The namespace and the name of the DaemonSet.
 const NAMESPACE: &str = "forebay-node";
 const DAEMON_SET: &str = "daemonset/forebay-node";
+/// Label of its pods.
+const DRIVERS: &str = "app.kubernetes.io/name=forebay-node";
 /// How long the driver may take to be ready on both nodes.
 const ROLLOUT: &str = "180s";
 /// How long anything else is waited for: pods start in seconds, but the machine may be busy.
@@ -111,6 +116,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         rows: Vec::new(),
     };
     checks::run(&world, &mut table);
+    managed::run(&world, &mut table);
+    traces::run(&world, &mut table);
     faults::run(&world, &mut table);
     cases::run(&world, &mut table);
     storms::run(&world, &mut table, args.seed);
@@ -143,22 +150,27 @@ fn install(bed: &Bed, values: &[&str]) -> Result<()> {
         .rsplit_once(':')
         .context("the image of the bed has no tag")?;
     let mut helm = helm::command()?;
-    helm.args(["template", "forebay-node", "deploy/chart/forebay-node"])
-        .args(["--namespace", NAMESPACE, "--kube-version", "1.36.0"])
-        .args(["--set", &format!("image.repository={repository}")])
-        .args(["--set", &format!("image.tag={tag}")])
-        .args([
-            "--set",
-            "image.pullPolicy=Never",
-            "--set",
-            "log.format=text",
-        ])
-        // A program built for debugging takes more memory than one that is shipped.
-        .args(["--set", "resources.limits.memory=512Mi"])
-        .args([
-            "--set",
-            &format!("virtual={{{}}}", world::PUBLISHED.join(",")),
-        ]);
+    helm.args([
+        "template",
+        "forebay-node",
+        "deploy/chart/forebay-node",
+        "--include-crds",
+    ])
+    .args(["--namespace", NAMESPACE, "--kube-version", "1.36.0"])
+    .args(["--set", &format!("image.repository={repository}")])
+    .args(["--set", &format!("image.tag={tag}")])
+    .args([
+        "--set",
+        "image.pullPolicy=Never",
+        "--set",
+        "log.format=text",
+    ])
+    // A program built for debugging takes more memory than one that is shipped.
+    .args(["--set", "resources.limits.memory=512Mi"])
+    .args([
+        "--set",
+        &format!("virtual={{{}}}", world::PUBLISHED.join(",")),
+    ]);
     for value in values {
         helm.args(["--set", value]);
     }
@@ -205,6 +217,15 @@ fn wait<T>(what: &str, mut found: impl FnMut() -> Result<Option<T>>) -> Result<T
         }
         std::thread::sleep(Duration::from_millis(250));
     }
+}
+
+/// Waits until the driver's namespace has no pods, or none of these.
+fn gone(bed: &Bed, what: &str, which: &[&str]) -> Result<()> {
+    wait(what, || {
+        let pods = get(bed, &[&["pods", "-n", NAMESPACE], which].concat())?;
+        let none = pods["items"].as_array().is_some_and(Vec::is_empty);
+        Ok(none.then_some(()))
+    })
 }
 
 /// An object or a list of them.

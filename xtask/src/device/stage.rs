@@ -3,7 +3,7 @@
 use super::cases::{Case, lint_one, row};
 use super::objects::exec;
 use super::world::{Node, World, ip, sandbox_of};
-use super::{NAMESPACE, Table, get, rolled_out, wait};
+use super::{DRIVERS, NAMESPACE, Table, get, gone, rolled_out, wait};
 use crate::shell;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -243,14 +243,12 @@ impl Stage<'_> {
         let bed = self.world.bed;
         let label = "forebay.dev/device-network";
         bed.kubectl(&["label", "node", &self.node.name, &format!("{label}-")])?;
-        let done = wait("the driver to leave the node", || {
-            let field = format!("--field-selector=spec.nodeName={}", self.node.name);
-            let pods = get(bed, &["pods", "-n", NAMESPACE, &field])?;
-            Ok(pods["items"]
-                .as_array()
-                .is_some_and(Vec::is_empty)
-                .then_some(()))
-        })
+        let field = format!("--field-selector=spec.nodeName={}", self.node.name);
+        let done = gone(
+            bed,
+            "the driver to leave the node",
+            &["-l", DRIVERS, &field],
+        )
         .and_then(|()| what());
         bed.kubectl(&["label", "node", &self.node.name, &format!("{label}=true")])?;
         wait("the driver to be told to come back", || {

@@ -9,7 +9,7 @@ use super::objects::{apply, named, ready, request, template};
 use super::process::Driver;
 use super::witness::{Place, Seen, Witness};
 use super::world::{Node, World, kill, signal};
-use super::{DAEMON_SET, NAMESPACE, Table, get, install, rolled_out, wait};
+use super::{DAEMON_SET, DRIVERS, NAMESPACE, Table, get, gone, install, rolled_out, wait};
 use anyhow::{Context, Result, anyhow, ensure};
 use forebay_nri::api::Event;
 use rustix::process::Signal;
@@ -116,13 +116,7 @@ impl Grounds {
     fn make(world: &World<'_>) -> Result<Grounds> {
         let bed = world.bed;
         bed.kubectl(&["delete", "-n", NAMESPACE, DAEMON_SET, "--ignore-not-found"])?;
-        wait("the chart's drivers to be gone", || {
-            let pods = get(bed, &["pods", "-n", NAMESPACE])?;
-            Ok(pods["items"]
-                .as_array()
-                .is_some_and(Vec::is_empty)
-                .then_some(()))
-        })?;
+        gone(bed, "the chart's drivers to be gone", &["-l", DRIVERS])?;
         let requests = NICS.map(|nic| request(nic, "dra.net", &named(nic)));
         apply(bed, &[template("storm", &requests, &[])])?;
         let spots = world.nodes.iter().map(|node| Spot::make(world, node));
