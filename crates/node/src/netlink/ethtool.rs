@@ -255,10 +255,16 @@ impl Features {
             }
         };
         let meant: Vec<_> = self.changeable.iter().filter(is_it).cloned().collect();
-        if meant.is_empty() {
+        if !meant.is_empty() {
+            return Ok(meant);
+        }
+        // Who wants it as it is needs no change.
+        let fixed: Vec<_> = self.known.iter().filter(is_it).cloned().collect();
+        let as_wanted = |feature: &String| self.active.contains(feature) == on;
+        if fixed.is_empty() || !fixed.iter().all(as_wanted) {
             return Err(wrong(format!("its feature `{name}` cannot be changed")));
         }
-        Ok(meant)
+        Ok(fixed)
     }
 }
 
@@ -382,6 +388,7 @@ mod tests {
             "its feature `highdma` is on for good"
         );
         assert_eq!(check("lro", true), "its feature `lro` cannot be changed");
+        assert_eq!(check("lro", false), "rx-lro");
         assert_eq!(
             check("tos", true),
             "there is no feature `tos`; `ethtool -k` lists what there is"
