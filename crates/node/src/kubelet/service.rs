@@ -115,7 +115,7 @@ impl<D: Driver> Plugin<D> {
                 }
                 let name = claim.to_string();
                 let outcome = work(claim).await;
-                (uid, outcome.map_err(|why| format!("claim {name}: {why}")))
+                (uid, outcome.map_err(|why| naming(&name, why)))
             })
             .buffer_unordered(CLAIMS_AT_ONCE)
             .collect()
@@ -142,6 +142,15 @@ impl<D: Driver> Plugin<D> {
                 Some((Ok(next), (health, stopping)))
             },
         )
+    }
+}
+
+/// An error that names its claim, once.
+fn naming(claim: &str, why: String) -> String {
+    let prefix = format!("claim {claim}: ");
+    match why.starts_with(&prefix) {
+        true => why,
+        false => prefix + &why,
     }
 }
 
@@ -336,4 +345,16 @@ fn health_of_v1alpha1(devices: &[DeviceHealth]) -> health_v1alpha1::NodeWatchRes
     });
     let devices = devices.collect();
     health_v1alpha1::NodeWatchResourcesResponse { devices }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_names_its_claim_once() {
+        let named = "claim team/a (u): no such NIC";
+        assert_eq!(naming("team/a (u)", "no such NIC".to_owned()), named);
+        assert_eq!(naming("team/a (u)", named.to_owned()), named);
+    }
 }
