@@ -154,13 +154,31 @@ impl Stage<'_> {
             if conditions.iter().any(is_ready) && !gone {
                 return Ok(pod["metadata"]["name"].as_str().map(str::to_owned));
             }
-            events = self
-                .world
-                .bed
-                .kubectl(&["get", "events", "--field-selector=type=Warning"])?;
+            let name = pod["metadata"]["name"].as_str().unwrap_or_default();
+            events = self.events(name)?;
             Ok(None)
         })
-        .with_context(|| events.lines().rev().take(3).collect::<Vec<_>>().join(" / "))
+        .with_context(|| events)
+    }
+
+    /// The last that went wrong with a pod.
+    fn events(&self, pod: &str) -> Result<String> {
+        let field = format!("--field-selector=type=Warning,involvedObject.name={pod}");
+        let list = get(
+            self.world.bed,
+            &["events", "--sort-by=.lastTimestamp", &field],
+        )?;
+        let events = list["items"].as_array().into_iter().flatten();
+        let told = events.filter_map(|event| {
+            let reason = event["reason"].as_str()?;
+            Some(format!("{reason}: {}", event["message"].as_str()?))
+        });
+        // The bed has no name server, which every pod that would use it is told.
+        let told: Vec<String> = told
+            .filter(|event| !event.starts_with("MissingClusterDNS"))
+            .collect();
+        let last = told.len().saturating_sub(3);
+        Ok(told[last..].join(" / "))
     }
 
     /// What a program of the machine prints in the network of a pod: the tools of the pod know less.
