@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use crate::driver::Hook;
 use crate::files;
 use crate::ledger::{ClaimRecord, DeviceRecord};
 
@@ -36,14 +37,13 @@ impl Cdi {
     pub fn write(&self, record: &ClaimRecord) -> io::Result<()> {
         fs::create_dir_all(&self.folder)?;
         let uid = &record.uid;
+        let Hook {
+            program,
+            arguments,
+            timeout_s,
+        } = self.guard(uid);
         let hook = json!({
-            "hookName": "createRuntime",
-            "path": self.program,
-            "args": [
-                "forebay", "node", "guard",
-                "--state-dir", self.state, "--claim", uid,
-            ],
-            "timeout": GUARD_TIMEOUT_S,
+            "hookName": "createRuntime", "path": program, "args": arguments, "timeout": timeout_s,
         });
         let mut devices = vec![json!({ "name": uid, "containerEdits": { "hooks": [hook] } })];
         let with_nodes = record.devices.iter().enumerate();
@@ -59,6 +59,25 @@ impl Cdi {
         });
         // Runtimes read `.json` and `.yaml` only.
         files::replace(&self.place(uid), "tmp", format!("{spec:#}\n").as_bytes())
+    }
+
+    /// The call of the guard for a claim, before a container starts.
+    pub fn guard(&self, uid: &str) -> Hook {
+        let state = self.state.display().to_string();
+        let arguments = [
+            "forebay",
+            "node",
+            "guard",
+            "--state-dir",
+            &state,
+            "--claim",
+            uid,
+        ];
+        Hook {
+            program: self.program.clone(),
+            arguments: arguments.map(str::to_owned).to_vec(),
+            timeout_s: GUARD_TIMEOUT_S,
+        }
     }
 
     /// Takes the file of a claim away; one that is not there is no error.

@@ -37,6 +37,18 @@ pub struct Sandbox {
     pub netns: Option<PathBuf>,
 }
 
+/// A program that the runtime calls before a container starts, in the runtime's own namespaces
+/// (`createRuntime` of OCI).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Hook {
+    /// The program, on the host's file system.
+    pub program: PathBuf,
+    /// Its arguments, of which the first is its name.
+    pub arguments: Vec<String>,
+    /// How long it may take, seconds.
+    pub timeout_s: u32,
+}
+
 /// How a published device is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Health {
@@ -98,6 +110,15 @@ pub trait Driver: Send + Sync + 'static {
         &self,
         sandboxes: &[Sandbox],
     ) -> impl Future<Output = Result<(), DriverError>> + Send;
+
+    /// The guards of a pod's claims, which each of its containers is to have: its NICs are in the network that all of
+    /// them share, whether they name the claim or not.
+    fn guards(
+        &self,
+        _sandbox: &Sandbox,
+    ) -> impl Future<Output = Result<Vec<Hook>, DriverError>> + Send {
+        async { Ok(Vec::new()) }
+    }
 
     /// Whether anything is to be done for a sandbox, as far as can be told: for those who count.
     fn concerns(&self, _sandbox: &Sandbox) -> bool {

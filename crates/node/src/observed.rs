@@ -11,7 +11,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 use tokio::sync::watch;
 
-use crate::driver::{DeviceHealth, Driver, DriverError, PreparedDevice, Sandbox};
+use crate::driver::{DeviceHealth, Driver, DriverError, Hook, PreparedDevice, Sandbox};
 
 /// Upper bounds of the histogram's buckets, seconds: around 5 ms for a prepare and 150 ms for an attach of
 /// eight NICs, which are promised, up to the limit of an attach.
@@ -239,6 +239,10 @@ impl<D: Driver, O: Observer> Driver for Observed<D, O> {
     async fn synchronize(&self, sandboxes: &[Sandbox]) -> Result<(), DriverError> {
         let call = Call::Synchronize(sandboxes.len());
         self.timed(call, self.driver.synchronize(sandboxes)).await
+    }
+
+    async fn guards(&self, sandbox: &Sandbox) -> Result<Vec<Hook>, DriverError> {
+        self.driver.guards(sandbox).await
     }
 
     fn concerns(&self, sandbox: &Sandbox) -> bool {

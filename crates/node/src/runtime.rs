@@ -8,11 +8,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use forebay_nri::Refusal;
-use forebay_nri::api::{Container, ContainerUpdate, Event, PodSandbox};
+use forebay_nri::api::{self, Container, ContainerUpdate, Event, PodSandbox};
 use forebay_nri::plugin::{self, Events, Plugin};
 pub use forebay_nri::plugin::{Settings, State};
 
-use crate::driver::{Driver, DriverError, Sandbox};
+use crate::driver::{Driver, DriverError, Hook, Sandbox};
 
 /// The plugin's name at the runtime.
 pub const NAME: &str = "forebay.dev";
@@ -56,6 +56,7 @@ impl<D: Driver, F: Fn(&State) + Send + Sync + 'static> Plugin for Handlers<D, F>
             Event::RunPodSandbox,
             Event::StopPodSandbox,
             Event::RemovePodSandbox,
+            Event::CreateContainer,
         ])
     }
 
@@ -99,6 +100,37 @@ impl<D: Driver, F: Fn(&State) + Send + Sync + 'static> Plugin for Handlers<D, F>
         }
     }
 
+    /// Containers that name a claim have its guard from the runtime; the others of its pod get it here.
+    async fn create_container(
+        &self,
+        request: api::CreateContainerRequest,
+    ) -> Result<api::CreateContainerResponse, Refusal> {
+        let sandbox = sandbox(request.pod.unwrap_or_default());
+        let guards = self.driver.guards(&sandbox).await;
+        let guards = guards.map_err(|error| Refusal::new(format!("{NAME}: {error}")))?;
+        let container = request.container.unwrap_or_default();
+        let has = container.hooks.unwrap_or_default().create_runtime;
+        let missing = guards
+            .into_iter()
+            .filter(|guard| !has.iter().any(|own| own.args == guard.arguments))
+            .map(hook);
+        let create_runtime: Vec<api::Hook> = missing.collect();
+        if create_runtime.is_empty() {
+            return Ok(api::CreateContainerResponse::default());
+        }
+        let adjust = api::ContainerAdjustment {
+            hooks: Some(api::Hooks {
+                create_runtime,
+                ..api::Hooks::default()
+            }),
+            ..api::ContainerAdjustment::default()
+        };
+        Ok(api::CreateContainerResponse {
+            adjust: Some(adjust),
+            ..api::CreateContainerResponse::default()
+        })
+    }
+
     fn connection_changed(&self, state: &State) {
         (self.changed)(state);
     }
@@ -113,6 +145,17 @@ async fn to_its_end(
         Err(panic) => Err(Refusal::new(format!(
             "{NAME}: a fault in the driver, see its log: {panic}"
         ))),
+    }
+}
+
+fn hook(guard: Hook) -> api::Hook {
+    api::Hook {
+        path: guard.program.display().to_string(),
+        args: guard.arguments,
+        env: Vec::new(),
+        timeout: Some(api::OptionalInt {
+            value: guard.timeout_s.into(),
+        }),
     }
 }
 

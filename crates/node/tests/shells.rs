@@ -9,7 +9,7 @@ use std::time::Duration;
 use forebay_node::driver::{DeviceHealth, Health};
 use forebay_node::kubelet::{Kubelet, Registration, Settings};
 use forebay_node::runtime;
-use forebay_nri::api::{Event, LinuxNamespace, LinuxPodSandbox, PodSandbox};
+use forebay_nri::api::{self, Event, LinuxNamespace, LinuxPodSandbox, PodSandbox};
 use forebay_nri::runtime::{FakeRuntime, Settings as RuntimeSettings};
 use forebay_wire::kubelet::{dra_v1beta1, health_v1, health_v1alpha1};
 use support::{FakeKubelet, Recorder, registry};
@@ -294,6 +294,28 @@ async fn events_of_the_runtime_reach_the_driver_and_its_refusal_fails_the_sandbo
         let error = refused.expect_err("the sandbox fails").to_string();
         assert!(error.contains(words), "{error}");
     }
+    let create = async |name: &str, hooks: Option<api::Hooks>| {
+        let container = Some(api::Container {
+            hooks,
+            ..Default::default()
+        });
+        let pod = Some(pod(name));
+        let request = api::CreateContainerRequest { pod, container };
+        let answer: Result<api::CreateContainerResponse, _> =
+            attached.call("CreateContainer", &request).await;
+        answer.map(|answer| answer.adjust.and_then(|adjust| adjust.hooks))
+    };
+    let added = create("p", None).await.expect("yes");
+    let hook = &added.as_ref().expect("the guard").create_runtime[0];
+    assert_eq!(
+        (hook.path.as_str(), &hook.args[1][..]),
+        ("/state/bin/forebay", "uid-p")
+    );
+    assert_eq!(create("p", added).await, Ok(None), "it has it already");
+    assert_eq!(create("q", None).await, Ok(None), "no claims of ours");
+    let refused = create("refused", None).await;
+    let error = refused.expect_err("the container is not made").to_string();
+    assert!(error.contains("no ledger"), "{error}");
     stop.send(()).expect("it runs");
     running.await.expect("it ends when it is told to");
 }

@@ -21,7 +21,7 @@ use forebay_fabric::claim::{AllocatedClaim, AllocatedDevice, ClaimRef};
 use forebay_fabric::plan::{self, AttachPlan};
 
 use crate::cdi::Cdi;
-use crate::driver::{DeviceHealth, Driver, DriverError, PreparedDevice, Sandbox};
+use crate::driver::{DeviceHealth, Driver, DriverError, Hook, PreparedDevice, Sandbox};
 use crate::ipam::{Keeper, Nobody, Releases, Sources};
 use crate::ledger::{ClaimRecord, Ledger};
 use crate::netlink::Links;
@@ -182,6 +182,16 @@ impl<C: ClaimSource, L: Links, F: Faults> Driver for HostDriver<C, L, F> {
         let sandboxes = sandboxes.to_vec();
         self.blocking(CALL_MAX, move |core| core.synchronize(&sandboxes))
             .await
+    }
+
+    async fn guards(&self, sandbox: &Sandbox) -> Result<Vec<Hook>, DriverError> {
+        let uid = sandbox.uid.clone();
+        let guards = move |core: &Core<L, F>| {
+            let (records, _) = core.of_pod(&uid)?;
+            let guards = records.iter().map(|record| core.cdi.guard(&record.uid));
+            Ok(guards.collect())
+        };
+        self.blocking(ATTACH_MAX, guards).await
     }
 
     fn concerns(&self, sandbox: &Sandbox) -> bool {

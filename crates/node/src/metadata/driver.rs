@@ -6,7 +6,7 @@ use forebay_fabric::claim::{ClaimRef, parent};
 use tokio::sync::watch;
 
 use super::{Files, Subject};
-use crate::driver::{DeviceHealth, Driver, DriverError, PreparedDevice, Sandbox};
+use crate::driver::{DeviceHealth, Driver, DriverError, Hook, PreparedDevice, Sandbox};
 use crate::inventory::Known;
 use crate::ledger::{ClaimRecord, Ledger};
 use crate::report;
@@ -126,6 +126,10 @@ impl<D: Driver> Driver for Described<D> {
         self.driver.synchronize(sandboxes).await?;
         self.tell(|_| true).await;
         Ok(())
+    }
+
+    async fn guards(&self, sandbox: &Sandbox) -> Result<Vec<Hook>, DriverError> {
+        self.driver.guards(sandbox).await
     }
 
     fn concerns(&self, sandbox: &Sandbox) -> bool {

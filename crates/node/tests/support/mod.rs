@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use forebay_fabric::claim::ClaimRef;
-use forebay_node::driver::{DeviceHealth, Driver, DriverError, PreparedDevice, Sandbox};
+use forebay_node::driver::{DeviceHealth, Driver, DriverError, Hook, PreparedDevice, Sandbox};
 use forebay_wire::kubelet::dra_v1::dra_plugin_client::DraPluginClient;
 use forebay_wire::kubelet::dra_v1::{
     Claim, NodePrepareResourceResponse, NodePrepareResourcesRequest, NodeUnprepareResourcesRequest,
@@ -83,6 +83,18 @@ impl Driver for Recorder {
     async fn detach(&self, sandbox: &Sandbox) -> Result<(), DriverError> {
         self.write(format!("detach {}", sandbox.name));
         Ok(())
+    }
+
+    async fn guards(&self, sandbox: &Sandbox) -> Result<Vec<Hook>, DriverError> {
+        match sandbox.name.as_str() {
+            "refused" => Err(DriverError("no ledger".to_owned())),
+            "p" => Ok(vec![Hook {
+                program: "/state/bin/forebay".into(),
+                arguments: vec!["forebay".to_owned(), "uid-p".to_owned()],
+                timeout_s: 10,
+            }]),
+            _ => Ok(Vec::new()),
+        }
     }
 
     async fn synchronize(&self, sandboxes: &[Sandbox]) -> Result<(), DriverError> {
