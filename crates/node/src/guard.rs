@@ -9,7 +9,7 @@ use forebay_fabric::plan::State;
 use serde::Deserialize;
 
 use crate::attach::verify;
-use crate::ledger::{DeviceRecord, Ledger};
+use crate::ledger::Ledger;
 use crate::netlink::{KernelLinks, Links};
 use crate::netns;
 use crate::rdma::{KernelNamespaces, WithRdma};
@@ -48,13 +48,11 @@ pub fn guard(folder: &Path, claim: &str, state: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Holds the namespace of a container while there is something of the host's in it: links on top of NICs that
-/// stay on the host are to go with their pod.
+/// Holds the namespace of a container while there is something of the host's in it.
 fn hold(folder: &Path, claim: &str, netns: &Path) -> io::Result<()> {
     let ledger = Ledger::open(folder)?;
     let record = ledger.read(claim)?;
-    let moved = |d: &DeviceRecord| d.plan.share.child.is_none();
-    match record.is_some_and(|record| record.devices.iter().any(moved)) {
+    match record.is_some_and(|record| record.takes_from_host()) {
         true => netns::hold(netns, &ledger.held_netns(claim)?),
         false => Ok(()),
     }

@@ -97,6 +97,11 @@ impl ClaimRecord {
         }
     }
 
+    /// Whether something of the host's goes into the pod: links on top of NICs that stay are to go with it.
+    pub fn takes_from_host(&self) -> bool {
+        self.devices.iter().any(|d| d.plan.share.child.is_none())
+    }
+
     /// Sets the state of all devices.
     pub fn set(&mut self, state: State) {
         for device in &mut self.devices {

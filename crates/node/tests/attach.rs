@@ -109,6 +109,25 @@ fn nics_of_a_pod_that_ended_while_nobody_was_there_come_back_from_its_namespace(
 }
 
 #[test]
+fn nics_of_a_pod_that_the_runtime_takes_away_before_its_first_container_come_back() {
+    let Some(world) = world("t", 2) else { return };
+    let before = world.on_host();
+    let (claim, names) = world.claim();
+    let core = world.core(());
+    core.prepare(&claim, &names).unwrap();
+    // The runtime stops the sandbox without us, and lists it all the same when it is back.
+    core.synchronize(&[world.sandbox()]).unwrap();
+    assert_eq!(world.guard(), Ok(()));
+    assert!(ip(&format!("netns del {}", world.pod)));
+    core.unprepare(UID).unwrap();
+    assert_eq!(world.on_host(), before);
+    assert!(
+        ip(&format!("netns add {}", world.pod)),
+        "for the world's end"
+    );
+}
+
+#[test]
 fn a_nic_that_was_lost_with_its_pod_is_planned_for_anew_where_there_is_another_of_its_name() {
     let Some(world) = world("l", 1) else { return };
     let core = world.core(());

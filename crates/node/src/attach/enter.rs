@@ -76,6 +76,10 @@ impl<L: Links, F: Faults> Core<L, F> {
             self.faults
                 .at(FaultPoint::Begin)
                 .map_err(|e| fail(e.to_string()))?;
+            if record.takes_from_host() {
+                let kept = netns.try_clone().map_err(|e| fail(e.to_string()))?;
+                self.entered().insert(record.uid.clone(), kept);
+            }
             record.netns = Some(path.clone());
             record.set(State::Attaching);
             self.ledger.note(record).map_err(|e| fail(e.to_string()))?;

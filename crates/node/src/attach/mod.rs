@@ -83,6 +83,9 @@ pub struct Core<L, F = ()> {
     /// Who gives addresses that are not the node's.
     sources: Box<dyn Sources>,
     releases: Releases,
+    /// Namespaces of pods that have NICs of the host, by the UIDs of their claims. A runtime may take the path of one
+    /// away at any time, and before a guard has held it (`guard`) the NICs would go with it.
+    entered: Mutex<BTreeMap<String, File>>,
     /// Held by whoever works on devices.
     turn: Mutex<()>,
     /// Held while somebody is told that what they gave is free, and by whoever has it again.
@@ -217,6 +220,7 @@ impl<L: Links, F: Faults> Core<L, F> {
             parts: None,
             own_rdma: false,
             sources: Box::new(Nobody),
+            entered: Mutex::default(),
             turn: Mutex::new(()),
             asking: Mutex::new(()),
         }
@@ -247,6 +251,10 @@ impl<L: Links, F: Faults> Core<L, F> {
         let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let file = self.ledger.lock(until);
         Ok((turn, file.map_err(|e| DriverError(e.to_string()))?))
+    }
+
+    fn entered(&self) -> MutexGuard<'_, BTreeMap<String, File>> {
+        self.entered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The records of a pod, and a sentence about each file of the ledger that was none.

@@ -109,7 +109,7 @@ impl<L: Links, F: Faults> Core<L, F> {
         let settled = |s: State| matches!(s, State::Planned | State::Released);
         let held = self.ledger.held_netns(&record.uid).map_err(of)?;
         if record.devices.iter().all(|d| settled(d.state)) {
-            return netns::let_go(&held).map_err(of);
+            return self.let_go(record);
         }
         record
             .devices
@@ -127,10 +127,15 @@ impl<L: Links, F: Faults> Core<L, F> {
             .transpose()
             .map_err(of)?
             .flatten();
-        // Its pod ended while nobody was there.
+        // Its pod ended while nobody was there, or before one of its containers began.
         let netns = match netns {
             Some(netns) => Some(netns),
             None => netns::open(&held).map_err(of)?,
+        };
+        let entered = || self.entered().get(&record.uid).map(File::try_clone);
+        let netns = match netns {
+            Some(netns) => Some(netns),
+            None => entered().transpose().map_err(of)?,
         };
         let moving: Vec<_> = record
             .devices
@@ -150,10 +155,18 @@ impl<L: Links, F: Faults> Core<L, F> {
         self.ledger.note(record).map_err(of)?;
         self.faults.at(FaultPoint::Released).map_err(of)?;
         if failed.is_empty() {
-            netns::let_go(&held).map_err(of)
+            self.let_go(record)
         } else {
             Err(DriverError(format!("claim {claim}: {}", failed.join("; "))))
         }
+    }
+
+    /// Lets go of the namespace of a claim whose devices are all where they belong.
+    fn let_go(&self, record: &ClaimRecord) -> Result<(), DriverError> {
+        self.entered().remove(&record.uid);
+        let held = self.ledger.held_netns(&record.uid);
+        let done = held.and_then(|held| netns::let_go(&held));
+        done.map_err(|e| said(&record.claim(), &e))
     }
 
     /// Brings devices that are being detached back from wherever they are; the state of each then.
