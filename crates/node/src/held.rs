@@ -1,7 +1,8 @@
 //! NICs that were given away, as they were then, on disk: their devices stay in the slice unchanged while the
 //! interface is in a pod, also when another process of the driver comes.
 //!
-//! One file for each, written before the plan of its claim, taken away when the claim is.
+//! One file for each, written before the plan of its claim, taken away when the claim is. Whoever does either has the
+//! turn to work on devices.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -15,7 +16,7 @@ use forebay_fabric::publish::device_name;
 use crate::files;
 
 /// So long a NIC is kept that no claim has: between its being kept and the claim's plan on disk there is a
-/// moment, in this process or in one beside it.
+/// moment, in this process or in one beside it, in which it may also end.
 const GRACE: Duration = Duration::from_secs(60);
 /// Bytes of a file at most; one with 256 GIDs takes a tenth.
 const FILE_BYTES_MAX: u64 = 1 << 20;

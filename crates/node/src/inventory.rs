@@ -56,6 +56,14 @@ pub struct Settings {
 pub struct Known(Arc<RwLock<BTreeMap<String, (Nic, PublishedDevice)>>>);
 
 impl Known {
+    /// These, as if a look had found them.
+    pub fn of(devices: impl IntoIterator<Item = (Nic, PublishedDevice)>) -> Known {
+        let known = Known::default();
+        let named = devices.into_iter().map(|one| (one.1.name.clone(), one));
+        known.set(named.collect());
+        known
+    }
+
     /// The NIC behind a device.
     pub fn nic(&self, device: &str) -> Option<Nic> {
         self.with(device, |(nic, _)| nic.clone())
@@ -185,6 +193,8 @@ impl Inventory {
         (now_ms, today_s): (u64, i64),
     ) -> io::Result<Look> {
         let keep = uplinks::read(&self.settings.proc)?;
+        self.prune()?;
+        let held_before = self.held.all()?;
         let found = sysfs::read(&self.settings.sysfs, &keep);
         let mut machine = found.machine;
         machine.tell(&netlink::facts()?);
@@ -194,8 +204,7 @@ impl Inventory {
         let claimed = records.iter().flat_map(|record| &record.devices);
         let claimed: BTreeMap<String, State> =
             claimed.map(|d| (d.plan.device.clone(), d.state)).collect();
-        self.held.prune(&claimed.keys().cloned().collect())?;
-        let held = self.held.all()?;
+        let held = either(self.held.all()?, held_before);
         let seen = see(&machine, &held, &claimed);
         let input = |taints| Input {
             machine: machine.clone(),
@@ -227,6 +236,14 @@ impl Inventory {
             problems: told,
             due_ms: self.monitor.due_ms(),
         })
+    }
+
+    /// What a process left that ended between writing a NIC down and its plan.
+    fn prune(&self) -> io::Result<()> {
+        let (records, _) = self.ledger.all()?;
+        let claimed = records.iter().flat_map(|record| &record.devices);
+        self.held
+            .prune(&claimed.map(|d| d.plan.device.clone()).collect())
     }
 
     fn remember(&self, machine: &Machine, held: &[Nic], devices: &[PublishedDevice]) {
@@ -278,6 +295,13 @@ impl Settings {
             }
         });
     }
+}
+
+/// NICs that were held before or after the host was looked at: one that came back meanwhile was seen in neither place.
+fn either(mut after: Vec<Nic>, before: Vec<Nic>) -> Vec<Nic> {
+    let names: BTreeSet<String> = after.iter().map(publish::device_name).collect();
+    after.extend((before.into_iter()).filter(|nic| !names.contains(&publish::device_name(nic))));
+    after
 }
 
 /// What is seen of every device: of one that a claim has and that is not on the host, only whether it is lost.

@@ -127,10 +127,6 @@ impl forebay_node::attach::ClaimSource for NoClaims {
         Err(forebay_node::attach::NoClaim::Refused(why))
     }
 
-    fn keep(&self, _: &forebay_fabric::claim::AllocatedClaim) -> std::io::Result<()> {
-        Ok(())
-    }
-
     fn interface(&self, _: &str) -> Option<String> {
         None
     }

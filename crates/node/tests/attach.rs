@@ -11,7 +11,11 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use forebay_fabric::machine::{Machine, Netdev, Nic, Sriov};
+use forebay_fabric::publish;
 use forebay_node::attach::{FAULT_POINTS, FaultPoint, Faults};
+use forebay_node::held::Held;
+use forebay_node::inventory::Known;
 use forebay_node::ledger::Ledger;
 use world::{Host, UID, World, ip, netns, soon, world};
 
@@ -125,6 +129,50 @@ fn nics_of_a_pod_that_the_runtime_takes_away_before_its_first_container_come_bac
         ip(&format!("netns add {}", world.pod)),
         "for the world's end"
     );
+}
+
+#[test]
+fn a_nic_is_written_down_as_it_is_published_from_its_plan_until_its_claim_is_forgotten() {
+    let Some(world) = world("h", 1) else { return };
+    let nic = Nic {
+        pci: None,
+        sriov: Sriov::None,
+        netdev: Some(Netdev {
+            name: "rail0".into(),
+            kind: "veth".into(),
+            mac: String::new(),
+            mtu: 1500,
+            addresses: Vec::new(),
+            admin_up: true,
+            state: "up".into(),
+            speed_mbps: None,
+            alias: String::new(),
+        }),
+        rdma: None,
+    };
+    let machine = Machine {
+        nics: vec![nic.clone()],
+        ..Machine::default()
+    };
+    let input = publish::Input {
+        machine,
+        ..publish::Input::default()
+    };
+    let device = publish::devices(&input).0.remove(0);
+    let held = Held::open(&world.folder.join("state")).unwrap();
+    let core = world
+        .core(())
+        .with_held(held.clone(), Known::of([(nic.clone(), device)]));
+    let (mut claim, _) = world.claim();
+    claim.devices[0].device = "rail0".into();
+    let names = BTreeMap::from([("rail0".to_owned(), "rail0".to_owned())]);
+    core.prepare(&claim, &names).unwrap();
+    assert_eq!(held.all().unwrap(), std::slice::from_ref(&nic));
+    core.attach(&world.sandbox(), soon()).unwrap();
+    core.detach(&world.sandbox()).unwrap();
+    assert_eq!(held.all().unwrap(), [nic], "the claim has it still");
+    core.unprepare(UID).unwrap();
+    assert_eq!(held.all().unwrap(), [], "as it is found from now on");
 }
 
 #[test]

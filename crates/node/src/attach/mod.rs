@@ -22,6 +22,8 @@ use forebay_fabric::plan::{self, AttachPlan};
 
 use crate::cdi::Cdi;
 use crate::driver::{DeviceHealth, Driver, DriverError, Hook, PreparedDevice, Sandbox};
+use crate::held::Held;
+use crate::inventory::Known;
 use crate::ipam::{Keeper, Nobody, Releases, Sources};
 use crate::ledger::{ClaimRecord, Ledger};
 use crate::netlink::Links;
@@ -40,13 +42,6 @@ pub trait ClaimSource: Send + Sync + 'static {
         &self,
         claim: &ClaimRef,
     ) -> impl Future<Output = Result<AllocatedClaim, NoClaim>> + Send;
-
-    /// Has what is published of the claim's devices stay so while a pod has them, before a plan gives them away.
-    /// May block.
-    ///
-    /// # Errors
-    /// It cannot be written down.
-    fn keep(&self, claim: &AllocatedClaim) -> io::Result<()>;
 
     /// The name that the interface of a published device has on the host; none if there is no such
     /// device, or it has no interface.
@@ -78,6 +73,8 @@ pub struct Core<L, F = ()> {
     ledger: Ledger,
     cdi: Cdi,
     parts: Option<Parts>,
+    /// Where NICs are written down as they are published, and how that is.
+    held: Option<(Held, Known)>,
     /// Whether RDMA devices are of one namespace each.
     own_rdma: bool,
     /// Who gives addresses that are not the node's.
@@ -149,11 +146,6 @@ impl<C: ClaimSource, L: Links, F: Faults> Driver for HostDriver<C, L, F> {
         };
         let claims = self.claims.clone();
         self.blocking(CALL_MAX, move |core| {
-            let kept = claims.keep(&allocated);
-            kept.map_err(|error| {
-                let claim = &allocated.claim;
-                DriverError(format!("claim {claim}: its NICs cannot be kept: {error}"))
-            })?;
             let devices = allocated.devices.iter();
             let named =
                 |d: &AllocatedDevice| Some((d.device.clone(), claims.interface(&d.device)?));
@@ -218,6 +210,7 @@ impl<L: Links, F: Faults> Core<L, F> {
             ledger,
             cdi,
             parts: None,
+            held: None,
             own_rdma: false,
             sources: Box::new(Nobody),
             entered: Mutex::default(),
@@ -243,6 +236,14 @@ impl<L: Links, F: Faults> Core<L, F> {
             own_rdma,
             ..self
         }
+    }
+
+    /// With where NICs that claims have are written down as they are `known` to be published, so that they stay so.
+    /// Without, they are not.
+    #[must_use]
+    pub fn with_held(self, held: Held, known: Known) -> Core<L, F> {
+        let held = Some((held, known));
+        Core { held, ..self }
     }
 
     /// The turn to work on devices, among threads and then among processes, no later than `until`.

@@ -98,6 +98,8 @@ impl<L: Links, F: Faults> Core<L, F> {
                     devices,
                     looked_at: looked_at(claim),
                 };
+                // First: what a plan gives away stays published.
+                self.keep(&record).map_err(of)?;
                 self.ledger.write(&record).map_err(of)?;
                 record
             }
@@ -105,6 +107,16 @@ impl<L: Links, F: Faults> Core<L, F> {
         self.faults.at(FaultPoint::Planned).map_err(of)?;
         self.cdi.write(&record).map_err(of)?;
         Ok(told(&record))
+    }
+
+    /// Writes the NICs of a claim down as they are published now. Those that a claim had already are as they were then.
+    fn keep(&self, record: &ClaimRecord) -> io::Result<()> {
+        let Some((held, known)) = &self.held else {
+            return Ok(());
+        };
+        let nics = record.devices.iter();
+        let mut nics = nics.filter_map(|device| known.nic(&device.plan.device));
+        nics.try_for_each(|nic| held.keep(&nic))
     }
 
     /// Plans for the devices that the claim gets as they are `wanted`; `before` is what was planned for it earlier.

@@ -1,5 +1,6 @@
 //! From the pod back to the host, as it was there; and what is settled when a process comes back.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -21,7 +22,8 @@ impl<L: Links, F: Faults> Core<L, F> {
     pub fn unprepare(&self, uid: &str) -> Result<(), DriverError> {
         let _turn = self.turn(Instant::now() + CALL_MAX)?;
         let io = |e: io::Error| DriverError(format!("claim {uid}: {e}"));
-        if let Some(mut record) = self.ledger.read(uid).map_err(io)? {
+        let record = self.ledger.read(uid).map_err(io)?;
+        if let Some(mut record) = record.clone() {
             self.release(&mut record)?;
             let owed = record.devices.iter();
             let owed = owed.filter_map(|d| Some((d.plan.host.name.clone(), d.source.clone()?)));
@@ -31,7 +33,21 @@ impl<L: Links, F: Faults> Core<L, F> {
             }
         }
         self.cdi.remove(uid).map_err(io)?;
-        self.ledger.remove(uid).map_err(io)
+        self.ledger.remove(uid).map_err(io)?;
+        record.map_or(Ok(()), |record| self.no_longer_keep(&record).map_err(io))
+    }
+
+    /// The NICs of a claim that is forgotten are published as they are found from now on, or not at all; but those that
+    /// another claim has a share of.
+    fn no_longer_keep(&self, record: &ClaimRecord) -> io::Result<()> {
+        let Some((held, _)) = &self.held else {
+            return Ok(());
+        };
+        let (others, _) = self.ledger.all()?;
+        let others = others.iter().flat_map(|other| &other.devices);
+        let others: BTreeSet<&str> = others.map(|d| d.plan.device.as_str()).collect();
+        let own = record.devices.iter().map(|d| d.plan.device.as_str());
+        held.forget(own.filter(|device| !others.contains(device)))
     }
 
     /// See [`Driver::detach`].

@@ -12,7 +12,6 @@ use forebay_node::attach::{ClaimSource, NoClaim};
 use forebay_node::cloud::http::{ANSWER_TIME, Http};
 use forebay_node::cloud::{self, Provider};
 use forebay_node::driver::{DriverError, Sandbox};
-use forebay_node::held::Held;
 use forebay_node::inventory::Known;
 use forebay_node::observed::{Call, Observer, Took};
 use tokio::sync::{Notify, watch};
@@ -30,16 +29,11 @@ const CLOUD_RETRY_LATER: Duration = Duration::from_secs(60);
 pub(super) struct Source {
     claims: Claims,
     known: Known,
-    held: Held,
 }
 
 impl Source {
-    pub(super) fn new(claims: Claims, known: Known, held: Held) -> Source {
-        Source {
-            claims,
-            known,
-            held,
-        }
+    pub(super) fn new(claims: Claims, known: Known) -> Source {
+        Source { claims, known }
     }
 }
 
@@ -50,14 +44,6 @@ impl ClaimSource for Source {
             device::NoClaim::Refused(why) => NoClaim::Refused(said(why)),
             device::NoClaim::Away(why) => NoClaim::Away(said(why)),
         })
-    }
-
-    fn keep(&self, claim: &AllocatedClaim) -> std::io::Result<()> {
-        let nics = claim.devices.iter();
-        for nic in nics.filter_map(|device| self.known.nic(&device.device)) {
-            self.held.keep(&nic)?;
-        }
-        Ok(())
     }
 
     fn interface(&self, device: &str) -> Option<String> {

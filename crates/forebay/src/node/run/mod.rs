@@ -214,7 +214,7 @@ impl Host {
         (claims, known, events): (Claims, Known, Events),
         (told, (changed, freed), metrics): (&Told, (&Arc<Notify>, &Arc<Notify>), &Metrics),
     ) -> Result<(OwnDriver, OwnKeeper), Failure> {
-        let source = Source::new(claims, known.clone(), self.held);
+        let source = Source::new(claims, known.clone());
         let files = metadata::Files {
             folder: args.state_dir.join("metadata"),
             cdi: args.cdi_dir.clone(),
@@ -227,6 +227,7 @@ impl Host {
         });
         let core = Core::new(self.links, steps, self.ledger.clone(), self.cdi)
             .with_parts(Parts::new(&args.sysfs_root), self.own_rdma)
+            .with_held(self.held, known.clone())
             .with_sources(elsewhere(args, known.clone())?);
         let driver = HostDriver::new(source, core, told.health());
         let keeper = driver.keeper();
