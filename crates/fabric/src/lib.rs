@@ -17,3 +17,4 @@ pub mod publish;
 pub mod share;
 pub mod synth;
 pub mod topology;
+pub mod unnamed;

@@ -403,6 +403,76 @@ fn an_object_takes_the_place_of_what_is_derived(controller: &Controller) {
     });
 }
 
+fn claims_that_no_container_names_are_named(controller: &Controller) {
+    let (cluster, namespace) = (controller.cluster, controller.namespace.name.as_str());
+    let template = |name: &str, class: &str| {
+        let request = json!({ "name": "nic", "exactly": { "deviceClassName": class } });
+        json!({
+            "apiVersion": "resource.k8s.io/v1", "kind": "ResourceClaimTemplate",
+            "metadata": { "name": name },
+            "spec": { "spec": { "devices": { "requests": [request] } } },
+        })
+    };
+    let other = json!({
+        "apiVersion": "resource.k8s.io/v1", "kind": "DeviceClass",
+        "metadata": { "name": "others", "labels": { "app.kubernetes.io/part-of": "forebay" } },
+        "spec": { "selectors": [{ "cel": { "expression": "device.driver == 'gpu.example.com'" } }] },
+    });
+    for object in [
+        template("one-nic", "dra.net"),
+        template("one-gpu", "others"),
+        other,
+    ] {
+        cluster.apply(namespace, &object.to_string());
+    }
+    let claim =
+        |name: &str, template: &str| json!({ "name": name, "resourceClaimTemplateName": template });
+    let pod = |claims: &[Value]| {
+        json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "names-none" },
+            "spec": {
+                "resourceClaims": claims,
+                "initContainers": [{ "name": "first", "image": "none" }],
+                "containers": [
+                    { "name": "main", "image": "none", "resources": { "claims": [{ "name": "own" }] } },
+                    { "name": "logs", "image": "none" },
+                ],
+            },
+        })
+    };
+    let own = claim("own", "one-nic");
+    let all = [
+        own.clone(),
+        claim("nics", "one-nic"),
+        claim("gpus", "one-gpu"),
+    ];
+    let made = controller.dry(&pod(&all)).expect("a pod");
+    let named = |list: &str, at: usize| made["spec"][list][at]["resources"]["claims"].clone();
+    let (both, nics) = (
+        json!([{ "name": "own" }, { "name": "nics" }]),
+        json!([{ "name": "nics" }]),
+    );
+    assert_eq!(
+        [
+            named("containers", 0),
+            named("containers", 1),
+            named("initContainers", 0)
+        ],
+        [both, nics.clone(), nics]
+    );
+    assert_eq!(
+        made["metadata"]["annotations"]["forebay.dev/claims-named"],
+        "nics"
+    );
+    let made = controller.dry(&pod(&[own.clone(), claim("nics", "none-yet")]));
+    let made = made.expect("a pod whose template is not there");
+    assert!(made["metadata"]["annotations"]["forebay.dev/claims-named"].is_null());
+    let made = controller
+        .dry(&pod(&[own]))
+        .expect("a pod that names its claim");
+    assert!(made["spec"]["containers"][1]["resources"]["claims"].is_null());
+}
+
 fn the_account_may_set_its_labels_and_nothing_else_of_nodes(controller: &Controller) {
     let with_token = |arguments: &[&str]| {
         let mut command: Command = controller.cluster.command(arguments);
@@ -468,6 +538,7 @@ fn wrong_parameters_are_refused_and_a_pod_gets_the_nics_of_its_node_by_an_annota
     what_is_wrong_is_refused(&controller);
     a_pod_gets_the_nics_of_its_node(&controller);
     an_object_takes_the_place_of_what_is_derived(&controller);
+    claims_that_no_container_names_are_named(&controller);
     the_account_may_set_its_labels_and_nothing_else_of_nodes(&controller);
     a_certificate_that_is_lost_is_made_anew_and_trusted(&controller);
     let page = get(controller.pages, "/metrics").expect("a page");

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
+use crate::unnamed;
+
 use super::{
     Amount, GKE_LABEL, LABEL, MACHINE_LABEL, NETDEV_CLASS, NetworkProfile, NodeFacts, Profile,
     RDMA_CLASS, Source, machine_type, plain,
@@ -289,13 +291,8 @@ fn operations(pod: &Value, ask: &Ask, template: &str, profile: &str) -> Vec<Valu
     }
     for index in &ask.containers {
         let path = format!("/spec/containers/{index}/resources");
-        let resources = &pod["spec"]["containers"][*index]["resources"];
-        let name = json!({ "name": CLAIM });
-        match (resources.is_object(), resources["claims"].is_array()) {
-            (false, _) => add(path, json!({ "claims": [name] })),
-            (true, false) => add(path + "/claims", json!([name])),
-            (true, true) => add(path + "/claims/-", name),
-        }
+        let container = &pod["spec"]["containers"][*index];
+        unnamed::name(container, &path, &[CLAIM], &mut operations);
     }
     operations
 }

@@ -1,10 +1,11 @@
 //! What a driver of devices reads from and writes to an API server: claims that were allocated
-//! ([`Claims`]), the slices of its pool ([`Slices`]), statuses of claims ([`Statuses`]), events
+//! ([`Claims`]) or are to be ([`Asked`]), the slices of its pool ([`Slices`]), statuses of claims ([`Statuses`]), events
 //! ([`Events`]). What devices there are, and what is done with them, is decided elsewhere.
 //!
 //! Each of the writers tries again until it is done; while the server is away, they wait and nothing else
 //! does.
 
+mod asked;
 mod claims;
 mod events;
 mod metrics;
@@ -12,6 +13,7 @@ mod node;
 mod slices;
 mod statuses;
 
+pub use asked::Asked;
 pub use claims::{Claims, NoClaim};
 pub use events::{Event, Events, Subject};
 pub use metrics::DeviceMetrics;

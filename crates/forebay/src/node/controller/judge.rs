@@ -1,11 +1,13 @@
 //! What the webhooks answer: parameters of our driver are held against what a node would accept, and pods that
-//! ask for the NICs of their node get a claim.
+//! ask for the NICs of their node get a claim, or have those that they bring named in their containers.
 
 use forebay_cluster::kubernetes::admission::{Answer, Cause, Judge, Operation, Request, Why};
+use forebay_cluster::kubernetes::device::Asked;
 use forebay_cluster::kubernetes::profiles::Profiles;
 use forebay_fabric::config::{FieldError, objects};
 use forebay_fabric::profile::NetworkProfile;
 use forebay_fabric::profile::inject;
+use forebay_fabric::unnamed;
 use forebay_k8s_cel::Program;
 use serde_json::Value;
 
@@ -13,6 +15,8 @@ use serde_json::Value;
 pub(super) const VALIDATE: &str = "/validate";
 /// Where pods get claims.
 pub(super) const INJECT: &str = "/inject";
+/// Where the claims of pods are named in their containers.
+pub(super) const NAME: &str = "/name";
 /// Errors that a sentence names; the causes beside it have all.
 const TOLD_MAX: usize = 8;
 
@@ -20,6 +24,7 @@ const TOLD_MAX: usize = 8;
 pub(super) struct Desk {
     pub(super) driver: String,
     pub(super) profiles: Profiles,
+    pub(super) claims: Asked,
 }
 
 impl Judge for Desk {
@@ -27,6 +32,7 @@ impl Judge for Desk {
         match path {
             VALIDATE => Some(validated(&request, &self.driver)),
             INJECT => Some(self.injected(&request).await),
+            NAME => Some(self.named(&request).await),
             _ => None,
         }
     }
@@ -109,6 +115,32 @@ impl Desk {
         }
         let operations = injection.operations;
         Answer::Patch { operations }
+    }
+}
+
+impl Desk {
+    /// A claim that cannot be looked up is left as it is: the driver's guard does not depend on it.
+    async fn named(&self, request: &Request) -> Answer {
+        let claims = unnamed::unnamed(&request.object);
+        let (mut names, mut warnings) = (Vec::new(), Vec::new());
+        for claim in &claims {
+            let namespace = &request.namespace;
+            match self.claims.is_of(namespace, claim, &self.driver).await {
+                Ok(true) => names.push(claim.name.as_str()),
+                Ok(false) => {}
+                Err(why) => warnings.push(format!(
+                    "claim {} is named in no container, and whether it is for NICs cannot be told: {why}; name it in \
+                     resources.claims of those that need it",
+                    claim.name
+                )),
+            }
+        }
+        match names.is_empty() {
+            true => Answer::Allow { warnings },
+            false => Answer::Patch {
+                operations: unnamed::operations(&request.object, &names),
+            },
+        }
     }
 }
 

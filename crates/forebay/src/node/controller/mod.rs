@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use forebay_cluster::kubernetes::admission::{self, Keeper, Reviews};
-use forebay_cluster::kubernetes::device::{DeviceMetrics, Events};
+use forebay_cluster::kubernetes::device::{Asked, DeviceMetrics, Events};
 use forebay_cluster::kubernetes::profiles::{self, Profiles};
 use forebay_cluster::kubernetes::{Election, Metrics, Server};
 use forebay_node::page::{self, Listener, Pages};
@@ -86,6 +86,7 @@ async fn serve(args: &ControllerArgs) -> Result<(), Failure> {
     let desk = Desk {
         driver: args.driver.clone(),
         profiles,
+        claims: Asked::new(server.clone()),
     };
     tokio::spawn(admission::serve(webhooks, shown, Arc::new(desk), reviews));
     let election = Election {
