@@ -6,7 +6,8 @@
 
 mod differences;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +20,9 @@ pub use differences::{Found, differences, unlike};
 
 /// Largest segment that is not Big TCP, bytes: sizes up to it hold for IPv4 too.
 pub const GSO_LEGACY_MAX: u32 = 65_536;
+
+/// Tables that each namespace has rules for by itself: default, main, local.
+const COMMON_TABLES: [u32; 3] = [253, 254, 255];
 
 /// An interface as it is.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -231,22 +235,44 @@ pub fn plan(
     })
 }
 
+impl AttachPlan {
+    /// With those of the `host`'s rules that lead to a table of its own that it has routes in: nobody would look there
+    /// without. A routing domain leads to its table itself.
+    #[must_use]
+    pub fn with_rules_of(mut self, host: &[Rule]) -> AttachPlan {
+        if self.vrf.is_some() {
+            return self;
+        }
+        let tables = self.pod.routes.iter().map(|route| route.table);
+        let tables: BTreeSet<u32> = tables
+            .filter(|table| !COMMON_TABLES.contains(table))
+            .collect();
+        for rule in host.iter().filter(|rule| tables.contains(&rule.table)) {
+            if !self.rules.contains(rule) {
+                self.rules.push(rule.clone());
+            }
+        }
+        self
+    }
+}
+
 /// The size of IPv4: the kernel sets it with the other one, as long as that is no Big TCP.
 fn of_ipv4(asked: Option<u32>, other: Option<u32>, host: Option<u32>) -> Option<u32> {
     let with_it = other.filter(|n| *n <= GSO_LEGACY_MAX);
     asked.or(with_it).or(host)
 }
 
-/// The routes that the pod shall have: those that are asked for, and the host's with the host's addresses.
+/// The routes that the pod shall have: those that are asked for, and the host's; of these, with other addresses than the
+/// host's, only those that hold with them.
 fn routes(config: &NetworkConfig, host: &Interface) -> Vec<Route> {
     let asked = &config.interface;
     let mut routes = config.routes.clone();
     let same = |a: &Route, b: &Route| a.destination == b.destination && a.table == b.table;
-    if asked.addresses.is_empty() {
-        for route in &host.routes {
-            if !routes.iter().any(|r| same(r, route)) {
-                routes.push(route.clone());
-            }
+    let own = &asked.addresses;
+    let holds = |route: &&Route| own.is_empty() || holds_with(route, own, &host.routes);
+    for route in host.routes.iter().filter(holds) {
+        if !routes.iter().any(|r| same(r, route)) {
+            routes.push(route.clone());
         }
     }
     if let Some(vrf) = &asked.vrf {
@@ -262,6 +288,27 @@ fn routes(config: &NetworkConfig, host: &Interface) -> Vec<Route> {
     // A gateway must be reachable when its route comes.
     routes.sort_by_key(|r| r.gateway.is_some());
     routes
+}
+
+/// Whether one of the host's `routes` makes sense where these addresses are: it says of no other that packets are to
+/// come from it, and its gateway is a neighbour. A default route is the host's alone.
+fn holds_with(route: &Route, addresses: &[Cidr], routes: &[Route]) -> bool {
+    let of_own = |source: IpAddr| addresses.iter().any(|own| own.ip == source);
+    let to_link = |route: &&Route| {
+        let sent_as_is = route.gateway.is_none() && route.destination.prefix_len > 0;
+        sent_as_is && route.source.is_none_or(of_own)
+    };
+    let on_link = |ip: IpAddr| {
+        let mut links = routes.iter().filter(to_link);
+        addresses.iter().any(|own| own.contains(ip)) || links.any(|to| to.destination.contains(ip))
+    };
+    match route.gateway {
+        None => to_link(&route),
+        Some(gateway) => {
+            let named = route.source.is_none_or(of_own);
+            named && route.destination.prefix_len > 0 && on_link(gateway)
+        }
+    }
 }
 
 fn neighbors(config: &NetworkConfig, host: &Interface) -> Vec<Neighbor> {
@@ -372,6 +419,60 @@ mod tests {
         assert_eq!(sizes(big), (Some(150_000), None));
         let both = r#"{"interface": {"gsoMaxSize": 40000, "gsoIPv4MaxSize": 30000}}"#;
         assert_eq!(sizes(both), (Some(40_000), Some(30_000)));
+    }
+
+    #[test]
+    fn with_other_addresses_the_hosts_routes_come_along_as_far_as_they_hold() {
+        let route = |to: &str, gateway: Option<&str>, source: Option<&str>| Route {
+            destination: to.parse().unwrap(),
+            gateway: gateway.map(|ip| ip.parse().unwrap()),
+            source: source.map(|ip| ip.parse().unwrap()),
+            on_link: gateway.is_none(),
+            table: 100,
+            metric: None,
+        };
+        let mut host = host();
+        host.routes = vec![
+            route("0.0.0.0/0", Some("10.0.0.1"), None),
+            route("10.9.0.0/16", Some("10.0.0.1"), None),
+            route("10.8.0.0/16", Some("192.0.2.1"), None),
+            route("10.7.0.0/16", None, Some("10.0.0.5")),
+            route("10.6.0.0/16", None, None),
+            route("10.5.0.0/16", Some("10.6.0.1"), None),
+        ];
+        let rule = |source: &str, table: u32| Rule {
+            priority: 500,
+            source: Some(source.parse().unwrap()),
+            destination: None,
+            table,
+        };
+        let host_rules = [rule("10.20.30.0/24", 100), rule("10.20.31.0/24", 101)];
+        let planned = |json: &str| {
+            let config = NetworkConfig::parse(json).unwrap();
+            let place = ("node".into(), "pci-1".into());
+            let plan = plan(vec!["nic".into()], place, host.clone(), &config, &[]).unwrap();
+            let plan = plan.with_rules_of(&host_rules);
+            let to = |route: &Route| route.destination.to_string();
+            (
+                plan.pod.routes.iter().map(to).collect::<Vec<_>>(),
+                plan.rules,
+            )
+        };
+        let own = r#"{"interface": {"addresses": ["10.0.0.99/24"]}}"#;
+        let (routes, rules) = planned(own);
+        assert_eq!(routes, ["10.6.0.0/16", "10.9.0.0/16", "10.5.0.0/16"]);
+        assert_eq!(
+            rules,
+            host_rules[..1],
+            "of the tables that it has routes in"
+        );
+        assert_eq!(
+            planned("{}").0.len(),
+            6,
+            "with the host's addresses all hold"
+        );
+        let domain = r#"{"interface": {"vrf": {"name": "blue", "table": 100}}}"#;
+        assert_eq!(planned(domain).1, [], "it leads to its table itself");
     }
 
     #[test]

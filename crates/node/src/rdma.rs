@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 
-use forebay_fabric::config::Ethtool;
+use forebay_fabric::config::{Ethtool, Rule};
 use forebay_fabric::plan::{AttachPlan, Found, Interface, Seen};
 use forebay_fabric::share::RdmaPart;
 use forebay_rdma_netlink::{Kernel, NetnsMode, Rdma};
@@ -124,6 +124,10 @@ fn moved(plan: &AttachPlan) -> Option<&RdmaPart> {
 impl<L: Links, N: Namespaces> Links for WithRdma<L, N> {
     fn snapshot(&self, names: &[String]) -> io::Result<Vec<Option<Interface>>> {
         self.links.snapshot(names)
+    }
+
+    fn rules(&self) -> io::Result<Vec<Rule>> {
+        self.links.rules()
     }
 
     fn ethtool(&self, name: &str, asked: &Ethtool) -> io::Result<(Ethtool, Ethtool)> {
@@ -246,6 +250,10 @@ mod tests {
     impl Links for &'static World {
         fn snapshot(&self, names: &[String]) -> io::Result<Vec<Option<Interface>>> {
             Ok(vec![Some(Interface::default()); names.len()])
+        }
+
+        fn rules(&self) -> io::Result<Vec<Rule>> {
+            Ok(Vec::new())
         }
 
         fn ethtool(&self, _: &str, _: &Ethtool) -> io::Result<(Ethtool, Ethtool)> {

@@ -17,6 +17,22 @@ pub struct Cidr {
 }
 
 impl Cidr {
+    /// Whether an address is of this network.
+    pub fn contains(&self, ip: IpAddr) -> bool {
+        let beyond = |bits: u8| u32::from(bits - self.prefix_len.min(bits));
+        match (self.ip, ip) {
+            (IpAddr::V4(own), IpAddr::V4(ip)) => {
+                let differ = u32::from(own) ^ u32::from(ip);
+                differ.checked_shr(beyond(32)).unwrap_or(0) == 0
+            }
+            (IpAddr::V6(own), IpAddr::V6(ip)) => {
+                let differ = u128::from(own) ^ u128::from(ip);
+                differ.checked_shr(beyond(128)).unwrap_or(0) == 0
+            }
+            (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => false,
+        }
+    }
+
     /// Whether nothing is set beyond the prefix, so that this names a network.
     pub fn is_network(&self) -> bool {
         match self.ip {

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::ipam::Ipam;
 
 pub use cidr::Cidr;
-pub(crate) use read::TABLE_MAIN;
+pub use read::TABLE_MAIN;
 
 /// The API version that Forebay's own parameters have.
 pub const API_VERSION: &str = "forebay.dev/v1alpha1";

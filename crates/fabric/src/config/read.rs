@@ -19,7 +19,7 @@ const SWITCH_BYTES_MAX: usize = 31;
 /// Features, and private flags, of one NIC; there are about 60. More are refused.
 const SWITCHES_MAX: usize = 64;
 /// The main table of routes.
-pub(crate) const TABLE_MAIN: u32 = 254;
+pub const TABLE_MAIN: u32 = 254;
 
 pub(super) fn parse(json: &str) -> Result<NetworkConfig, Vec<FieldError>> {
     let mut errors = Vec::new();

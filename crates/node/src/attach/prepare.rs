@@ -5,7 +5,7 @@ use std::io;
 use std::time::Instant;
 
 use forebay_fabric::claim::{AllocatedClaim, AllocatedDevice, DeviceConfig};
-use forebay_fabric::config::{NetworkConfig, SubInterface};
+use forebay_fabric::config::{NetworkConfig, SubInterface, TABLE_MAIN};
 use forebay_fabric::plan::{AttachPlan, Interface, State};
 use forebay_fabric::publish;
 use forebay_fabric::share::{self, RdmaPart, Vf, Wanted};
@@ -138,6 +138,12 @@ impl<L: Links, F: Faults> Core<L, F> {
         let interfaces: Vec<String> = asked.iter().map(|one| one.interface.clone()).collect();
         let hosts = self.links.snapshot(&interfaces);
         let hosts = hosts.map_err(|e| said(&claim.claim, &e))?;
+        // Read once, and only where a NIC has routes in a table that needs one.
+        let own_table = |host: &Interface| host.routes.iter().any(|r| r.table != TABLE_MAIN);
+        let rules = match hosts.iter().flatten().any(own_table) {
+            true => self.links.rules().map_err(|e| said(&claim.claim, &e))?,
+            false => Vec::new(),
+        };
         let mut devices: Vec<DeviceRecord> = Vec::new();
         for ((one, host), source) in asked.into_iter().zip(hosts).zip(sources) {
             let around = Around {
@@ -146,6 +152,7 @@ impl<L: Links, F: Faults> Core<L, F> {
                 so_far: &devices,
             };
             let plan = self.plan_one(claim, one, host, &around).map_err(fail)?;
+            let plan = plan.with_rules_of(&rules);
             devices.push(DeviceRecord {
                 state: State::Planned,
                 plan,

@@ -18,7 +18,7 @@ use netlink_packet_route::neighbour::{
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
-use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
 
 use super::{child, settings};
 
@@ -379,9 +379,12 @@ fn program_of(xdp: &LinkXdp) -> Option<(u32, u32)> {
     }
 }
 
-/// A rule of addresses that names a table, as claims have them; others are none of ours.
+/// A rule of addresses that names a table, as claims have them; one that says more is none of ours.
 pub(super) fn rule_of(message: &RuleMessage) -> Option<Rule> {
     let header = &message.header;
+    if header.tos != 0 || header.flags.contains(RuleFlags::Invert) {
+        return None;
+    }
     let mut rule = Rule {
         priority: 0,
         source: None,
@@ -404,7 +407,11 @@ pub(super) fn rule_of(message: &RuleMessage) -> Option<Rule> {
                     prefix_len: header.dst_len,
                 });
             }
-            _ => {}
+            // Who made it; that no prefix is suppressed; and what newer kernels say.
+            RuleAttribute::Protocol(_)
+            | RuleAttribute::SuppressPrefixLen(u32::MAX)
+            | RuleAttribute::Other(_) => {}
+            _ => return None,
         }
     }
     (header.action == RuleAction::ToTable).then_some(rule)

@@ -21,7 +21,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
-use forebay_fabric::config::{Ethtool, Vrf};
+use forebay_fabric::config::{Ethtool, Rule, Vrf};
 use forebay_fabric::plan::{AttachPlan, Found, Interface, Seen};
 use netlink_packet_route::RouteNetlinkMessage as Message;
 
@@ -50,6 +50,12 @@ pub trait Links: Send + Sync + 'static {
     /// # Errors
     /// The kernel does not answer.
     fn snapshot(&self, names: &[String]) -> io::Result<Vec<Option<Interface>>>;
+
+    /// The host's rules of policy routing that are of addresses and name a table.
+    ///
+    /// # Errors
+    /// The kernel does not answer.
+    fn rules(&self) -> io::Result<Vec<Rule>>;
 
     /// What is asked of `ethtool` for an interface of the host, by the kernel's names, and how that is now.
     ///
@@ -158,6 +164,10 @@ impl Links for KernelLinks {
                 .map(|link| Some(link?.interface))
                 .collect())
         })
+    }
+
+    fn rules(&self) -> io::Result<Vec<Rule>> {
+        netns::within(&self.host, || Socket::open()?.rules())
     }
 
     fn ethtool(&self, name: &str, asked: &Ethtool) -> io::Result<(Ethtool, Ethtool)> {

@@ -207,7 +207,8 @@ impl Socket {
         Ok(found)
     }
 
-    fn rules(&mut self) -> io::Result<Vec<forebay_fabric::config::Rule>> {
+    /// The rules of the namespace that are of addresses and name a table.
+    pub(super) fn rules(&mut self) -> io::Result<Vec<forebay_fabric::config::Rule>> {
         let mut rules = Vec::new();
         for family in FAMILIES {
             let mut ask = RuleMessage::default();
