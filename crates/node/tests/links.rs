@@ -3,11 +3,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::path::PathBuf;
 use std::process::Command;
 
 use world::{UID, World, ip, soon, world};
 
+#[path = "support/program.rs"]
+mod program;
 #[path = "support/world.rs"]
 #[allow(dead_code, reason = "each test uses a part of it")]
 mod world;
@@ -179,11 +180,12 @@ fn an_unknown_feature_or_flag_is_refused_before_anything_is_done() {
 #[test]
 fn programs_are_taken_off_where_that_is_asked_for() {
     let Some(world) = world("x", 1) else { return };
-    // Two instructions: all frames pass.
-    let object = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/support/pass.o");
+    let object = world.folder.join("pass.o");
+    std::fs::write(&object, program::pass()).unwrap();
     let attach = format!(
-        "ip link set dev DEV xdpgeneric obj {} sec xdp",
-        object.display()
+        "ip link set dev DEV xdpgeneric obj {} sec {}",
+        object.display(),
+        program::SECTION
     );
     let filter = "tc qdisc add dev DEV clsact && \
                   tc filter add dev DEV ingress bpf bytecode '1,6 0 0 4294967295,'";
